@@ -1,0 +1,268 @@
+"""The buffer between a model and the files: rows in, numbered batches out.
+
+All hook points of a batch hold the same rows in the same order. `add` is the way in for loops
+that have whole blocks of rows; `extract_layer_activation` is founding document 004's call, one
+layer at a time, and ends in `add` too.
+"""
+
+import dataclasses
+import datetime
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from extraction.errors import ExistingRunError, StoreError
+from extraction.formats import FORMATS
+from extraction.metadata import METADATA_FILE, BatchFile, metadata_document
+from extraction.rows import UNKNOWN, RowBlock, text_column
+from extraction.storage import Storage
+from extraction.storage.local import LocalStorage
+
+BATCH_FILE = re.compile(r".+_batch_\d{6,}\.\w+")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ActivationExtractionConfig:
+    """What is captured, and where it goes.
+
+    Attributes:
+        output_dir: folder of the run; it must not hold another.
+        layers_to_extract: block numbers.
+        hidden_dim: width of the residual stream.
+        model_name: as it shall stand in the metadata.
+        save_every_n_samples: rows per layer and file.
+        run: settings and versions for the metadata.
+    """
+
+    output_dir: str | Path
+    layers_to_extract: Sequence[int]
+    hidden_dim: int
+    model_name: str
+    save_every_n_samples: int = 512
+    run: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.save_every_n_samples < 1:
+            raise StoreError(
+                f"save_every_n_samples must be at least 1, not {self.save_every_n_samples}"
+            )
+        if not self.layers_to_extract:
+            raise StoreError("no layer to extract")
+
+
+class ActivationExtractor:
+    """Collects rows and writes `layer_6_batch_000001.pkl` and its siblings, and `metadata.json`.
+
+    Use it in a `with` block: a block that ends in order writes the rest and marks the run
+    complete; one that ends with an exception leaves what was published, all of it valid.
+
+    Args:
+        config: what is captured, and where it goes.
+        storage: back end; None: the local folder `config.output_dir`.
+
+    Raises:
+        ExistingRunError: the folder already holds a run.
+        StoreError: the folder cannot be used.
+    """
+
+    def __init__(self, config: ActivationExtractionConfig, storage: Storage | None = None):
+        self.config = config
+        self.hook_points = tuple(f"layer_{layer}" for layer in config.layers_to_extract)
+        self._storage = storage or LocalStorage(config.output_dir)
+        self._format_name = "pickle"
+        self._format = FORMATS[self._format_name]
+        self._buffer: list[RowBlock] = []
+        self._buffered = 0
+        self._batches: list[BatchFile] = []
+        self._listed = 0  # batches in the last metadata.json
+        self._sequences = 0
+        self._last_sequence: tuple[str, int] | None = None
+        self._partial_rows: dict[tuple, dict[str, np.ndarray]] = {}
+        self._next_step: dict[tuple[str, int], int] = {}
+        self._closed = False
+        holds = [n for n in self._storage.names() if n == METADATA_FILE or BATCH_FILE.fullmatch(n)]
+        if holds:
+            raise ExistingRunError(
+                f"{config.output_dir} already holds a run ({holds[0]} and {len(holds) - 1} more"
+                " files); choose another folder, nothing was changed"
+            )
+
+    def __enter__(self) -> "ActivationExtractor":
+        return self
+
+    def __exit__(self, exception_type, exception, traceback) -> None:
+        if exception_type is None:
+            self.close()
+
+    def add(self, block: RowBlock) -> None:
+        """Takes rows; writes every batch that they fill.
+
+        Rows of one sequence must come one after another.
+
+        Raises:
+            StoreError: hook points or widths differ from the run's, or it is closed.
+        """
+        if self._closed:
+            raise StoreError("this extractor is closed; a run cannot be added to")
+        if set(block.activations) != set(self.hook_points):
+            raise StoreError(
+                f"rows of {sorted(block.activations)} do not fit a run of {list(self.hook_points)}"
+            )
+        for name, values in block.activations.items():
+            if values.ndim != 2 or values.shape[1] != self.config.hidden_dim:
+                raise StoreError(
+                    f"{name} has shape {list(values.shape)}, not [rows, {self.config.hidden_dim}]"
+                )
+        self._count_sequences(block)
+        self._buffer.append(block)
+        self._buffered += len(block)
+        rows = self.config.save_every_n_samples
+        if self._buffered >= rows:
+            pending = RowBlock.concatenate(self._buffer)
+            while len(pending) >= rows:
+                self._write_batch(pending[:rows])
+                pending = pending[rows:]
+            self._buffer, self._buffered = [pending], len(pending)
+
+    def extract_layer_activation(
+        self,
+        layer_idx: int,
+        activation: Any,
+        task_id: str | Sequence[str],
+        sample_idx: int | Sequence[int],
+        *,
+        step: int | Sequence[int] | None = None,
+        position: int | Sequence[int] = UNKNOWN,
+        token_id: int | Sequence[int] = UNKNOWN,
+    ) -> None:
+        """Takes one layer's activation of one token, or of one token of each of B sequences.
+
+        A token's row is complete when every layer of the run has been given.
+
+        Args:
+            layer_idx: block number.
+            activation: `[D]`, or `[B, D]` with sequences of length B for task_id and sample_idx
+                (the others may also be one value for all).
+            task_id: of the sample.
+            sample_idx: of the sample within the task.
+            step: 0 for a prompt token, t for the t-th generated one; None: the number of earlier
+                rows of this sample.
+            position: of the token in its sequence, from 0; -1: not told.
+            token_id: of the token; -1: not told.
+
+        Raises:
+            StoreError: the layer is not one of the run's, was given twice, or shapes do not fit.
+        """
+        name = f"layer_{layer_idx}"
+        if name not in self.hook_points:
+            raise StoreError(f"{name} is not captured by this run, {list(self.hook_points)} are")
+        values = np.asarray(activation)
+        told: list[Any] = [task_id, sample_idx, step, position, token_id]
+        if values.ndim == 1:
+            values, told = values[None], [[value] for value in told]
+        rows = len(values)
+        # One step, position or token id may stand for all sequences; a task and sample may not.
+        columns = [list(value) for value in told[:2]]
+        columns += [[value] * rows if np.ndim(value) == 0 else list(value) for value in told[2:]]
+        if values.ndim != 2 or {len(column) for column in columns} != {rows}:
+            raise StoreError(
+                f"an activation of shape {list(values.shape)} needs {rows} task ids, sample"
+                f" indices and so on, not {[len(column) for column in columns]}"
+            )
+        for row, task, sample, at_step, at, token in zip(values, *columns, strict=True):
+            self._take_row(name, row, str(task), int(sample), at_step, int(at), int(token))
+
+    def _take_row(self, name, row, task, sample, step, position, token) -> None:
+        told_step = step is not None
+        step = int(step) if told_step else self._next_step.get((task, sample), 0)
+        key = (task, sample, step, position, token)
+        layers = self._partial_rows.setdefault(key, {})
+        if name in layers:
+            raise StoreError(f"{name} was given twice for {key} before the other layers came")
+        layers[name] = row
+        if len(layers) == len(self.hook_points):
+            del self._partial_rows[key]
+            if not told_step:
+                self._next_step[task, sample] = step + 1
+            self.add(
+                RowBlock(
+                    task_ids=text_column([task]),
+                    sample_idx=np.array([sample], np.int64),
+                    step=np.array([step], np.int32),
+                    position=np.array([position], np.int32),
+                    token_id=np.array([token], np.int32),
+                    timestamps=text_column([timestamp()]),
+                    activations={hook: layers[hook][None] for hook in self.hook_points},
+                )
+            )
+
+    def close(self) -> None:
+        """Writes the rows still buffered and the final `metadata.json`. Safe to call twice.
+
+        Raises:
+            StoreError: some layers of a token were never given.
+        """
+        if self._closed:
+            return
+        if self._partial_rows:
+            key, layers = next(iter(self._partial_rows.items()))
+            missing = [name for name in self.hook_points if name not in layers]
+            raise StoreError(
+                f"{len(self._partial_rows)} rows are incomplete: {key} lacks {missing}"
+            )
+        if self._buffered:
+            self._write_batch(RowBlock.concatenate(self._buffer))
+            self._buffer, self._buffered = [], 0
+        self._write_metadata(complete=True)
+        self._closed = True
+
+    @property
+    def rows_written(self) -> int:
+        """Rows per hook point in published files."""
+        return sum(b.n_samples for b in self._batches if b.hook_point == self.hook_points[0])
+
+    @property
+    def batches(self) -> tuple[BatchFile, ...]:
+        """The published files."""
+        return tuple(self._batches)
+
+    def _count_sequences(self, block: RowBlock) -> None:
+        for sequence in zip(block.task_ids, block.sample_idx.tolist(), strict=True):
+            self._sequences += sequence != self._last_sequence
+            self._last_sequence = sequence
+
+    def _write_batch(self, block: RowBlock) -> None:
+        batch_id = len(self._batches) // len(self.hook_points) + 1
+        files = []
+        for name in self.hook_points:
+            file = f"{name}_batch_{batch_id:06d}.{self._format.extension}"
+            self._storage.put_new(file, self._format.serialise(name, block))
+            files.append(
+                BatchFile(batch_id=batch_id, hook_point=name, file=file, n_samples=len(block))
+            )
+        self._batches += files
+        # Rewriting at every batch would cost time quadratic in their number.
+        if len(self._batches) >= 1.1 * self._listed:
+            self._write_metadata(complete=False)
+
+    def _write_metadata(self, *, complete: bool) -> None:
+        document = metadata_document(
+            model_name=self.config.model_name,
+            hook_points=self.hook_points,
+            hidden_dim=self.config.hidden_dim,
+            batches=self._batches,
+            total_sequences=self._sequences,
+            complete=complete,
+            file_format=self._format_name,
+            run=self.config.run,
+        )
+        self._storage.replace(METADATA_FILE, document)
+        self._listed = len(self._batches)
+
+
+def timestamp() -> str:
+    """Now, UTC, ISO 8601 to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,80 @@
+"""`metadata.json`: what a run's folder holds, in founding document 004's shape.
+
+`n_samples` counts the rows of a file, `total_samples` the rows per layer; keys beside 004's say
+more (sequences, whether the run is complete, how it was made).
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from extraction.formats.pickle_format import layer_field
+
+SCHEMA_VERSION = 1
+METADATA_FILE = "metadata.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchFile:
+    """One published file.
+
+    Attributes:
+        batch_id: number of the batch, from 1; alike for all hook points of a batch.
+        hook_point: its name, `layer_6`.
+        file: name within the folder.
+        n_samples: rows in it.
+    """
+
+    batch_id: int
+    hook_point: str
+    file: str
+    n_samples: int
+
+
+def metadata_document(
+    *,
+    model_name: str,
+    hook_points: tuple[str, ...],
+    hidden_dim: int,
+    batches: list[BatchFile],
+    total_sequences: int,
+    complete: bool,
+    file_format: str,
+    run: Mapping[str, Any],
+) -> bytes:
+    """The file's content, UTF-8 JSON.
+
+    Args:
+        model_name: as the user named it.
+        hook_points: captured ones.
+        hidden_dim: width of the residual stream.
+        batches: of all published files.
+        total_sequences: samples that have rows.
+        complete: the run ended in order.
+        file_format: of the batches.
+        run: how it was made: settings and versions.
+    """
+    first = hook_points[0] if hook_points else None
+    document = {
+        "model_name": model_name,
+        "layers_extracted": [layer_field(name) for name in hook_points],
+        "hidden_dim": hidden_dim,
+        "total_samples": sum(b.n_samples for b in batches if b.hook_point == first),
+        "batches": [
+            {
+                "batch_id": b.batch_id,
+                "layer": b.hook_point,
+                "file": b.file,
+                "n_samples": b.n_samples,
+            }
+            for b in batches
+        ],
+        "schema_version": SCHEMA_VERSION,
+        "complete": complete,
+        "total_sequences": total_sequences,
+        "format": file_format,
+        "dtype": "float32",
+        "run": dict(run),
+    }
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,82 @@
+"""Rows: one activation vector per hook point for one token, with the keys that trace it.
+
+A `RowBlock` is the unit of work between the model and the store. Row i of every array in it
+belongs to the same token, so hook points cannot drift apart.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from extraction.errors import StoreError
+
+UNKNOWN = -1
+"""Stands for a position or token id that the caller did not tell."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowBlock:
+    """R rows of every hook point.
+
+    Attributes:
+        task_ids: `[R]` object array of str.
+        sample_idx: `[R]` int64.
+        step: `[R]` int32, 0 for prompt tokens, t for the t-th generated token.
+        position: `[R]` int32, counts the sequence's tokens from 0.
+        token_id: `[R]` int32, the token at `position`.
+        timestamps: `[R]` object array of str, when the row came off the device (ISO 8601, UTC).
+        activations: hook point name to `[R, width]`.
+
+    Raises:
+        StoreError: the arrays differ in length.
+    """
+
+    task_ids: np.ndarray
+    sample_idx: np.ndarray
+    step: np.ndarray
+    position: np.ndarray
+    token_id: np.ndarray
+    timestamps: np.ndarray
+    activations: Mapping[str, np.ndarray]
+
+    def __post_init__(self):
+        lengths = {name: len(column) for name, column in self._columns().items()}
+        lengths |= {name: len(rows) for name, rows in self.activations.items()}
+        if len(set(lengths.values())) > 1:
+            raise StoreError(f"a block's arrays differ in length: {lengths}")
+
+    def __len__(self) -> int:
+        return len(self.task_ids)
+
+    def __getitem__(self, rows: slice) -> "RowBlock":
+        return RowBlock(
+            **{name: column[rows] for name, column in self._columns().items()},
+            activations={name: values[rows] for name, values in self.activations.items()},
+        )
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "activations"
+        }
+
+    @classmethod
+    def concatenate(cls, blocks: Sequence["RowBlock"]) -> "RowBlock":
+        """The rows of several blocks with the same hook points, in order."""
+        names = list(blocks[0]._columns())
+        return cls(
+            **{name: np.concatenate([getattr(b, name) for b in blocks]) for name in names},
+            activations={
+                hook: np.concatenate([b.activations[hook] for b in blocks])
+                for hook in blocks[0].activations
+            },
+        )
+
+
+def text_column(values: Sequence[str]) -> np.ndarray:
+    """A column of str as an object array, whatever the lengths."""
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    return column

@@ -1,0 +1,58 @@
+"""What the commands share: flags to settings, logging, and errors to exit statuses.
+
+Exit status 0: done; 2: bad input, refused before anything was computed or written, with one
+message.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeVar
+
+from transformers import HfArgumentParser
+
+from extraction.errors import StoreError
+from inference.errors import InputError
+from inference.settings import ExtractionSettings
+from qwen_hooks.errors import ModelError
+
+BAD_INPUT = 2
+
+SettingsT = TypeVar("SettingsT", bound=ExtractionSettings)
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # argparse would print all flags first and bury the message.
+        self.exit(BAD_INPUT, f"error: {message} (--help lists the flags)\n")
+
+
+def run_command(
+    run: Callable[[SettingsT], None],
+    settings_type: type[SettingsT],
+    description: str,
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Runs a command and gives its exit status.
+
+    Args:
+        run: the work.
+        settings_type: dataclass of the flags.
+        description: for `--help`.
+        arguments: instead of the process's own.
+    """
+    parser = _Parser([settings_type], description=description, allow_abbrev=False)  # pyright: ignore
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
+    for noisy in ("httpx", "jax", "absl"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        (settings,) = parser.parse_args_into_dataclasses(
+            list(sys.argv[1:] if arguments is None else arguments), look_for_args_file=False
+        )
+        run(settings)
+    except (InputError, ModelError, StoreError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    return 0

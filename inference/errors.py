@@ -1,0 +1,5 @@
+"""What the commands refuse."""
+
+
+class InputError(ValueError):
+    """A setting or an input file that cannot be used: what, where, and what would be right."""

@@ -1,0 +1,91 @@
+"""`outputs.jsonl`: one line for every sample, also for those that could not run.
+
+task_id, sample_idx, prompt, prompt_token_ids, generated_token_ids, text,
+finish_reason ("stop", "length", or "skipped" with a "reason"), and the task's own fields
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from extraction.errors import ExistingRunError
+from extraction.storage import file_operations
+from extraction.storage.local import LocalStorage
+
+if TYPE_CHECKING:
+    from inference.samples import Sample
+
+OUTPUTS_FILE = "outputs.jsonl"
+OUTPUT_FIELDS = frozenset(
+    [
+        "task_id",
+        "sample_idx",
+        "prompt",
+        "prompt_token_ids",
+        "generated_token_ids",
+        "text",
+        "finish_reason",
+        "reason",
+    ]
+)
+
+
+def output_line(
+    sample: "Sample", generated: Sequence[int], text: str | None, finish_reason: str
+) -> dict[str, Any]:
+    """The line of a sample that ran."""
+    return {
+        "task_id": sample.task_id,
+        "sample_idx": sample.sample_idx,
+        "prompt": sample.prompt,
+        "prompt_token_ids": list(sample.token_ids),
+        "generated_token_ids": list(generated),
+        "text": text,
+        "finish_reason": finish_reason,
+        **sample.extra,
+    }
+
+
+def skipped_line(sample: "Sample", reason: str) -> dict[str, Any]:
+    """The line of a sample that could not run."""
+    return output_line(sample, [], None, "skipped") | {"reason": reason}
+
+
+class OutputsFile:
+    """Collects lines in a temporary file and publishes `outputs.jsonl` at a clean end.
+
+    Raises:
+        ExistingRunError: the folder already holds one.
+    """
+
+    def __init__(self, folder: str | Path):
+        self._storage = LocalStorage(folder)
+        self.path = self._storage.folder / OUTPUTS_FILE
+        if self.path.exists():
+            raise ExistingRunError(
+                f"{self.path} exists already; choose another --output_dir, nothing was changed"
+            )
+
+    def __enter__(self) -> "OutputsFile":
+        self._storage.make_folder()
+        self._temporary = file_operations.write_temporary(self._storage.folder, b"")
+        self._stream = self._temporary.open("a", encoding="utf-8")
+        return self
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Adds a sample's line."""
+        self._stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        file_operations.sync_and_close(self._stream)
+        if exception_type is None:
+            file_operations.publish_temporary(self._temporary, self.path)
+        else:
+            self._temporary.unlink()

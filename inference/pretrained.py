@@ -1,0 +1,74 @@
+"""A model as a command uses it, checked but not loaded: checkpoint, tokenizer, layers, dtype."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from inference.errors import InputError
+from inference.settings import ExtractionSettings
+from qwen_hooks import (
+    Checkpoint,
+    QwenModelWithActivations,
+    create_model_with_hooks,
+    find_checkpoint,
+)
+from qwen_hooks.hook_points import default_layers
+
+log = logging.getLogger(__name__)
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """What is known of a model before its weights are read.
+
+    Attributes:
+        checkpoint: local, with headers that fit.
+        model: that captures the wanted layers.
+        tokenizer: None where the checkpoint has none.
+        dtype: to compute in.
+    """
+
+    checkpoint: Checkpoint
+    model: QwenModelWithActivations
+    tokenizer: PreTrainedTokenizerBase | None
+    dtype: jnp.dtype
+
+
+def open_pretrained(settings: ExtractionSettings) -> Pretrained:
+    """Finds and checks everything about the model that its files' headers tell.
+
+    Raises:
+        ModelError: no such checkpoint, or one this package cannot compute.
+        InputError: the tokenizer is damaged.
+    """
+    checkpoint = Checkpoint.open(find_checkpoint(settings.model_path, settings.revision))
+    layers = settings.layers_to_extract
+    if layers is None:
+        layers = default_layers(checkpoint.config.num_hidden_layers)
+    dtype = jnp.dtype(default_dtype() if settings.dtype == "auto" else settings.dtype)
+    return Pretrained(
+        checkpoint=checkpoint,
+        model=create_model_with_hooks(checkpoint.config, layers, dtype),
+        tokenizer=_load_tokenizer(checkpoint.folder),
+        dtype=dtype,
+    )
+
+
+def default_dtype() -> str:
+    """float32 on CPU, bfloat16 on TPU and GPU."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder}: the tokenizer cannot be loaded: {error}") from None

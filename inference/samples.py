@@ -1,0 +1,130 @@
+"""From tasks to samples: prompts made, numbered and tokenised."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+from transformers import PreTrainedTokenizerBase
+
+from inference.arc import ArcTask, arc_prompt, augmentation
+from inference.arc_grids import GRID_ENCODERS
+from inference.errors import InputError
+from inference.settings import ExtractionSettings
+from inference.tasks import PromptTask, Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One prompt that the model runs on.
+
+    Attributes:
+        number: place in the run, from 0; part of the sampling key.
+        task_id: of its task.
+        sample_idx: its number within the task.
+        prompt: as text, None where only token ids were given and there is no tokenizer.
+        token_ids: as the model sees it.
+        extra: further fields of its output line.
+    """
+
+    number: int
+    task_id: str
+    sample_idx: int
+    prompt: str | None
+    token_ids: tuple[int, ...]
+    extra: Mapping[str, Any]
+
+
+def make_samples(
+    tasks: Sequence[Task],
+    tokenizer: PreTrainedTokenizerBase | None,
+    vocab_size: int,
+    settings: ExtractionSettings,
+) -> Iterator[Sample]:
+    """Every sample of the tasks, in their order.
+
+    Raises:
+        InputError: a text without a tokenizer, a chat without a template, or token ids that the
+            model does not have.
+    """
+    number = 0
+    for task in tasks:
+        prompts = _arc_prompts(task, settings) if isinstance(task, ArcTask) else [_own_prompt(task)]
+        for sample_idx, (content, extra) in enumerate(prompts):
+            prompt, token_ids = _tokenise(task.task_id, content, tokenizer)
+            unknown = [token for token in token_ids if not 0 <= token < vocab_size]
+            if unknown:
+                raise InputError(
+                    f"task {task.task_id!r}: token id {unknown[0]} is not in the model's"
+                    f" vocabulary of {vocab_size}"
+                )
+            yield Sample(
+                number=number,
+                task_id=task.task_id,
+                sample_idx=sample_idx,
+                prompt=prompt,
+                token_ids=token_ids,
+                extra=extra,
+            )
+            number += 1
+
+
+Content = str | list[dict[str, str]] | tuple[int, ...]
+"""A text, a chat, or token ids."""
+
+
+def _own_prompt(task: PromptTask) -> tuple[Content, Mapping[str, Any]]:
+    for content in (task.prompt, task.messages, task.token_ids):
+        if content is not None:
+            return content, task.extra
+    raise AssertionError("read_tasks lets no task pass without a prompt")
+
+
+def _arc_prompts(
+    task: ArcTask, settings: ExtractionSettings
+) -> Iterator[tuple[Content, Mapping[str, Any]]]:
+    encoder = GRID_ENCODERS[settings.grid_encoder]
+    for test_index in range(len(task.test_inputs)):
+        for prediction in range(settings.predictions_per_task):
+            change = augmentation(settings.random_seed, task.task_id, test_index, prediction)
+            text = arc_prompt(task, test_index, encoder, change)
+            extra = {
+                "test_index": test_index,
+                "prediction": prediction,
+                "augmentation": dataclasses.asdict(change),
+            }
+            if settings.prompt_style == "chat":
+                yield [{"role": "user", "content": text}], extra
+            else:
+                yield text, extra
+
+
+def decode_text(
+    tokenizer: PreTrainedTokenizerBase | None,
+    token_ids: Sequence[int],
+    skip_special_tokens: bool = True,
+) -> str | None:
+    """The tokens as text; None without a tokenizer."""
+    if tokenizer is None:
+        return None
+    return cast(str, tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+
+
+def _tokenise(
+    task_id: str, content: Content, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[str | None, tuple[int, ...]]:
+    if isinstance(content, tuple):
+        return decode_text(tokenizer, content, skip_special_tokens=False), content
+    if tokenizer is None:
+        raise InputError(
+            f"task {task_id!r} has a text, but the checkpoint has no tokenizer; give token_ids"
+        )
+    if isinstance(content, str):
+        return content, tuple(tokenizer(content)["input_ids"])
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"task {task_id!r} is a chat, but the tokenizer has no chat template"
+            " (for ARC tasks: --prompt_style plain)"
+        )
+    text = tokenizer.apply_chat_template(content, tokenize=False, add_generation_prompt=True)
+    assert isinstance(text, str)
+    return text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"])

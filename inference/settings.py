@@ -1,0 +1,93 @@
+"""Settings of the commands: every flag, its default, and what it may be.
+
+Frozen dataclasses, read from the command line by `transformers.HfArgumentParser`.
+"""
+
+import dataclasses
+from dataclasses import field
+from typing import Literal
+
+from inference.arc_grids import GRID_ENCODERS
+from inference.errors import InputError
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtractionSettings:
+    """What both commands need to know.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    model_path: str = field(
+        metadata=_help("Checkpoint folder, or hub id such as Qwen/Qwen2.5-0.5B.")
+    )
+    tasks_file: str = field(
+        metadata=_help("ARC file or folder, JSON list or JSON Lines of prompts, chats, token ids.")
+    )
+    output_dir: str = field(
+        default="./outputs", metadata=_help("Folder for outputs.jsonl and submission.json.")
+    )
+    activations_dir: str = field(
+        default="./activations", metadata=_help("Folder for the activations; a new or empty one.")
+    )
+    layers_to_extract: list[int] | None = field(
+        default=None,
+        metadata=_help("Blocks whose output is captured. Default: L/4 L/2 3L/4 L-1."),
+    )
+    max_new_tokens: int = field(
+        default=1,
+        metadata=_help("Tokens to generate per sample; 0 captures the prompt's last token only."),
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = field(
+        default="auto",
+        metadata=_help("Type to compute in. auto: float32 on CPU, bfloat16 on TPU and GPU."),
+    )
+    save_every_n_samples: int = field(default=512, metadata=_help("Rows per layer and file."))
+    temperature: float = field(
+        default=0.0, metadata=_help("0: the likeliest token. Above: sample at this temperature.")
+    )
+    top_p: float = field(
+        default=1.0,
+        metadata=_help("Sample among the likeliest tokens that make up this probability."),
+    )
+    random_seed: int = field(default=0, metadata=_help("Of sampling and ARC augmentations."))
+    predictions_per_task: int = field(
+        default=1,
+        metadata=_help("ARC: samples per test input; all but the first see augmented grids."),
+    )
+    grid_encoder: str = field(
+        default="digits",
+        metadata={
+            **_help(f"ARC: how grids are written, one of {', '.join(GRID_ENCODERS)}."),
+        },
+    )
+    prompt_style: Literal["chat", "plain"] = field(
+        default="chat", metadata=_help("ARC: apply the tokenizer's chat template, or not.")
+    )
+    revision: str | None = field(
+        default=None, metadata=_help("Branch, tag or commit of a hub model.")
+    )
+
+    def __post_init__(self):
+        at_least = {
+            "max_new_tokens": 0,
+            "save_every_n_samples": 1,
+            "temperature": 0,
+            "predictions_per_task": 1,
+            "random_seed": 0,
+        }
+        for name, minimum in at_least.items():
+            value = getattr(self, name)
+            if not value >= minimum:  # also refuses NaN
+                raise InputError(f"--{name} must be at least {minimum}, not {value}")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"--top_p must be above 0 and at most 1, not {self.top_p}")
+        if self.grid_encoder not in GRID_ENCODERS:
+            raise InputError(
+                f"--grid_encoder {self.grid_encoder!r} is none of {', '.join(GRID_ENCODERS)}"
+            )

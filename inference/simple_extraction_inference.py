@@ -1,0 +1,269 @@
+"""Activations of one sample at a time: short, plain, and what faster paths are tested against.
+
+    python -m inference.simple_extraction_inference \
+        --model_path Qwen/Qwen2.5-0.5B --tasks_file arc_tasks.json \
+        --output_dir ./outputs --activations_dir ./activations --layers_to_extract 6 12 18 23
+
+The prompt is run once (prefill) and then each generated token once, with a KV cache. Step t
+captures the last token of the sequence so far, so a sample has as many rows as it generated
+tokens, and at least one. Prompts are padded on the right to a few lengths, for each of which one
+program is compiled; causal attention never looks to the right, so no row depends on it.
+"""
+
+if __name__ == "__main__" and not __package__:
+    # Run as a script: packages are found beside this folder, and nothing in it hides them.
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import dataclasses
+import functools
+import json
+import logging
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from extraction import ActivationExtractionConfig, ActivationExtractor, RowBlock
+from extraction.extractor import timestamp
+from extraction.rows import text_column
+from extraction.storage.local import LocalStorage
+from inference.arc import ArcTask, build_submission, score_submission
+from inference.arc_grids import GRID_ENCODERS
+from inference.buckets import bucket_length
+from inference.command_line import run_command
+from inference.outputs import OutputsFile, output_line, skipped_line
+from inference.pretrained import Pretrained, open_pretrained
+from inference.samples import Sample, decode_text, make_samples
+from inference.settings import ExtractionSettings
+from inference.tasks import read_tasks
+from inference.token_choice import choose_tokens, step_keys
+from qwen_hooks import KVCache, QwenModelWithActivations, load_params
+from qwen_hooks.model import Params, forward, unembed
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generated:
+    """What the model made of one sample.
+
+    Attributes:
+        token_ids: generated ones, a stop token included.
+        finish_reason: `stop` or `length`.
+        rows: `[steps, layers, D]`, layers ascending; step t is the last token before generated
+            token t + 1, so its position is `len(prompt) - 1 + t`.
+    """
+
+    token_ids: list[int]
+    finish_reason: str
+    rows: np.ndarray
+
+
+@functools.partial(jax.jit, static_argnames=("model", "predict", "capacity"))
+def prefill(
+    model: QwenModelWithActivations,
+    params: Params,
+    input_ids: jax.Array,
+    length: jax.Array,
+    *,
+    predict: bool,
+    capacity: int | None,
+) -> tuple[jax.Array, jax.Array | None, KVCache | None]:
+    """Runs a prompt, int32 `[1, S]` of which the first `length` are tokens.
+
+    Returns:
+        The last token's rows `[layers, D]`; with `predict` the next token's logits `[1, V]`,
+        else only the blocks up to the deepest captured one run; with `capacity` a cache.
+    """
+    slots = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None]
+    positions = jnp.where(slots < length, slots, -1)
+    num_layers = None if predict else model.layers_to_extract[-1] + 1
+    output = forward(model, params, input_ids, positions, num_layers=num_layers)
+    rows = jnp.stack([values[0, length - 1] for values in output.activations.values()])
+    logits = cache = None
+    if predict:
+        logits = unembed(model, params, output.residual[:, length - 1])
+    if capacity is not None:
+        cache = KVCache.from_prefill(output.keys_values, positions, capacity)
+    return rows, logits, cache
+
+
+@functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))
+def decode_step(
+    model: QwenModelWithActivations,
+    params: Params,
+    token: jax.Array,
+    position: jax.Array,
+    cache: KVCache,
+) -> tuple[jax.Array, jax.Array, KVCache]:
+    """Runs one token, int32 `[1]`: its rows `[layers, D]`, the next logits and the cache."""
+    output = forward(model, params, token[:, None], position[None, None], cache=cache)
+    assert output.cache is not None
+    rows = jnp.stack([values[0, 0] for values in output.activations.values()])
+    return rows, unembed(model, params, output.residual[:, 0]), output.cache
+
+
+def generate(
+    model: QwenModelWithActivations,
+    params: Params,
+    sample: Sample,
+    stop_token_ids: Sequence[int],
+    settings: ExtractionSettings,
+    pad_to: int | None = None,
+) -> Generated:
+    """Generates for one sample and captures the last token of each step.
+
+    Args:
+        model: captures `model.layers_to_extract`.
+        params: the full `{'params': ...}`.
+        sample: with at least one token.
+        stop_token_ids: end the text; the one that did is among the generated.
+        settings: number of tokens, temperature, nucleus and seed.
+        pad_to: length to pad the prompt to; None: not padded.
+    """
+    length, steps = len(sample.token_ids), settings.max_new_tokens
+    input_ids = np.zeros((1, pad_to or length), np.int32)
+    input_ids[0, :length] = sample.token_ids
+    capacity = input_ids.shape[1] + steps - 1 if steps > 1 else None
+    rows, logits, cache = prefill(
+        model, params, input_ids, np.int32(length), predict=steps > 0, capacity=capacity
+    )
+    captured = [np.asarray(rows)]
+    tokens: list[int] = []
+    while logits is not None:
+        keys = step_keys(settings.random_seed, jnp.array([sample.number]), len(tokens))
+        token = choose_tokens(logits, keys, settings.temperature, settings.top_p)
+        tokens.append(int(token[0]))
+        if tokens[-1] in stop_token_ids or len(tokens) == steps:
+            break
+        position = np.int32(length - 1 + len(tokens))
+        rows, logits, cache = decode_step(model, params, token, position, cache)
+        captured.append(np.asarray(rows))
+    return Generated(
+        token_ids=tokens,
+        finish_reason="stop" if tokens and tokens[-1] in stop_token_ids else "length",
+        rows=np.stack(captured),
+    )
+
+
+def row_block(sample: Sample, generated: Generated, layers: Sequence[int]) -> RowBlock:
+    """The rows of a sample with their keys."""
+    steps = len(generated.rows)
+    position = len(sample.token_ids) - 1 + np.arange(steps, dtype=np.int32)
+    sequence = [*sample.token_ids, *generated.token_ids]
+    return RowBlock(
+        task_ids=text_column([sample.task_id] * steps),
+        sample_idx=np.full(steps, sample.sample_idx, np.int64),
+        step=np.arange(steps, dtype=np.int32),
+        position=position,
+        token_id=np.array([sequence[p] for p in position], np.int32),
+        timestamps=text_column([timestamp()] * steps),
+        activations={
+            f"layer_{layer}": generated.rows[:, i].astype(np.float32)
+            for i, layer in enumerate(layers)
+        },
+    )
+
+
+def reason_to_skip(sample: Sample, context: int, max_new_tokens: int) -> str | None:
+    """Why a sample cannot run, or None if it can."""
+    if not sample.token_ids:
+        return "the prompt is empty"
+    needed = len(sample.token_ids) + max(max_new_tokens, 1) - 1
+    if needed > context:
+        return (
+            f"{len(sample.token_ids)} prompt tokens with --max_new_tokens {max_new_tokens} need"
+            f" a context of {needed}, the model has {context}"
+        )
+    return None
+
+
+def run(settings: ExtractionSettings) -> None:
+    """Runs every sample of the tasks file and writes its activations and its output line."""
+    tasks = read_tasks(settings.tasks_file)
+    pretrained = open_pretrained(settings)
+    config, model = pretrained.checkpoint.config, pretrained.model
+    samples = list(make_samples(tasks, pretrained.tokenizer, config.vocab_size, settings))
+    outputs = OutputsFile(settings.output_dir)
+    extractor = ActivationExtractor(
+        ActivationExtractionConfig(
+            output_dir=settings.activations_dir,
+            layers_to_extract=model.layers_to_extract,
+            hidden_dim=config.hidden_size,
+            model_name=settings.model_path,
+            save_every_n_samples=settings.save_every_n_samples,
+            run=_describe_run(settings, pretrained),
+        )
+    )
+    log.info("loading %s in %s", settings.model_path, pretrained.dtype)
+    params = load_params(pretrained.checkpoint, pretrained.dtype)
+
+    started, tokens, skipped = time.perf_counter(), 0, 0
+    with outputs, extractor, tqdm(samples, unit="sample", disable=None) as progress:
+        for sample in progress:
+            reason = reason_to_skip(sample, config.context_length, settings.max_new_tokens)
+            if reason:
+                outputs.write(skipped_line(sample, reason))
+                skipped += 1
+                continue
+            pad_to = bucket_length(len(sample.token_ids))
+            generated = generate(
+                model, params, sample, pretrained.checkpoint.stop_token_ids, settings, pad_to
+            )
+            extractor.add(row_block(sample, generated, model.layers_to_extract))
+            text = decode_text(pretrained.tokenizer, generated.token_ids)
+            outputs.write(output_line(sample, generated.token_ids, text, generated.finish_reason))
+            tokens += len(sample.token_ids) + len(generated.token_ids)
+            progress.set_postfix_str(f"{tokens / (time.perf_counter() - started):.0f} tokens/s")
+
+    seconds = time.perf_counter() - started
+    print(f"samples      {len(samples)}, of which {skipped} skipped")
+    print(f"tokens       {tokens} in {seconds:.1f} s, {tokens / seconds:.0f} tokens/s")
+    print(f"activations  {extractor.rows_written} rows for each of {len(model.layers_to_extract)}"
+          f" layers, {len(extractor.batches)} files in {settings.activations_dir}")  # fmt: skip
+    print(f"outputs      {outputs.path}")
+    arc_tasks = [task for task in tasks if isinstance(task, ArcTask)]
+    if arc_tasks and settings.max_new_tokens > 1:
+        _write_submission(arc_tasks, outputs, settings)
+
+
+def _write_submission(
+    tasks: Sequence[ArcTask], outputs: OutputsFile, settings: ExtractionSettings
+) -> None:
+    with outputs.path.open(encoding="utf-8") as lines:
+        submission = build_submission(
+            tasks,
+            map(json.loads, lines),
+            predictions_per_task=settings.predictions_per_task,
+            encoder=GRID_ENCODERS[settings.grid_encoder],
+            seed=settings.random_seed,
+        )
+    storage = LocalStorage(settings.output_dir)
+    storage.replace("submission.json", json.dumps(submission).encode())
+    solved, known = score_submission(tasks, submission)
+    print(f"submission   {storage.folder / 'submission.json'}, {solved} of {known} known solved")
+
+
+def _describe_run(settings: ExtractionSettings, pretrained: Pretrained) -> dict:
+    return {
+        "command": "simple_extraction_inference",
+        "settings": dataclasses.asdict(settings),
+        "compute_dtype": str(pretrained.dtype),
+        "jax": jax.__version__,
+        "platform": jax.default_backend(),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; see the module's docstring."""
+    return run_command(run, ExtractionSettings, __doc__ or "", arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

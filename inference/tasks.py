@@ -1,0 +1,241 @@
+"""Tasks files: what they may look like, and every way in which they can be wrong.
+
+    ARC         {task_id: {"train": [...], "test": [...]}}, one such task alone, or a folder of
+                such files (the file's name is then the task's id where it holds one task alone)
+    JSON list   [{"task_id": ..., "prompt": ...}, ...]
+    JSON Lines  the same objects, one a line
+
+A prompt is a text (`prompt`), a chat (`messages`, to which the tokenizer's template is applied)
+or token ids (`token_ids`). Further fields of a task go into its output line.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from inference.arc import ArcTask
+from inference.arc_grids import Grid, is_grid
+from inference.errors import InputError
+from inference.outputs import OUTPUT_FIELDS
+
+PROMPT_FIELDS = ("prompt", "messages", "token_ids")
+MAX_TASK_ID_BYTES = 512
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptTask:
+    """A task with one prompt; exactly one of the three forms is given.
+
+    Attributes:
+        task_id: its name.
+        prompt: a text.
+        messages: a chat, `[{"role": ..., "content": ...}, ...]`.
+        token_ids: a prompt that is tokenised already.
+        extra: the task's other fields.
+    """
+
+    task_id: str
+    prompt: str | None = None
+    messages: list[dict[str, str]] | None = None
+    token_ids: tuple[int, ...] | None = None
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+Task = ArcTask | PromptTask
+
+
+def read_tasks(tasks_file: str) -> list[Task]:
+    """The tasks of a file or folder, in its order (a folder's: by file name).
+
+    Raises:
+        InputError: no such file, nothing in it, or a task that is wrong; says where.
+    """
+    path = Path(tasks_file).expanduser()
+    if not path.exists():
+        raise InputError(f"--tasks_file {tasks_file}: there is no such file or folder")
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"--tasks_file {tasks_file}: the folder holds no .json file")
+    tasks: list[Task] = []
+    sources: dict[str, Path] = {}
+    for file in files:
+        for task in _read_file(file):
+            _check_task_id(file, task.task_id)
+            if task.task_id in sources:
+                places = " and ".join(sorted({str(sources[task.task_id]), str(file)}))
+                raise InputError(f"{places}: task id {task.task_id!r} stands there twice")
+            sources[task.task_id] = file
+            tasks.append(task)
+    if not tasks:
+        raise InputError(f"{tasks_file} holds no task")
+    return tasks
+
+
+def _read_file(file: Path) -> Iterator[Task]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8 (byte {error.start})") from None
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from None
+    if not text.strip():
+        raise InputError(f"{file} is empty")
+    document = None if _is_json_lines(file, text) else _parse_json(file, text)
+    if document is None:
+        yield from _read_json_lines(file, text)
+    elif isinstance(document, list):
+        for number, entry in enumerate(document, start=1):
+            yield _prompt_task(f"{file}, entry {number}", entry)
+    elif isinstance(document, dict) and {"train", "test"} & document.keys():
+        yield _arc_task(file, file.stem, document)
+    elif isinstance(document, dict):
+        for task_id, content in document.items():
+            yield _arc_task(file, task_id, content)
+    else:
+        raise InputError(f"{file} must hold a JSON object or list, not {document!r:.40}")
+
+
+def _is_json_lines(file: Path, text: str) -> bool:
+    """By name, or because a first line that is an object of its own names a task."""
+    if file.suffix == ".jsonl":
+        return True
+    if not text.lstrip().startswith("{"):
+        return False
+    try:
+        first = json.loads(text.strip().splitlines()[0])
+    except json.JSONDecodeError:
+        return False
+    return isinstance(first.get("task_id"), str | int)
+
+
+def _read_json_lines(file: Path, text: str) -> Iterator[Task]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            entry = _parse_json(file, line, line_offset=number - 1)
+            yield _prompt_task(f"{file}, line {number}", entry)
+
+
+def _parse_json(file: Path, text: str, line_offset: int = 0) -> Any:
+    def refuse_constant(name: str) -> None:
+        raise InputError(f"{file} holds {name}, which is not JSON")
+
+    def refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise InputError(f"{file}: key {twice!r} stands twice in one object")
+        return result
+
+    try:
+        return json.loads(
+            text, parse_constant=refuse_constant, object_pairs_hook=refuse_repeated_keys
+        )
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno + line_offset}, column {error.colno}"
+        raise InputError(f"{file} is not JSON: {error.msg} at {where}") from None
+    except RecursionError:
+        raise InputError(f"{file} is nested too deeply") from None
+
+
+def _check_task_id(file: Path, task_id: str) -> None:
+    """Ids are data and never part of a path; those that could hurt as one are refused even so."""
+    reason = None
+    if not task_id:
+        reason = "is empty"
+    elif any(0xD800 <= ord(c) <= 0xDFFF for c in task_id):
+        reason = "holds half of a surrogate pair, which no file can store"
+    elif not task_id.isprintable():
+        reason = "holds control or other unprintable characters"
+    elif len(task_id.encode()) > MAX_TASK_ID_BYTES:
+        reason = f"is longer than {MAX_TASK_ID_BYTES} bytes"
+    elif task_id.startswith(("/", "~", "\\")) or ".." in task_id.replace("\\", "/").split("/"):
+        reason = "looks like a path out of the folder"
+    if reason:
+        raise InputError(f"{file}: task id {task_id!r:.80} {reason}")
+
+
+def _prompt_task(where: str, entry: Any) -> PromptTask:
+    if not isinstance(entry, dict):
+        raise InputError(f"{where}: a task is an object, not {entry!r:.40}")
+    task_id = entry.get("task_id")
+    if isinstance(task_id, bool) or not isinstance(task_id, str | int):
+        raise InputError(f"{where}: task_id must be a text or a whole number, not {task_id!r:.40}")
+    given = [name for name in PROMPT_FIELDS if name in entry]
+    if len(given) != 1:
+        found = " and ".join(given) or "none"
+        raise InputError(
+            f"{where}, task {task_id!r}: exactly one of {', '.join(PROMPT_FIELDS)} is needed,"
+            f" found {found}"
+        )
+    (form,) = given
+    value: Any = entry[form]
+    valid = {
+        "prompt": isinstance(value, str),
+        "messages": isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in value),
+        "token_ids": isinstance(value, list) and all(type(t) is int for t in value),
+    }
+    if not valid[form]:
+        wanted = {
+            "prompt": "a text",
+            "messages": 'a list of {"role", "content"}',
+            "token_ids": "a list of whole numbers",
+        }
+        raise InputError(f"{where}, task {task_id!r}: {form} must be {wanted[form]}")
+    extra = {name: v for name, v in entry.items() if name not in ("task_id", form)}
+    taken = sorted(extra.keys() & OUTPUT_FIELDS)
+    if taken:
+        raise InputError(
+            f"{where}, task {task_id!r}: the field {taken[0]!r} would collide with the same field"
+            " of outputs.jsonl; rename it"
+        )
+    if any(0xD800 <= ord(c) <= 0xDFFF for c in json.dumps(value, ensure_ascii=False)):
+        raise InputError(f"{where}, task {task_id!r}: {form} holds half of a surrogate pair")
+    return PromptTask(
+        task_id=str(task_id),
+        prompt=entry.get("prompt"),
+        messages=entry.get("messages"),
+        token_ids=tuple(entry["token_ids"]) if form == "token_ids" else None,
+        extra=extra,
+    )
+
+
+def _arc_task(file: Path, task_id: str, content: Any) -> ArcTask:
+    where = f"{file}, task {task_id!r}"
+    if not isinstance(content, dict) or not {"train", "test"} <= content.keys():
+        raise InputError(f'{where}: an ARC task is an object with "train" and "test"')
+    train = []
+    for i, pair in enumerate(_list(content["train"], f"{where}: train")):
+        at = f"{where}, train pair {i}"
+        train.append((_grid(pair, "input", at), _grid(pair, "output", at)))
+    test = _list(content["test"], f"{where}: test")
+    if not test:
+        raise InputError(f"{where}: there is no test input")
+    return ArcTask(
+        task_id=task_id,
+        train=tuple(train),
+        test_inputs=tuple(_grid(t, "input", f"{where}, test {i}") for i, t in enumerate(test)),
+        test_outputs=tuple(
+            _grid(t, "output", f"{where}, test {i}") if "output" in t else None
+            for i, t in enumerate(test)
+        ),
+    )
+
+
+def _list(value: Any, where: str) -> list:
+    if not isinstance(value, list):
+        raise InputError(f"{where} must be a list, not {value!r:.40}")
+    return value
+
+
+def _grid(pair: Any, key: str, where: str) -> Grid:
+    grid = pair.get(key) if isinstance(pair, dict) else None
+    if grid is None:
+        raise InputError(f"{where}: there is no {key} grid")
+    if not is_grid(grid):
+        raise InputError(f"{where}: {key} must be a rectangle of colours 0 to 9")
+    return tuple(tuple(row) for row in grid)

@@ -1,0 +1,1 @@
+"""Starting the commands on many machines. For now, run `inference/` directly."""

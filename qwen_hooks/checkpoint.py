@@ -1,0 +1,184 @@
+"""Hugging Face checkpoints: find, check, load and save.
+
+`find_checkpoint` gives a local folder for a path or hub id, `Checkpoint.open` reads only the
+configuration and the tensors' headers and refuses what does not fit, `load_params` then reads the
+weights tensor by tensor, straight to the device, in the dtype of the computation. Peak host memory
+is the parameters (where the device is the host) plus the largest tensor.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from safetensors.numpy import save_file
+
+from qwen_hooks.config import QwenConfig, token_ids
+from qwen_hooks.errors import ModelError
+from qwen_hooks.model import Params
+from qwen_hooks.safetensors_file import DTYPES, StoredTensor, read_header, read_tensor
+from qwen_hooks.weight_names import expected_tensors, is_ignored
+
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+def find_checkpoint(model_path: str, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint; a hub id is downloaded first, or taken from the cache.
+
+    Args:
+        model_path: a local folder, or a hub id such as `Qwen/Qwen2.5-0.5B`.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        ModelError: neither a folder here nor a repository that can be reached.
+    """
+    folder = Path(model_path).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ModelError(f"{model_path} is a local folder, which has no revision {revision!r}")
+        return folder
+    if folder.exists():
+        raise ModelError(f"{model_path} is a file; a checkpoint is a folder with config.json")
+
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    no_folder = f"there is no folder {model_path}"
+    if model_path.startswith((".", "/", "~")) or model_path.count("/") != 1:
+        raise ModelError(f"{no_folder}, and a hub id has the form owner/name")
+    try:
+        return Path(snapshot_download(model_path, revision=revision, allow_patterns=HUB_FILES))
+    except HFValidationError as error:
+        raise ModelError(f"{no_folder}, and it is no hub id: {error}") from None
+    except (OSError, RuntimeError, ValueError) as error:  # what the hub client raises
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"{no_folder}, and the hub did not give it: {reason}") from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A local checkpoint whose headers were read and found to fit its configuration.
+
+    Attributes:
+        folder: where it lies.
+        config: its shape and constants.
+        tensors: where each tensor lies, by Hugging Face name.
+        stop_token_ids: tokens that end a generation: those of `generation_config.json`, else
+            those of `config.json`.
+    """
+
+    folder: Path
+    config: QwenConfig
+    tensors: dict[str, StoredTensor]
+    stop_token_ids: tuple[int, ...]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Checkpoint":
+        """Reads configuration and headers, no weights.
+
+        Raises:
+            ModelError: with every missing, unexpected, misshapen or unreadable tensor in it.
+        """
+        folder = Path(folder)
+        config = QwenConfig.from_pretrained(folder)
+        tensors = _read_headers(folder)
+        _check_tensors(folder, config, tensors)
+        stop_token_ids = _read_stop_tokens(folder, config)
+        return cls(folder=folder, config=config, tensors=tensors, stop_token_ids=stop_token_ids)
+
+
+def _read_stop_tokens(folder: Path, config: QwenConfig) -> tuple[int, ...]:
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return config.eos_token_ids
+    try:
+        generation = json.loads(path.read_text(encoding="utf-8"))
+        return token_ids(generation.get("eos_token_id")) or config.eos_token_ids
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"{path} is damaged: {error}") from None
+
+
+def _read_headers(folder: Path) -> dict[str, StoredTensor]:
+    index = folder / INDEX_FILE
+    if (folder / SINGLE_FILE).exists():
+        return read_header(folder / SINGLE_FILE)
+    if not index.exists():
+        found = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".gguf"))
+        hint = f" ({', '.join(found)} cannot be read: save it as safetensors)" if found else ""
+        raise ModelError(f"{folder}: neither {SINGLE_FILE} nor {INDEX_FILE}{hint}")
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} is damaged: {error!r}") from None
+    tensors: dict[str, StoredTensor] = {}
+    for name in files:
+        if Path(name).name != name:
+            raise ModelError(f"{index} names a file outside its folder: {name!r}")
+        for tensor_name, tensor in read_header(folder / name).items():
+            if tensor_name in tensors:
+                raise ModelError(f"{folder}: {tensor_name} stands in more than one file")
+            tensors[tensor_name] = tensor
+    return tensors
+
+
+def _check_tensors(folder: Path, config: QwenConfig, found: dict[str, StoredTensor]) -> None:
+    expected = expected_tensors(config)
+    faults = [f"missing {name}" for name in expected if name not in found]
+    for name, tensor in found.items():
+        if name not in expected:
+            if not is_ignored(name, config):
+                faults.append(f"unexpected {name}")
+        elif tensor.shape != expected[name].shape:
+            shapes = f"{list(tensor.shape)}, config.json asks for {list(expected[name].shape)}"
+            faults.append(f"misshapen {name}: {shapes}")
+        elif tensor.dtype not in DTYPES:
+            faults.append(f"{name} is stored as {tensor.dtype}; {', '.join(DTYPES)} can be read")
+    if faults:
+        raise ModelError(f"{folder}: the weights do not fit config.json:\n  " + "\n  ".join(faults))
+
+
+def load_params(checkpoint: Checkpoint, dtype: DTypeLike = jnp.float32) -> Params:
+    """The full `{'params': ...}` for `model.apply`, in `dtype`, on the default device."""
+    params: Params = {}
+    for name, tensor in expected_tensors(checkpoint.config).items():
+        stored = checkpoint.tensors[name]
+        array = read_tensor(stored, jnp.dtype(dtype), transposed=tensor.transposed)
+        branch = params
+        for key in tensor.path[:-1]:
+            branch = branch.setdefault(key, {})
+        # Waiting frees the host's copy before the next tensor is read.
+        branch[tensor.path[-1]] = jax.block_until_ready(jax.device_put(array))
+    return {"params": params}
+
+
+def save_pretrained(
+    folder: str | Path, config: QwenConfig, params: Params, dtype: DTypeLike | None = None
+) -> None:
+    """Writes `config.json` and `model.safetensors` as Hugging Face reads them.
+
+    Args:
+        folder: made if it does not exist.
+        config: of the model.
+        params: the full `{'params': ...}`.
+        dtype: to store; None: that of each parameter.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, tensor in expected_tensors(config).items():
+        leaf = params["params"]
+        for key in tensor.path:
+            leaf = leaf[key]
+        array = np.asarray(leaf if dtype is None else jnp.asarray(leaf, dtype))
+        tensors[name] = np.ascontiguousarray(array.T if tensor.transposed else array)
+    stored = tensors["model.embed_tokens.weight"].dtype.name
+    text = json.dumps(config.to_dict() | {"torch_dtype": stored, "dtype": stored}, indent=2)
+    (folder / "config.json").write_text(text + os.linesep, encoding="utf-8")
+    save_file(tensors, folder / SINGLE_FILE, metadata={"format": "pt"})

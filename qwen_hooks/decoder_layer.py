@@ -1,0 +1,101 @@
+"""One decoder block: attention and MLP, each behind a norm, each added to the residual stream.
+
+residual -> input_layernorm -> attention -> (+) -> post_attention_layernorm -> MLP -> (+) ->
+    `------------------------------------'  `------------------------------------------'
+"""
+
+import flax.linen as nn
+import flax.struct
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from qwen_hooks.attention import attend
+from qwen_hooks.config import QwenConfig
+from qwen_hooks.kv_cache import KeysValues, write_slots
+from qwen_hooks.layers import Linear, QwenMLP, RMSNorm
+from qwen_hooks.rope import rotate
+
+
+@flax.struct.dataclass
+class Surroundings:
+    """What a block needs to know of the tokens beside their hidden states; alike for all blocks.
+
+    Attributes:
+        cos: float32 `[B, T, H]`, of the tokens' rotary angles.
+        sin: likewise.
+        query_positions: int32 `[B, T]`, -1 for padding.
+        key_positions: int32 `[B, S]` of the keys that can be seen: the tokens themselves, or the
+            slots of the cache.
+        slot: int32 scalar, where in the cache the tokens' keys go; None without a cache.
+    """
+
+    cos: Float[Array, "B T H"]
+    sin: Float[Array, "B T H"]
+    query_positions: Int[Array, "B T"]
+    key_positions: Int[Array, "B S"]
+    slot: Int[Array, ""] | None = None
+
+
+class QwenAttention(nn.Module):
+    """Grouped-query attention with rotary positions and q/k/v biases."""
+
+    config: QwenConfig
+    window: int | None = None
+    dtype: DTypeLike = "float32"
+
+    def setup(self):  # noqa: D102
+        config = self.config
+        queries = config.num_attention_heads * config.head_dim
+        keys = config.num_key_value_heads * config.head_dim
+        self.q_proj = Linear(queries, use_bias=True, dtype=self.dtype)
+        self.k_proj = Linear(keys, use_bias=True, dtype=self.dtype)
+        self.v_proj = Linear(keys, use_bias=True, dtype=self.dtype)
+        self.o_proj = Linear(config.hidden_size, dtype=self.dtype)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        around: Surroundings,
+        cache: KeysValues | None = None,
+    ) -> tuple[Float[Array, "B T D"], KeysValues]:
+        """Mixes the tokens; also returns the keys and values that later tokens may attend to.
+
+        Without a cache those are the tokens' own, with one they are the cache's buffers, the
+        tokens' own written into them.
+        """
+        batch, tokens, _ = x.shape
+        heads = (batch, tokens, -1, self.config.head_dim)
+        query = rotate(self.q_proj(x).reshape(heads), around.cos, around.sin)
+        key = rotate(self.k_proj(x).reshape(heads), around.cos, around.sin)
+        seen = (key, self.v_proj(x).reshape(heads))
+        if cache is not None:
+            assert around.slot is not None
+            seen = write_slots(cache, seen, around.slot)
+        mixed = attend(query, *seen, around.query_positions, around.key_positions, self.window)
+        return self.o_proj(mixed.reshape(batch, tokens, -1)), seen
+
+
+class QwenDecoderLayer(nn.Module):
+    """A block of the model; its output is the residual stream that `layer_i` names."""
+
+    config: QwenConfig
+    window: int | None = None
+    dtype: DTypeLike = "float32"
+
+    def setup(self):  # noqa: D102
+        config = self.config
+        self.input_layernorm = RMSNorm(config.rms_norm_eps, self.dtype)
+        self.self_attn = QwenAttention(config, self.window, self.dtype)
+        self.post_attention_layernorm = RMSNorm(config.rms_norm_eps, self.dtype)
+        self.mlp = QwenMLP(config.hidden_size, config.intermediate_size, self.dtype)
+
+    def __call__(
+        self,
+        residual: Float[Array, "B T D"],
+        around: Surroundings,
+        cache: KeysValues | None = None,
+    ) -> tuple[Float[Array, "B T D"], KeysValues]:
+        """The residual stream after the block, and what `QwenAttention` returns for the cache."""
+        mixed, seen = self.self_attn(self.input_layernorm(residual), around, cache)
+        residual = residual + mixed
+        return residual + self.mlp(self.post_attention_layernorm(residual)), seen

@@ -1,0 +1,67 @@
+"""Keys and values of the tokens so far, so that a decode step reads one token, not all.
+
+Slots are filled in order and shared by the whole batch: step t of every row writes the same
+slot, whatever the lengths of the prompts. Slots without a token have position -1 and are never
+seen. Buffers start as zeros, never as uninitialised memory: a hidden NaN would still poison the
+weighted sum (0 x NaN).
+"""
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+KeysValues = tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]
+"""Keys (after RoPE) and values of one layer."""
+
+
+@flax.struct.dataclass
+class KVCache:
+    """State of decoding.
+
+    Attributes:
+        layers: keys and values `[B, C, K, H]` of each layer, C slots.
+        positions: int32 `[B, C]`, the position of the token in each slot, -1 where there is none.
+        filled: int32 scalar, the next slot to write.
+    """
+
+    layers: tuple[KeysValues, ...]
+    positions: Int[Array, "B C"]
+    filled: Int[Array, ""]
+
+    @classmethod
+    def from_prefill(
+        cls, layers: tuple[KeysValues, ...], positions: Int[Array, "B S"], capacity: int
+    ) -> "KVCache":
+        """A cache of `capacity` slots that begins with the keys and values of a prompt.
+
+        Args:
+            layers: what the forward pass returned.
+            positions: of the prompt's tokens, -1 for padding.
+            capacity: slots, those of the prompt included.
+        """
+        slots = positions.shape[1]
+        room = ((0, 0), (0, capacity - slots))
+        padded = jax.tree.map(lambda x: jnp.pad(x, (*room, (0, 0), (0, 0))), layers)
+        return cls(
+            layers=padded,
+            positions=jnp.pad(positions, room, constant_values=-1),
+            filled=jnp.asarray(slots, jnp.int32),
+        )
+
+    def with_positions(self, positions: Int[Array, "B T"]) -> "KVCache":
+        """The cache with room taken for T more tokens; the layers then fill it."""
+        taken = jax.lax.dynamic_update_slice_in_dim(self.positions, positions, self.filled, axis=1)
+        filled = self.filled + positions.shape[1]
+        return dataclasses.replace(self, positions=taken, filled=filled)
+
+
+def write_slots(buffers: KeysValues, new: KeysValues, slot: Int[Array, ""]) -> KeysValues:
+    """One layer's buffers with T new keys and values from `slot` on."""
+    keys, values = (
+        jax.lax.dynamic_update_slice_in_dim(old, fresh, slot, axis=1)
+        for old, fresh in zip(buffers, new, strict=True)
+    )
+    return keys, values

@@ -1,0 +1,87 @@
+"""RMSNorm, linear maps and the gated MLP: plain functions, and their thin Linen shells.
+
+Everything computes in the dtype of its input, which is the dtype of the parameters; what needs
+float32 (norms, softmax, angles) takes it locally and gives the dtype back.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision:
+    """Float32 means float32: without this a TPU multiplies in bfloat16 and a GPU in TF32."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+
+
+def rms_norm(
+    x: Float[Array, "*B D"], weight: Float[Array, " D"], epsilon: float
+) -> Float[Array, "*B D"]:
+    """Root-mean-square norm (arXiv 1910.07467) in Hugging Face's order of rounding.
+
+    The mean square is float32; the normalised value is rounded to the dtype of `x` before it is
+    multiplied by the weight.
+    """
+    x32 = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
+    return weight * (x32 * scale).astype(x.dtype)
+
+
+def linear(
+    x: Float[Array, "*B D"],
+    kernel: Float[Array, "D F"],
+    bias: Float[Array, " F"] | None = None,
+) -> Float[Array, "*B F"]:
+    """`x @ kernel + bias`, with the kernel as `[in, out]` (a quarter faster to decode on CPU)."""
+    y = jnp.dot(x, kernel, precision=matmul_precision(x.dtype))
+    return y if bias is None else y + bias
+
+
+class RMSNorm(nn.Module):
+    """Holds `weight` `[D]`."""
+
+    epsilon: float
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """See `rms_norm`."""
+        weight = self.param("weight", nn.initializers.ones, (x.shape[-1],), self.dtype)
+        return rms_norm(x, weight, self.epsilon)
+
+
+class Linear(nn.Module):
+    """Holds `kernel` `[in, out]` and, if asked for, `bias` `[out]`."""
+
+    features: int
+    use_bias: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
+        """See `linear`."""
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.normal(0.02), shape, self.dtype)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), self.dtype)
+        return linear(x, kernel, bias)
+
+
+class QwenMLP(nn.Module):
+    """`down(silu(gate(x)) * up(x))`, `[B, S, D]` to `[B, S, D]`."""
+
+    hidden_size: int
+    intermediate_size: int
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):  # noqa: D102
+        self.gate_proj = Linear(self.intermediate_size, dtype=self.dtype)
+        self.up_proj = Linear(self.intermediate_size, dtype=self.dtype)
+        self.down_proj = Linear(self.hidden_size, dtype=self.dtype)
+
+    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        """The gated MLP of Shazeer (arXiv 2002.05202)."""
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))

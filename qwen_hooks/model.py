@@ -1,0 +1,236 @@
+"""Qwen2 and Qwen2.5 with their activations. Read top to bottom; then `decoder_layer`.
+
+Dimension letters, used in the whole package:
+
+    B batch     S sequence    T tokens of this call   D hidden (residual stream)
+    N query heads    K key/value heads    H head dim    F mlp    V vocabulary    L layers
+
+Two ways in. `model.apply(params, input_ids, attention_mask, return_activations=True)` is the one
+for notebooks: every position's logits and activations. The functions `forward` and `unembed` are
+for fast loops: a KV cache, a stop at the deepest block that is needed, and logits only where the
+next token is wanted.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal, cast, overload
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from qwen_hooks.config import QwenConfig
+from qwen_hooks.decoder_layer import QwenDecoderLayer, Surroundings
+from qwen_hooks.hook_points import check_layers, layer_name
+from qwen_hooks.kv_cache import KeysValues, KVCache
+from qwen_hooks.layers import Linear, RMSNorm, matmul_precision
+from qwen_hooks.rope import rotary_angles
+
+Activations = dict[str, Float[Array, "B T D"]]
+Params = dict[str, Any]
+"""The full `{'params': ...}`."""
+
+
+@flax.struct.dataclass
+class ForwardOutput:
+    """What `forward` computed.
+
+    Attributes:
+        residual: `[B, T, D]` after the last block that ran, before the final norm.
+        activations: `layer_i` to `[B, T, D]`, for the model's `layers_to_extract` that ran.
+        cache: the filled cache, where one was given.
+        keys_values: for each block that ran, what `KVCache.from_prefill` takes, where no cache
+            was given.
+    """
+
+    residual: Float[Array, "B T D"]
+    activations: Activations
+    cache: KVCache | None
+    keys_values: tuple[KeysValues, ...]
+
+
+class QwenModelWithActivations(nn.Module):
+    """A Qwen2 causal language model that returns its residual stream after chosen blocks.
+
+    Computes in the dtype of the parameters; logits are float32. Build it with
+    `create_model_with_hooks`, which checks the layers.
+
+    Attributes:
+        config: shape and constants.
+        layers_to_extract: blocks whose output is returned, ascending.
+        dtype: of the parameters that `init` makes.
+    """
+
+    config: QwenConfig
+    layers_to_extract: tuple[int, ...]
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):  # noqa: D102
+        config = self.config
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, self.dtype)
+        self.layers = [
+            QwenDecoderLayer(config, config.layer_window(i), self.dtype, name=f"layers_{i}")
+            for i in range(config.num_hidden_layers)
+        ]
+        self.norm = RMSNorm(config.rms_norm_eps, self.dtype)
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(config.vocab_size, dtype=self.dtype)
+
+    @overload
+    def __call__(
+        self,
+        input_ids: Int[Array, "B S"],
+        attention_mask: Int[Array, "B S"] | None = None,
+        return_activations: Literal[False] = False,
+    ) -> Float[Array, "B S V"]: ...
+
+    @overload
+    def __call__(
+        self,
+        input_ids: Int[Array, "B S"],
+        attention_mask: Int[Array, "B S"] | None = None,
+        return_activations: Literal[True] = ...,
+    ) -> tuple[Float[Array, "B S V"], Activations]: ...
+
+    def __call__(self, input_ids, attention_mask=None, return_activations=False):
+        """Runs whole sequences.
+
+        Args:
+            input_ids: int `[B, S]`.
+            attention_mask: `[B, S]`, 1 for tokens and 0 for padding, on either side; None: all
+                are tokens. Positions count the tokens, so padding changes no token's row.
+            return_activations: also return the activations.
+
+        Returns:
+            Logits, float32 `[B, S, V]`; with `return_activations` the pair of logits and
+            `{'layer_6': [B, S, D], ...}` in the parameters' dtype.
+        """
+        output = self.forward(input_ids, positions_from_mask(input_ids, attention_mask))
+        logits = self.unembed(output.residual)
+        return (logits, output.activations) if return_activations else logits
+
+    def forward(
+        self,
+        input_ids: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        cache: KVCache | None = None,
+        num_layers: int | None = None,
+    ) -> ForwardOutput:
+        """The blocks, without the unembedding.
+
+        Args:
+            input_ids: int32 `[B, T]`.
+            positions: int32 `[B, T]`; -1 for padding.
+            cache: what came before; the tokens are appended. None: the tokens are all there is.
+            num_layers: run only so many blocks; None: all.
+        """
+        if cache is not None:
+            slot, cache = cache.filled, cache.with_positions(positions)
+        cos, sin = rotary_angles(self.config.rope, self.config.head_dim, positions)
+        around = Surroundings(
+            cos=cos,
+            sin=sin,
+            query_positions=positions,
+            key_positions=positions if cache is None else cache.positions,
+            slot=None if cache is None else slot,
+        )
+
+        residual = self.embed_tokens(input_ids)
+        activations: Activations = {}
+        keys_values: list[KeysValues] = []
+        for i, layer in enumerate(self.layers[:num_layers]):
+            residual, seen = layer(residual, around, None if cache is None else cache.layers[i])
+            keys_values.append(seen)
+            if i in self.layers_to_extract:
+                activations[layer_name(i)] = residual
+
+        if cache is None:
+            return ForwardOutput(residual, activations, None, tuple(keys_values))
+        filled = dataclasses.replace(cache, layers=tuple(keys_values))
+        return ForwardOutput(residual, activations, filled, ())
+
+    def unembed(self, residual: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Float32 logits of the token after each position: final norm, then unembedding."""
+        hidden = self.norm(residual)
+        if self.config.tie_word_embeddings:
+            return self.embed_tokens.attend(hidden)
+        return self.lm_head(hidden).astype(jnp.float32)
+
+
+class Embedding(nn.Module):
+    """Holds `weight` `[V, D]`, of which a tied unembedding is the transpose."""
+
+    vocab_size: int
+    hidden_size: int
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):  # noqa: D102
+        shape = (self.vocab_size, self.hidden_size)
+        self.weight = self.param("weight", nn.initializers.normal(0.02), shape, self.dtype)
+
+    def __call__(self, input_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """The rows of the tokens."""
+        return self.weight[input_ids]
+
+    def attend(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Float32 logits of a tied unembedding."""
+        return jax.lax.dot_general(
+            hidden,
+            self.weight,
+            (((hidden.ndim - 1,), (1,)), ((), ())),
+            precision=matmul_precision(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+
+def positions_from_mask(
+    input_ids: Int[Array, "B S"], attention_mask: Int[Array, "B S"] | None
+) -> Int[Array, "B S"]:
+    """Positions of the tokens, counted from 0 in each row; -1 on padding."""
+    if attention_mask is None:
+        return jnp.broadcast_to(jnp.arange(input_ids.shape[1], dtype=jnp.int32), input_ids.shape)
+    tokens = attention_mask.astype(jnp.int32)
+    return jnp.where(tokens > 0, jnp.cumsum(tokens, axis=1, dtype=jnp.int32) - 1, -1)
+
+
+def create_model_with_hooks(
+    config: QwenConfig,
+    layers_to_extract: Sequence[int] | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> QwenModelWithActivations:
+    """A model that captures the residual stream after the given blocks.
+
+    Args:
+        config: of the checkpoint.
+        layers_to_extract: block numbers from 0; None: all blocks.
+        dtype: of the parameters that `model.init` makes; loaded parameters bring their own.
+
+    Raises:
+        ModelError: a layer is out of range, repeated or no whole number.
+    """
+    layers = check_layers(layers_to_extract, config.num_hidden_layers)
+    return QwenModelWithActivations(config, layers, dtype)
+
+
+def forward(
+    model: QwenModelWithActivations,
+    params: Params,
+    input_ids: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    *,
+    cache: KVCache | None = None,
+    num_layers: int | None = None,
+) -> ForwardOutput:
+    """`QwenModelWithActivations.forward` with the full `{'params': ...}`."""
+    output = model.apply(params, input_ids, positions, cache, num_layers, method="forward")
+    return cast(ForwardOutput, output)
+
+
+def unembed(
+    model: QwenModelWithActivations, params: Params, residual: Float[Array, "*B D"]
+) -> Float[Array, "*B V"]:
+    """`QwenModelWithActivations.unembed` with the full `{'params': ...}`."""
+    return cast(Array, model.apply(params, residual, method="unembed"))

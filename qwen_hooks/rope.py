@@ -1,0 +1,83 @@
+"""Rotary position embeddings: frequencies, YaRN and linear scaling, rotation.
+
+Angles are always float32: bfloat16 rounds position 257 to 256. Source: RoFormer
+(arXiv 2104.09864), YaRN (arXiv 2309.00071), in Hugging Face's half-split layout, where
+dimension i is paired with i + H/2.
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from qwen_hooks.config import RopeConfig
+
+
+def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:
+    """Radians per token of each dimension pair, and the scale of cos and sin.
+
+    Returns:
+        float32 `[H / 2]`, and the attention factor (1 unless YaRN).
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    wavelengths = np.float32(rope.theta) ** exponents
+    plain = np.float32(1) / wavelengths
+    if rope.rope_type == "default":
+        return plain, 1.0
+    stretched = plain / np.float32(rope.factor)
+    if rope.rope_type == "linear":
+        return stretched, 1.0
+    keep = 1 - _yarn_ramp(rope, head_dim)
+    return stretched * (1 - keep) + plain * keep, _yarn_attention_factor(rope)
+
+
+def _yarn_ramp(rope: RopeConfig, head_dim: int) -> np.ndarray:
+    """0 for fast dimensions (kept as they are), 1 for slow ones (stretched in full)."""
+    context = rope.original_max_position_embeddings
+    assert context is not None  # QwenConfig fills it in for YaRN
+
+    def dimension_with(rotations: float) -> float:
+        wavelength = context / (rotations * 2 * math.pi)
+        return head_dim * math.log(wavelength) / (2 * math.log(rope.theta))
+
+    low, high = dimension_with(rope.beta_fast), dimension_with(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001
+    ramp = (np.arange(head_dim // 2, dtype=np.float32) - low) / (high - low)
+    return np.clip(ramp, 0, 1).astype(np.float32)
+
+
+def _yarn_attention_factor(rope: RopeConfig) -> float:
+    def scale(coefficient: float) -> float:
+        return 0.1 * coefficient * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
+
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    if rope.mscale and rope.mscale_all_dim:
+        return scale(rope.mscale) / scale(rope.mscale_all_dim)
+    return scale(1.0)
+
+
+def rotary_angles(
+    rope: RopeConfig, head_dim: int, positions: Int[Array, "B S"]
+) -> tuple[Float[Array, "B S H"], Float[Array, "B S H"]]:
+    """Cosine and sine of every position's angles, float32 `[B, S, H]`, both halves alike."""
+    frequencies, scale = inverse_frequencies(rope, head_dim)
+    angles = positions.astype(jnp.float32)[..., None] * frequencies[None, None, :]
+    angles = jnp.concatenate([angles, angles], axis=-1)
+    return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+
+
+def rotate(
+    heads: Float[Array, "B S N H"], cos: Float[Array, "B S H"], sin: Float[Array, "B S H"]
+) -> Float[Array, "B S N H"]:
+    """Turns each pair of dimensions by its position's angle; the dtype of `heads` is kept."""
+    heads32 = heads.astype(jnp.float32)
+    first, second = jnp.split(heads32, 2, axis=-1)
+    turned = jnp.concatenate([-second, first], axis=-1)
+    rotated = heads32 * cos[:, :, None, :] + turned * sin[:, :, None, :]
+    return rotated.astype(heads.dtype)

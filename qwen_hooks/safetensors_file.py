@@ -1,0 +1,136 @@
+"""Reading parts of safetensors files with plain reads.
+
+The `safetensors` package maps files into memory, where a tensor then counts twice (once as the
+page cache's mapping, once as the array made of it), and on a network file system every page fault
+fetches a whole chunk. Here a header scan touches only the header, and a tensor is read in pieces
+of a few MiB straight into the array that is asked for.
+
+Format: https://huggingface.co/docs/safetensors (8 bytes length, JSON header, data).
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from qwen_hooks.errors import ModelError
+
+DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+"""Stored types that are read; anything else is refused."""
+
+PIECE_BYTES = 16 << 20
+MAX_HEADER_BYTES = 100 << 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """Where a tensor lies.
+
+    Attributes:
+        file: the safetensors file.
+        dtype: the format's name of its type.
+        shape: as stored.
+        offset: of its first byte in the file.
+        nbytes: its size.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of a file, from its header alone.
+
+    Raises:
+        ModelError: the file is no safetensors file, or shorter than its header says.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+                raise ModelError(f"{file} is not a safetensors file, or was cut off")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        tensors = {}
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            tensors[name] = StoredTensor(
+                file=file,
+                dtype=entry["dtype"],
+                shape=tuple(entry["shape"]),
+                offset=8 + length + begin,
+                nbytes=end - begin,
+            )
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{file} has a damaged safetensors header: {error!r}") from None
+    for name, tensor in tensors.items():
+        if tensor.offset + tensor.nbytes > size:
+            raise ModelError(f"{file} was cut off: {name} ends beyond the end of the file")
+        known = DTYPES.get(tensor.dtype)
+        if known is not None and tensor.nbytes != known.itemsize * int(np.prod(tensor.shape)):
+            raise ModelError(f"{file}: the size of {name} does not fit its shape and dtype")
+    return tensors
+
+
+def read_tensor(
+    tensor: StoredTensor,
+    dtype: np.dtype,
+    *,
+    transposed: bool = False,
+    index: tuple[slice, ...] | None = None,
+) -> np.ndarray:
+    """A tensor, or a rectangular part of it, in another dtype, transposed if wanted.
+
+    Only the rows in `index` are read, in pieces, so that besides the result no more than a few
+    MiB are held.
+
+    Args:
+        tensor: of one or two dimensions.
+        dtype: of the result.
+        transposed: give `[in, out]` of a stored `[out, in]`.
+        index: slices without steps, in terms of the *result*; None: all of it.
+    """
+    stored_dtype = DTYPES[tensor.dtype]
+    rows, columns = tensor.shape[0], int(np.prod(tensor.shape[1:]))
+    if index is not None and transposed:
+        index = index[::-1]
+    row_index = index[0] if index else slice(None)
+    column_index = index[1] if index and len(index) > 1 else slice(None)
+    first, last, _ = row_index.indices(rows)
+    shape = (last - first, len(range(*column_index.indices(columns))))
+    result = np.empty(shape[::-1] if transposed else shape, dtype)
+    by_row = result.T if transposed else result
+
+    row_bytes = columns * stored_dtype.itemsize
+    step = max(1, PIECE_BYTES // max(1, row_bytes))
+    piece = np.empty((min(step, shape[0]), columns), stored_dtype)
+    with tensor.file.open("rb", buffering=0) as stream:
+        for start in range(first, last, step):
+            part = piece[: min(step, last - start)]
+            stream.seek(tensor.offset + start * row_bytes)
+            _read_exactly(stream, part.view(np.uint8).reshape(-1), tensor.file)
+            by_row[start - first : start - first + len(part)] = part[:, column_index]
+    return result.reshape(-1) if len(tensor.shape) == 1 else result
+
+
+def _read_exactly(stream, buffer: np.ndarray, file: Path) -> None:
+    view = memoryview(buffer)  # pyright: ignore[reportArgumentType]
+    while view:
+        count = stream.readinto(view)
+        if not count:
+            raise ModelError(f"{file} became shorter while it was read")
+        view = view[count:]

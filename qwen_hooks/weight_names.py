@@ -1,0 +1,74 @@
+"""Which Hugging Face tensor is which parameter: one table, read in both directions.
+
+Hugging Face keeps linear weights as `[out, in]`; here they are `[in, out]`.
+"""
+
+import dataclasses
+
+from qwen_hooks.config import QwenConfig
+
+ParamPath = tuple[str, ...]
+
+IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
+"""Tensors that old checkpoints hold and that are computed instead."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExpectedTensor:
+    """A tensor that the checkpoint must hold.
+
+    Attributes:
+        path: of the parameter below `params`.
+        shape: in the checkpoint.
+        transposed: the parameter is the tensor's transpose.
+    """
+
+    path: ParamPath
+    shape: tuple[int, ...]
+    transposed: bool = False
+
+
+def expected_tensors(config: QwenConfig) -> dict[str, ExpectedTensor]:
+    """Every tensor of a checkpoint of this shape, by its Hugging Face name."""
+    D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    linear = {  # name within the block: out, in, bias
+        "self_attn.q_proj": (queries, D, True),
+        "self_attn.k_proj": (keys, D, True),
+        "self_attn.v_proj": (keys, D, True),
+        "self_attn.o_proj": (D, queries, False),
+        "mlp.gate_proj": (F, D, False),
+        "mlp.up_proj": (F, D, False),
+        "mlp.down_proj": (D, F, False),
+    }
+    tensors = {
+        "model.embed_tokens.weight": ExpectedTensor(path=("embed_tokens", "weight"), shape=(V, D)),
+        "model.norm.weight": ExpectedTensor(path=("norm", "weight"), shape=(D,)),
+    }
+    for i in range(config.num_hidden_layers):
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"model.layers.{i}.{norm}.weight"] = ExpectedTensor(
+                path=(f"layers_{i}", norm, "weight"), shape=(D,)
+            )
+        for name, (fan_out, fan_in, bias) in linear.items():
+            path = (f"layers_{i}", *name.split("."))
+            tensors[f"model.layers.{i}.{name}.weight"] = ExpectedTensor(
+                path=(*path, "kernel"), shape=(fan_out, fan_in), transposed=True
+            )
+            if bias:
+                tensors[f"model.layers.{i}.{name}.bias"] = ExpectedTensor(
+                    path=(*path, "bias"), shape=(fan_out,)
+                )
+    if not config.tie_word_embeddings:
+        tensors["lm_head.weight"] = ExpectedTensor(
+            path=("lm_head", "kernel"), shape=(V, D), transposed=True
+        )
+    return tensors
+
+
+def is_ignored(name: str, config: QwenConfig) -> bool:
+    """Whether a tensor may stand in the checkpoint though no parameter is made of it."""
+    return name.endswith(IGNORED_SUFFIXES) or (
+        name == "lm_head.weight" and config.tie_word_embeddings
+    )
