@@ -84,11 +84,12 @@ def prefill(
     slots = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None]
     positions = jnp.where(slots < length, slots, -1)
     num_layers = None if predict else model.layers_to_extract[-1] + 1
-    output = forward(model, params, input_ids, positions, num_layers=num_layers)
-    rows = jnp.stack([values[0, length - 1] for values in output.activations.values()])
+    last = jnp.reshape(length - 1, (1, 1))
+    output = forward(model, params, input_ids, positions, num_layers=num_layers, rows=last)
+    rows = jnp.stack([values[0, 0] for values in output.activations.values()])
     logits = cache = None
     if predict:
-        logits = unembed(model, params, output.residual[:, length - 1])
+        logits = unembed(model, params, output.residual[:, 0])
     if capacity is not None:
         cache = KVCache.from_prefill(output.keys_values, positions, capacity)
     return rows, logits, cache

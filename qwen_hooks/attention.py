@@ -9,7 +9,10 @@ keys with positions 0 .. p, of these only the last `window` where the layer slid
     query at 2      .   .   x   x   x   .        full attention
     query at 3      .   .   .   .   x   x        sliding window of 2
 
-Queries that stand on padding see nothing; their rows are uniform averages that nobody reads.
+Queries that stand on padding see nothing; their rows are averages that nobody reads.
+
+`attend` is for few queries and many keys (a decode step), `attend_causal` for a prompt with
+itself. Softmax is float32 in both.
 """
 
 import jax
@@ -18,8 +21,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qwen_hooks.layers import matmul_precision
 
-QUERY_BLOCK = 512
-"""Queries whose scores exist at one time: bounds memory to N x 512 x S floats a sequence."""
+BLOCK = 128
+"""Queries and keys in a block of `attend_causal`; the scores of one block fit a CPU's L2 cache."""
+
+LOWEST = jnp.finfo(jnp.float32).min
+"""Score of a hidden key. Finite: a query that sees nothing gets an average, not NaN."""
 
 
 def visible_keys(
@@ -35,41 +41,11 @@ def attend(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
     value: Float[Array, "B S K H"],
-    query_positions: Int[Array, "#B T"],
-    key_positions: Int[Array, "#B S"],
+    query_positions: Int[Array, "B T"],
+    key_positions: Int[Array, "B S"],
     window: int | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Softmax attention with grouped query heads; scores and softmax in float32.
-
-    Long prompts are taken in blocks of `QUERY_BLOCK` queries, so that no `[T, S]` matrix of
-    the whole prompt exists.
-    """
-    tokens = query.shape[1]
-    if tokens <= 2 * QUERY_BLOCK:
-        return _attend_block(query, key, value, query_positions, key_positions, window)
-
-    blocks = -(-tokens // QUERY_BLOCK)
-    padding = blocks * QUERY_BLOCK - tokens
-    query = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
-    query_positions = jnp.pad(query_positions, ((0, 0), (0, padding)), constant_values=-1)
-
-    def one_block(block: Array) -> Array:
-        start = block * QUERY_BLOCK
-        return _attend_block(
-            jax.lax.dynamic_slice_in_dim(query, start, QUERY_BLOCK, axis=1),
-            key,
-            value,
-            jax.lax.dynamic_slice_in_dim(query_positions, start, QUERY_BLOCK, axis=1),
-            key_positions,
-            window,
-        )
-
-    mixed = jax.lax.map(one_block, jnp.arange(blocks))  # [blocks, B, QUERY_BLOCK, N, H]
-    mixed = jnp.moveaxis(mixed, 0, 1).reshape(query.shape)
-    return mixed[:, :tokens]
-
-
-def _attend_block(query, key, value, query_positions, key_positions, window):
+    """Attention of any queries to any keys; all scores exist at once, `[B, N, T, S]`."""
     batch, tokens, heads, head_dim = query.shape
     kv_heads = key.shape[2]
     precision = matmul_precision(query.dtype)
@@ -78,8 +54,81 @@ def _attend_block(query, key, value, query_positions, key_positions, window):
         "btkgh,bskh->bkgts", grouped, key, precision=precision, preferred_element_type=jnp.float32
     )
     visible = visible_keys(query_positions, key_positions, window)[:, None, None]
-    # A finite lowest value: a query that sees nothing gets an average, not NaN.
-    scores = jnp.where(visible, scores * head_dim**-0.5, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    mixed = jnp.einsum("bkgts,bskh->btkgh", weights, value, precision=precision)
+    weights = jax.nn.softmax(jnp.where(visible, scores * head_dim**-0.5, LOWEST), axis=-1)
+    mixed = jnp.einsum("bkgts,bskh->btkgh", weights.astype(value.dtype), value, precision=precision)
     return mixed.reshape(batch, tokens, heads, head_dim)
+
+
+def attend_causal(
+    query: Float[Array, "B S N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    positions: Int[Array, "B S"],
+    window: int | None = None,
+) -> Float[Array, "B S N H"]:
+    """Attention of a prompt to itself, block by block with a running softmax (arXiv 2205.14135).
+
+    Blocks to the right of the diagonal, and those that a sliding window has left behind, are not
+    computed; no score matrix larger than `[B, N, BLOCK, BLOCK]` exists. Positions must not
+    decrease along the slots (padding aside), as in any prompt.
+    """
+    batch, slots, heads, head_dim = query.shape
+    if slots <= BLOCK:
+        return attend(query, key, value, positions, positions, window)
+    kv_heads, group = key.shape[2], heads // key.shape[2]
+    blocks = -(-slots // BLOCK)
+    padding = blocks * BLOCK - slots
+    precision = matmul_precision(query.dtype)
+
+    def split(x: Array, fill: int = 0) -> Array:
+        """`[B, S, ...]` to `[blocks, B, BLOCK, ...]`."""
+        x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2), constant_values=fill)
+        return jnp.moveaxis(x.reshape(batch, blocks, BLOCK, *x.shape[2:]), 1, 0)
+
+    positions_of = split(positions, fill=-1)
+    # The queries of a group stand side by side, so that a KV head is one matrix product.
+    queries = split(query).reshape(blocks, batch, BLOCK, kv_heads, group, head_dim)
+    queries = queries.transpose(0, 1, 3, 4, 2, 5).reshape(blocks, batch, kv_heads, -1, head_dim)
+    keys = split(key).transpose(0, 1, 3, 4, 2)  # [blocks, B, K, H, BLOCK]
+    values = split(value).transpose(0, 1, 3, 2, 4)  # [blocks, B, K, BLOCK, H]
+
+    def one_query_block(block: tuple[Array, Array, Array]) -> Array:
+        number, block_query, block_positions = block
+
+        def add_keys(j: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            highest, total, mixed = state
+            scores = jnp.einsum(
+                "bkth,bkhs->bkts",
+                block_query,
+                keys[j],
+                precision=precision,
+                preferred_element_type=jnp.float32,
+            ).reshape(batch, kv_heads, group, BLOCK, BLOCK)
+            visible = visible_keys(block_positions, positions_of[j], window)[:, None, None]
+            scores = jnp.where(visible, scores * head_dim**-0.5, LOWEST)
+            new_highest = jnp.maximum(highest, scores.max(axis=-1))
+            weights = jnp.exp(scores - new_highest[..., None])
+            keep = jnp.exp(highest - new_highest)
+            added = jnp.einsum(
+                "bkts,bksh->bkth",
+                weights.astype(value.dtype).reshape(batch, kv_heads, -1, BLOCK),
+                values[j],
+                precision=precision,
+                preferred_element_type=jnp.float32,
+            ).reshape(mixed.shape)
+            total = total * keep + weights.sum(axis=-1)
+            return new_highest, total, mixed * keep[..., None] + added
+
+        shape = (batch, kv_heads, group, BLOCK)
+        nothing = (
+            jnp.full(shape, LOWEST),
+            jnp.zeros(shape, jnp.float32),
+            jnp.zeros((*shape, head_dim), jnp.float32),
+        )
+        first = 0 if window is None else jnp.maximum(0, number * BLOCK - window + 1) // BLOCK
+        _, total, mixed = jax.lax.fori_loop(first, number + 1, add_keys, nothing)
+        return (mixed / total[..., None]).astype(value.dtype)
+
+    mixed = jax.lax.map(one_query_block, (jnp.arange(blocks), queries, positions_of))
+    mixed = mixed.transpose(1, 0, 4, 2, 3, 5).reshape(batch, blocks * BLOCK, heads, head_dim)
+    return mixed[:, :slots]

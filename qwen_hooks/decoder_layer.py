@@ -4,12 +4,15 @@ residual -> input_layernorm -> attention -> (+) -> post_attention_layernorm -> M
     `------------------------------------'  `------------------------------------------'
 """
 
+import dataclasses
+
 import flax.linen as nn
 import flax.struct
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from qwen_hooks.attention import attend
+from qwen_hooks.attention import attend, attend_causal
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.kv_cache import KeysValues, write_slots
 from qwen_hooks.layers import Linear, QwenMLP, RMSNorm
@@ -35,6 +38,20 @@ class Surroundings:
     key_positions: Int[Array, "B S"]
     slot: Int[Array, ""] | None = None
 
+    def at_rows(self, rows: Int[Array, "B R"]) -> "Surroundings":
+        """The same for queries at these slots only; the keys stay."""
+        return dataclasses.replace(
+            self,
+            cos=take_rows(self.cos, rows),
+            sin=take_rows(self.sin, rows),
+            query_positions=jnp.take_along_axis(self.query_positions, rows, axis=1),
+        )
+
+
+def take_rows(x: Float[Array, "B T D"], rows: Int[Array, "B R"]) -> Float[Array, "B R D"]:
+    """`x[b, rows[b]]` for each b."""
+    return jnp.take_along_axis(x, rows[:, :, None], axis=1)
+
 
 class QwenAttention(nn.Module):
     """Grouped-query attention with rotary positions and q/k/v biases."""
@@ -57,22 +74,29 @@ class QwenAttention(nn.Module):
         x: Float[Array, "B T D"],
         around: Surroundings,
         cache: KeysValues | None = None,
-    ) -> tuple[Float[Array, "B T D"], KeysValues]:
+        rows: Int[Array, "B R"] | None = None,
+    ) -> tuple[Float[Array, "B R D"], KeysValues]:
         """Mixes the tokens; also returns the keys and values that later tokens may attend to.
 
         Without a cache those are the tokens' own, with one they are the cache's buffers, the
-        tokens' own written into them.
+        tokens' own written into them. With `rows` only those slots of the input are queries.
         """
         batch, tokens, _ = x.shape
         heads = (batch, tokens, -1, self.config.head_dim)
-        query = rotate(self.q_proj(x).reshape(heads), around.cos, around.sin)
         key = rotate(self.k_proj(x).reshape(heads), around.cos, around.sin)
         seen = (key, self.v_proj(x).reshape(heads))
+        asking = around if rows is None else around.at_rows(rows)
+        x = x if rows is None else take_rows(x, rows)
+        query = self.q_proj(x).reshape(batch, x.shape[1], -1, self.config.head_dim)
+        query = rotate(query, asking.cos, asking.sin)
         if cache is not None:
             assert around.slot is not None
             seen = write_slots(cache, seen, around.slot)
-        mixed = attend(query, *seen, around.query_positions, around.key_positions, self.window)
-        return self.o_proj(mixed.reshape(batch, tokens, -1)), seen
+        if cache is None and rows is None:
+            mixed = attend_causal(query, *seen, around.key_positions, self.window)
+        else:
+            mixed = attend(query, *seen, asking.query_positions, around.key_positions, self.window)
+        return self.o_proj(mixed.reshape(*x.shape[:2], -1)), seen
 
 
 class QwenDecoderLayer(nn.Module):
@@ -94,8 +118,13 @@ class QwenDecoderLayer(nn.Module):
         residual: Float[Array, "B T D"],
         around: Surroundings,
         cache: KeysValues | None = None,
-    ) -> tuple[Float[Array, "B T D"], KeysValues]:
-        """The residual stream after the block, and what `QwenAttention` returns for the cache."""
-        mixed, seen = self.self_attn(self.input_layernorm(residual), around, cache)
-        residual = residual + mixed
+        rows: Int[Array, "B R"] | None = None,
+    ) -> tuple[Float[Array, "B R D"], KeysValues]:
+        """The residual stream after the block, and what `QwenAttention` returns for the cache.
+
+        With `rows` only those slots go through the block and come out; their keys and values are
+        still made of all slots. For the last block, when nobody reads the others.
+        """
+        mixed, seen = self.self_attn(self.input_layernorm(residual), around, cache, rows)
+        residual = (residual if rows is None else take_rows(residual, rows)) + mixed
         return residual + self.mlp(self.post_attention_layernorm(residual)), seen

@@ -2,8 +2,9 @@
 
 Dimension letters, used in the whole package:
 
-    B batch     S sequence    T tokens of this call   D hidden (residual stream)
-    N query heads    K key/value heads    H head dim    F mlp    V vocabulary    L layers
+    B batch     S sequence    T tokens of this call    R wanted rows of them
+    D hidden (residual stream)    N query heads    K key/value heads    H head dim
+    F mlp    V vocabulary    L layers
 
 Two ways in. `model.apply(params, input_ids, attention_mask, return_activations=True)` is the one
 for notebooks: every position's logits and activations. The functions `forward` and `unembed` are
@@ -23,13 +24,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from qwen_hooks.config import QwenConfig
-from qwen_hooks.decoder_layer import QwenDecoderLayer, Surroundings
+from qwen_hooks.decoder_layer import QwenDecoderLayer, Surroundings, take_rows
 from qwen_hooks.hook_points import check_layers, layer_name
 from qwen_hooks.kv_cache import KeysValues, KVCache
 from qwen_hooks.layers import Linear, RMSNorm, matmul_precision
 from qwen_hooks.rope import rotary_angles
 
-Activations = dict[str, Float[Array, "B T D"]]
+Activations = dict[str, Float[Array, "B R D"]]
 Params = dict[str, Any]
 """The full `{'params': ...}`."""
 
@@ -39,14 +40,15 @@ class ForwardOutput:
     """What `forward` computed.
 
     Attributes:
-        residual: `[B, T, D]` after the last block that ran, before the final norm.
-        activations: `layer_i` to `[B, T, D]`, for the model's `layers_to_extract` that ran.
+        residual: `[B, R, D]` after the last block that ran, before the final norm; R is T, or
+            the number of wanted rows.
+        activations: `layer_i` to `[B, R, D]`, for the model's `layers_to_extract` that ran.
         cache: the filled cache, where one was given.
         keys_values: for each block that ran, what `KVCache.from_prefill` takes, where no cache
             was given.
     """
 
-    residual: Float[Array, "B T D"]
+    residual: Float[Array, "B R D"]
     activations: Activations
     cache: KVCache | None
     keys_values: tuple[KeysValues, ...]
@@ -118,6 +120,7 @@ class QwenModelWithActivations(nn.Module):
         positions: Int[Array, "B T"],
         cache: KVCache | None = None,
         num_layers: int | None = None,
+        rows: Int[Array, "B R"] | None = None,
     ) -> ForwardOutput:
         """The blocks, without the unembedding.
 
@@ -126,6 +129,8 @@ class QwenModelWithActivations(nn.Module):
             positions: int32 `[B, T]`; -1 for padding.
             cache: what came before; the tokens are appended. None: the tokens are all there is.
             num_layers: run only so many blocks; None: all.
+            rows: slots whose residual stream and activations are wanted, R at most
+                `attention.BLOCK` of them; the last block computes only these. None: all slots.
         """
         if cache is not None:
             slot, cache = cache.filled, cache.with_positions(positions)
@@ -141,11 +146,15 @@ class QwenModelWithActivations(nn.Module):
         residual = self.embed_tokens(input_ids)
         activations: Activations = {}
         keys_values: list[KeysValues] = []
-        for i, layer in enumerate(self.layers[:num_layers]):
-            residual, seen = layer(residual, around, None if cache is None else cache.layers[i])
+        run = self.layers[:num_layers]
+        for i, layer in enumerate(run):
+            is_last = i == len(run) - 1
+            buffers = None if cache is None else cache.layers[i]
+            residual, seen = layer(residual, around, buffers, rows if is_last else None)
             keys_values.append(seen)
             if i in self.layers_to_extract:
-                activations[layer_name(i)] = residual
+                wanted = residual if rows is None or is_last else take_rows(residual, rows)
+                activations[layer_name(i)] = wanted
 
         if cache is None:
             return ForwardOutput(residual, activations, None, tuple(keys_values))
@@ -223,9 +232,10 @@ def forward(
     *,
     cache: KVCache | None = None,
     num_layers: int | None = None,
+    rows: Int[Array, "B R"] | None = None,
 ) -> ForwardOutput:
     """`QwenModelWithActivations.forward` with the full `{'params': ...}`."""
-    output = model.apply(params, input_ids, positions, cache, num_layers, method="forward")
+    output = model.apply(params, input_ids, positions, cache, num_layers, rows, method="forward")
     return cast(ForwardOutput, output)
 
 

@@ -1,0 +1,45 @@
+# make demo   make an environment and run the main job on a tiny model
+# make test   the tests
+# make lint   formatting, lint and types
+# make bench  the measurements that the README quotes
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo_run
+
+.PHONY: demo test lint bench clean
+.DEFAULT_GOAL := demo
+
+$(VENV)/run.stamp: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; try: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/test.stamp: $(VENV)/run.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+demo: $(VENV)/run.stamp
+	rm -rf $(DEMO)
+	$(BIN)/python -m examples.make_demo $(DEMO)
+	$(BIN)/python -m inference.simple_extraction_inference \
+		--model_path $(DEMO)/checkpoint --tasks_file $(DEMO)/tasks.json \
+		--output_dir $(DEMO)/outputs --activations_dir $(DEMO)/activations \
+		--max_new_tokens 16 --predictions_per_task 2
+	@ls -l $(DEMO)/activations $(DEMO)/outputs
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest --numprocesses 2 --quiet
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(VENV)/test.stamp
+	$(BIN)/python -m benchmarks.prefill
+
+clean:
+	rm -rf $(VENV) $(DEMO)

@@ -1,0 +1,41 @@
+"""Random checkpoints in the shape of published models, for benchmarks and tests.
+
+Written tensor by tensor with torch's seeded generator, in Hugging Face's format, so that
+transformers and this package load the same files.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from qwen_hooks import QwenConfig, RopeConfig
+from qwen_hooks.weight_names import expected_tensors
+
+QWEN_05B = QwenConfig(
+    vocab_size=151_936,
+    hidden_size=896,
+    intermediate_size=4_864,
+    num_hidden_layers=24,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    tie_word_embeddings=True,
+    rope=RopeConfig(theta=1_000_000.0),
+    eos_token_ids=(151_643,),
+)
+"""Qwen2.5-0.5B."""
+
+
+def write_random_checkpoint(folder: Path, config: QwenConfig, dtype: torch.dtype) -> None:
+    """A checkpoint of normal weights (standard deviation 0.02) and norms of 1, seed 0."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, tensor in expected_tensors(config).items():
+        if len(tensor.shape) == 1 and name.endswith("norm.weight"):
+            tensors[name] = torch.ones(tensor.shape, dtype=dtype)
+        else:
+            tensors[name] = (0.02 * torch.randn(tensor.shape, generator=generator)).to(dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config.to_dict()), encoding="utf-8")
