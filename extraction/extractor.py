@@ -132,11 +132,11 @@ class ActivationExtractor:
         layer_idx: int,
         activation: Any,
         task_id: str | Sequence[str],
-        sample_idx: int | Sequence[int],
+        sample_idx: int | Sequence[int] | np.ndarray,
         *,
-        step: int | Sequence[int] | None = None,
-        position: int | Sequence[int] = UNKNOWN,
-        token_id: int | Sequence[int] = UNKNOWN,
+        step: int | Sequence[int] | np.ndarray | None = None,
+        position: int | Sequence[int] | np.ndarray = UNKNOWN,
+        token_id: int | Sequence[int] | np.ndarray = UNKNOWN,
     ) -> None:
         """Takes one layer's activation of one token, or of one token of each of B sequences.
 

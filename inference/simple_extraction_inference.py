@@ -131,7 +131,9 @@ def generate(
     length, steps = len(sample.token_ids), settings.max_new_tokens
     input_ids = np.zeros((1, pad_to or length), np.int32)
     input_ids[0, :length] = sample.token_ids
-    capacity = input_ids.shape[1] + steps - 1 if steps > 1 else None
+    capacity = None
+    if steps > 1:  # a power of two, so that few decode programs are compiled
+        capacity = 1 << (input_ids.shape[1] + steps - 2).bit_length()
     rows, logits, cache = prefill(
         model, params, input_ids, np.int32(length), predict=steps > 0, capacity=capacity
     )

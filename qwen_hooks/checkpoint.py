@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -146,7 +147,7 @@ def _check_tensors(folder: Path, config: QwenConfig, found: dict[str, StoredTens
 
 def load_params(checkpoint: Checkpoint, dtype: DTypeLike = jnp.float32) -> Params:
     """The full `{'params': ...}` for `model.apply`, in `dtype`, on the default device."""
-    params: Params = {}
+    params: dict[str, Any] = {}
     for name, tensor in expected_tensors(checkpoint.config).items():
         stored = checkpoint.tensors[name]
         array = read_tensor(stored, jnp.dtype(dtype), transposed=tensor.transposed)

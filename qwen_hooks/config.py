@@ -66,7 +66,7 @@ class QwenConfig:
         num_hidden_layers: decoder blocks (L).
         num_attention_heads: query heads (N).
         num_key_value_heads: key and value heads (K); divides N.
-        head_dim: width of a head (H); None: D / N.
+        head_dim: width of a head (H); 0 as an argument: D / N.
         max_position_embeddings: trained context, in tokens.
         rms_norm_eps: added to the mean square in every RMSNorm.
         tie_word_embeddings: the unembedding is the embedding, transposed.
@@ -85,7 +85,7 @@ class QwenConfig:
     num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
-    head_dim: int = cast(int, None)
+    head_dim: int = 0
     max_position_embeddings: int = 32_768
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
@@ -97,14 +97,13 @@ class QwenConfig:
     def __post_init__(self):
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         for name in (*REQUIRED, "num_key_value_heads", "max_position_embeddings"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ModelError(f"{name} must be a whole number of at least 1, not {value!r}")
+            if getattr(self, name) < 1:
+                raise ModelError(f"{name} must be at least 1, not {getattr(self, name)}")
         if heads % kv_heads:
             raise ModelError(
                 f"num_key_value_heads ({kv_heads}) must divide num_attention_heads ({heads})"
             )
-        if self.head_dim is None:
+        if not self.head_dim:
             if self.hidden_size % heads:
                 raise ModelError(
                     f"hidden_size ({self.hidden_size}) is no multiple of num_attention_heads"
@@ -175,14 +174,18 @@ class QwenConfig:
         missing = [name for name in REQUIRED if raw.get(name) is None]
         if missing:
             raise ModelError(f"missing {', '.join(missing)}")
+        whole = (*REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings")
+        for name in whole:
+            if type(raw.get(name, 1)) is not int and raw[name] is not None:
+                raise ModelError(f"{name} must be a whole number, not {raw[name]!r}")
         window = raw.get("sliding_window") if raw.get("use_sliding_window") else None
         eos = raw.get("eos_token_id")
         return cls(
             **{name: raw[name] for name in REQUIRED},
             num_key_value_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
-            head_dim=cast(int, raw.get("head_dim")),
+            head_dim=raw.get("head_dim") or 0,
             max_position_embeddings=raw.get("max_position_embeddings", 32_768),
-            rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
             tie_word_embeddings=raw.get("tie_word_embeddings", False),
             rope=_read_rope(raw),
             sliding_window=window,
@@ -255,18 +258,18 @@ def _read_rope(raw: Mapping[str, Any]) -> RopeConfig:
         )
     if scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) not in (1, None):
         raise ModelError("partial_rotary_factor other than 1 is not supported")
-    theta = scaling.get("rope_theta", raw.get("rope_theta", 10_000.0))
+    theta = float(scaling.get("rope_theta", raw.get("rope_theta", 10_000.0)))
     if rope_type == "default":
         return RopeConfig(theta=theta)
     factor = scaling.get("factor")
     if not isinstance(factor, int | float) or factor < 1:
         raise ModelError(f"RoPE type {rope_type!r} needs a factor of at least 1, not {factor!r}")
     if rope_type == "linear":
-        return RopeConfig(theta=theta, rope_type="linear", factor=factor)
+        return RopeConfig(theta=theta, rope_type="linear", factor=float(factor))
     return RopeConfig(
         theta=theta,
         rope_type="yarn",
-        factor=factor,
+        factor=float(factor),
         original_max_position_embeddings=scaling.get("original_max_position_embeddings")
         or raw.get("max_position_embeddings", 32_768),
         attention_factor=scaling.get("attention_factor"),

@@ -20,7 +20,7 @@ def default_layers(num_layers: int) -> tuple[int, ...]:
     return tuple(sorted({num_layers // 4, num_layers // 2, 3 * num_layers // 4, num_layers - 1}))
 
 
-def check_layers(layers: Sequence[int] | None, num_layers: int) -> tuple[int, ...]:
+def check_layers(layers: Sequence[object] | None, num_layers: int) -> tuple[int, ...]:
     """The layers in ascending order; None means all of them.
 
     Raises:
@@ -31,12 +31,13 @@ def check_layers(layers: Sequence[int] | None, num_layers: int) -> tuple[int, ..
     valid = f"this model has layers 0 to {num_layers - 1}"
     if not layers:
         raise ModelError(f"no layer to extract; {valid}")
+    chosen: list[int] = []
     for layer in layers:
         if isinstance(layer, bool) or not isinstance(layer, int):
             raise ModelError(f"layer {layer!r} is not a whole number; {valid}")
         if not 0 <= layer < num_layers:
             raise ModelError(f"layer {layer} is out of range; {valid}")
-    repeated = sorted({layer for layer in layers if list(layers).count(layer) > 1})
-    if repeated:
-        raise ModelError(f"layer {repeated[0]} is asked for more than once")
-    return tuple(sorted(layers))
+        if layer in chosen:
+            raise ModelError(f"layer {layer} is asked for more than once")
+        chosen.append(layer)
+    return tuple(sorted(chosen))

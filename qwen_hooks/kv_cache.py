@@ -58,7 +58,11 @@ class KVCache:
         return dataclasses.replace(self, positions=taken, filled=filled)
 
 
-def write_slots(buffers: KeysValues, new: KeysValues, slot: Int[Array, ""]) -> KeysValues:
+def write_slots(
+    buffers: KeysValues,
+    new: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]],
+    slot: Int[Array, ""],
+) -> KeysValues:
     """One layer's buffers with T new keys and values from `slot` on."""
     keys, values = (
         jax.lax.dynamic_update_slice_in_dim(old, fresh, slot, axis=1)

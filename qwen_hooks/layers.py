@@ -26,7 +26,7 @@ def rms_norm(
     """
     x32 = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
-    return weight * (x32 * scale).astype(x.dtype)
+    return _for_last_axis(weight, x) * (x32 * scale).astype(x.dtype)
 
 
 def linear(
@@ -36,7 +36,12 @@ def linear(
 ) -> Float[Array, "*B F"]:
     """`x @ kernel + bias`, with the kernel as `[in, out]` (a quarter faster to decode on CPU)."""
     y = jnp.dot(x, kernel, precision=matmul_precision(x.dtype))
-    return y if bias is None else y + bias
+    return y if bias is None else y + _for_last_axis(bias, y)
+
+
+def _for_last_axis(vector: Float[Array, " D"], x: Float[Array, "*B D"]) -> Float[Array, "*ones D"]:
+    """The vector with leading axes of one, so that nothing is broadcast by accident."""
+    return jax.lax.expand_dims(vector, range(x.ndim - 1))
 
 
 class RMSNorm(nn.Module):

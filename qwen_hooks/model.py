@@ -13,15 +13,16 @@ next token is wanted.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Literal, cast, overload
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.decoder_layer import QwenDecoderLayer, Surroundings, take_rows
@@ -31,7 +32,9 @@ from qwen_hooks.layers import Linear, RMSNorm, matmul_precision
 from qwen_hooks.rope import rotary_angles
 
 Activations = dict[str, Float[Array, "B R D"]]
-Params = dict[str, Any]
+TokenIds = Int[Array | np.ndarray, "B S"]
+AttentionMask = Shaped[Array | np.ndarray, "B S"]
+Params = Mapping[str, Any]
 """The full `{'params': ...}`."""
 
 
@@ -70,6 +73,10 @@ class QwenModelWithActivations(nn.Module):
     layers_to_extract: tuple[int, ...]
     dtype: DTypeLike = jnp.float32
 
+    if TYPE_CHECKING:  # Flax declares what `init_with_output` returns
+
+        def apply(self, variables: Params, *args: Any, **kwargs: Any) -> Any: ...  # noqa: D102
+
     def setup(self):  # noqa: D102
         config = self.config
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, self.dtype)
@@ -84,16 +91,16 @@ class QwenModelWithActivations(nn.Module):
     @overload
     def __call__(
         self,
-        input_ids: Int[Array, "B S"],
-        attention_mask: Int[Array, "B S"] | None = None,
+        input_ids: TokenIds,
+        attention_mask: AttentionMask | None = None,
         return_activations: Literal[False] = False,
     ) -> Float[Array, "B S V"]: ...
 
     @overload
     def __call__(
         self,
-        input_ids: Int[Array, "B S"],
-        attention_mask: Int[Array, "B S"] | None = None,
+        input_ids: TokenIds,
+        attention_mask: AttentionMask | None = None,
         return_activations: Literal[True] = ...,
     ) -> tuple[Float[Array, "B S V"], Activations]: ...
 
@@ -101,15 +108,19 @@ class QwenModelWithActivations(nn.Module):
         """Runs whole sequences.
 
         Args:
-            input_ids: int `[B, S]`.
-            attention_mask: `[B, S]`, 1 for tokens and 0 for padding, on either side; None: all
-                are tokens. Positions count the tokens, so padding changes no token's row.
+            input_ids: `[B, S]` of any integer type, numpy or JAX.
+            attention_mask: `[B, S]`, integer or bool, 1 for tokens and 0 for padding, on either
+                side; None: all are tokens. Positions count the tokens, so padding changes no
+                token's row.
             return_activations: also return the activations.
 
         Returns:
             Logits, float32 `[B, S, V]`; with `return_activations` the pair of logits and
             `{'layer_6': [B, S, D], ...}` in the parameters' dtype.
         """
+        input_ids = jnp.asarray(input_ids, jnp.int32)
+        if attention_mask is not None:
+            attention_mask = jnp.asarray(attention_mask, jnp.int32)
         output = self.forward(input_ids, positions_from_mask(input_ids, attention_mask))
         logits = self.unembed(output.residual)
         return (logits, output.activations) if return_activations else logits
@@ -201,8 +212,7 @@ def positions_from_mask(
     """Positions of the tokens, counted from 0 in each row; -1 on padding."""
     if attention_mask is None:
         return jnp.broadcast_to(jnp.arange(input_ids.shape[1], dtype=jnp.int32), input_ids.shape)
-    tokens = attention_mask.astype(jnp.int32)
-    return jnp.where(tokens > 0, jnp.cumsum(tokens, axis=1, dtype=jnp.int32) - 1, -1)
+    return jnp.where(attention_mask > 0, jnp.cumsum(attention_mask, axis=1) - 1, -1)
 
 
 def create_model_with_hooks(
@@ -235,12 +245,11 @@ def forward(
     rows: Int[Array, "B R"] | None = None,
 ) -> ForwardOutput:
     """`QwenModelWithActivations.forward` with the full `{'params': ...}`."""
-    output = model.apply(params, input_ids, positions, cache, num_layers, rows, method="forward")
-    return cast(ForwardOutput, output)
+    return model.apply(params, input_ids, positions, cache, num_layers, rows, method="forward")
 
 
 def unembed(
     model: QwenModelWithActivations, params: Params, residual: Float[Array, "*B D"]
 ) -> Float[Array, "*B V"]:
     """`QwenModelWithActivations.unembed` with the full `{'params': ...}`."""
-    return cast(Array, model.apply(params, residual, method="unembed"))
+    return model.apply(params, residual, method="unembed")

@@ -21,8 +21,10 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, fl
         float32 `[H / 2]`, and the attention factor (1 unless YaRN).
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    wavelengths = np.float32(rope.theta) ** exponents
-    plain = np.float32(1) / wavelengths
+    # One unit in the last place here is 0.002 radians at position 32,768; a float64 power,
+    # rounded, gives torch's float32 numbers.
+    wavelengths = np.float64(rope.theta) ** exponents.astype(np.float64)
+    plain = np.float32(1) / wavelengths.astype(np.float32)
     if rope.rope_type == "default":
         return plain, 1.0
     stretched = plain / np.float32(rope.factor)

@@ -1,0 +1,179 @@
+"""Checkpoints: what is read, what is refused, and back to Hugging Face's format."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from qwen_hooks import Checkpoint, ModelError, find_checkpoint, load_params, save_pretrained
+from qwen_hooks.safetensors_file import read_header, read_tensor
+from tests.oracle import load_torch, make_checkpoint, random_tokens, torch_rows
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_checkpoint(tmp_path / "model")
+
+
+def change_tensors(folder, change):
+    """Rewrites the weights after `change(tensors)`."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+def test_every_fault_stands_in_one_error(folder):
+    def spoil(tensors):
+        del tensors["model.layers.2.mlp.up_proj.weight"]
+        del tensors["model.norm.weight"]
+        tensors["model.layers.9.stray.weight"] = np.zeros(3, np.float32)
+        tensors["lm_head.weight"] = tensors["lm_head.weight"][:, :-1].copy()
+        tensors["model.layers.0.self_attn.q_proj.bias"] = np.zeros(48, np.int64)
+
+    change_tensors(folder, spoil)
+    with pytest.raises(ModelError) as caught:
+        Checkpoint.open(folder)
+    for fault in (
+        "missing model.layers.2.mlp.up_proj.weight",
+        "missing model.norm.weight",
+        "unexpected model.layers.9.stray.weight",
+        "misshapen lm_head.weight: [211, 47], config.json asks for [211, 48]",
+        "model.layers.0.self_attn.q_proj.bias is stored as I64",
+    ):
+        assert fault in str(caught.value)
+
+
+def test_tied_checkpoints_may_hold_the_head_and_old_ones_frequencies(tmp_path):
+    folder = make_checkpoint(tmp_path, tie_word_embeddings=True)
+
+    def add(tensors):
+        tensors["lm_head.weight"] = np.zeros((211, 48), np.float32)
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
+
+    change_tensors(folder, add)
+    assert "lm_head" not in load_params(Checkpoint.open(folder))["params"]
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 20_000])
+def test_cut_off_files_are_refused(folder, keep):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(ModelError, match=r"cut off|not a safetensors|damaged"):
+        Checkpoint.open(folder)
+
+
+def test_damaged_headers_are_refused(folder):
+    file = folder / "model.safetensors"
+    for header in (b"[]", b"{{", b'{"a": {"dtype": "F32"}}', b'{"a": 3}'):
+        file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
+        with pytest.raises(ModelError, match=r"damaged|not a safetensors"):
+            Checkpoint.open(folder)
+    header = json.dumps({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
+    with pytest.raises(ModelError, match="size of a does not fit"):
+        Checkpoint.open(folder)
+
+
+def test_files_that_are_not_there(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin cannot be read"):
+        Checkpoint.open(folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": "../elsewhere"}}))
+    with pytest.raises(ModelError, match="outside its folder"):
+        Checkpoint.open(folder)
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": "model-1.safetensors"}}))
+    with pytest.raises(ModelError, match="cannot be read"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_weights_are_those_of_the_file(stored, dtype, tmp_path):
+    checkpoint = Checkpoint.open(make_checkpoint(tmp_path, stored=stored))
+    params = load_params(checkpoint, dtype)["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
+    weights = load_torch(tmp_path, stored).state_dict()
+    wanted = weights["model.layers.1.mlp.down_proj.weight"].float().numpy().T
+    loaded = params["layers_1"]["mlp"]["down_proj"]["kernel"]
+    np.testing.assert_array_equal(loaded, wanted.astype(dtype))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    "index",
+    [
+        None,
+        (slice(3, 40), slice(None)),
+        (slice(None), slice(5, 6)),
+        (slice(0, 0), slice(2, 9)),
+        (slice(7, 21), slice(1, 30)),
+    ],
+)
+def test_parts_of_a_tensor(tmp_path, monkeypatch, transposed, index):
+    monkeypatch.setattr("qwen_hooks.safetensors_file.PIECE_BYTES", 700)  # several pieces
+    whole = np.random.default_rng(0).normal(size=(50, 41)).astype(ml_dtypes.bfloat16)
+    save_file({"other": np.ones(3, np.float32), "w": whole}, tmp_path / "w.safetensors")
+    stored = read_header(tmp_path / "w.safetensors")["w"]
+    part = read_tensor(stored, np.dtype(np.float32), transposed=transposed, index=index)
+    wanted = whole.T if transposed else whole
+    np.testing.assert_array_equal(part, wanted[index or ...].astype(np.float32))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_saved_checkpoints_are_hugging_faces(tied, tmp_path):
+    rope = {"rope_type": "yarn", "rope_theta": 1e5, "factor": 2.0,
+            "original_max_position_embeddings": 64}  # fmt: skip
+    original = make_checkpoint(tmp_path / "a", tie_word_embeddings=tied, rope_parameters=rope)
+    checkpoint = Checkpoint.open(original)
+    save_pretrained(tmp_path / "b", checkpoint.config, load_params(checkpoint))
+    tokens = random_tokens(100)
+    before, after = (torch_rows(load_torch(f), tokens) for f in (original, tmp_path / "b"))
+    np.testing.assert_array_equal(before[0], after[0])
+    np.testing.assert_array_equal(before[1], after[1])
+
+
+def test_saved_in_another_dtype(folder, tmp_path):
+    checkpoint = Checkpoint.open(folder)
+    save_pretrained(tmp_path / "b", checkpoint.config, load_params(checkpoint), jnp.bfloat16)
+    stored = Checkpoint.open(tmp_path / "b").tensors
+    assert {tensor.dtype for tensor in stored.values()} == {"BF16"}
+
+
+def test_stop_tokens_come_from_the_generation_config_first(folder):
+    config = json.loads((folder / "config.json").read_text()) | {"eos_token_id": 5}
+    (folder / "config.json").write_text(json.dumps(config))
+    generation = folder / "generation_config.json"
+    for content, wanted in (('{"eos_token_id": [7, 8]}', (7, 8)), ('{"eos_token_id": 9}', (9,)),
+                            ("{}", (5,)), ('{"eos_token_id": 0}', (0,))):  # fmt: skip
+        generation.write_text(content)
+        assert Checkpoint.open(folder).stop_token_ids == wanted
+    generation.unlink()
+    assert Checkpoint.open(folder).stop_token_ids == (5,)
+    generation.write_text("[")
+    with pytest.raises(ModelError, match="damaged"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("./nowhere", "no folder"), ("/nowhere/at/all", "no folder"), ("nowhere", "owner/name"),
+     ("owner/na me", "no hub id"), ("nobody/nothing", "the hub did not give it")],
+)  # fmt: skip
+def test_neither_a_folder_nor_on_the_hub(path, words):
+    with pytest.raises(ModelError, match=words):
+        find_checkpoint(path)
+
+
+def test_local_folders_have_no_revision_and_files_are_no_folders(folder):
+    assert find_checkpoint(str(folder)) == folder
+    with pytest.raises(ModelError, match="revision"):
+        find_checkpoint(str(folder), "main")
+    with pytest.raises(ModelError, match="is a file"):
+        find_checkpoint(str(folder / "config.json"))

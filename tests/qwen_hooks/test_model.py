@@ -1,0 +1,163 @@
+"""The model's own promises: padding, caches and early stops change no row."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qwen_hooks import Checkpoint, KVCache, create_model_with_hooks, load_params
+from qwen_hooks.model import forward, unembed
+from tests.oracle import make_checkpoint, random_tokens, row_error
+
+TOLERANCE = 1e-5
+LENGTHS = (3, 17, 150)
+
+
+@pytest.fixture(scope="module", params=["full attention", "sliding window"])
+def loaded(request, tmp_path_factory):
+    sliding = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2}
+    shape = sliding if request.param == "sliding window" else {}
+    folder = make_checkpoint(tmp_path_factory.mktemp("model"), **shape)
+    checkpoint = Checkpoint.open(folder)
+    return create_model_with_hooks(checkpoint.config), load_params(checkpoint)
+
+
+def alone(model, params, tokens):
+    """Logits and stacked activations of one sequence without padding."""
+    ids = jnp.array([tokens], jnp.int32)
+    logits, activations = model.apply(params, ids, return_activations=True)
+    return np.asarray(logits[0]), np.stack([a[0] for a in activations.values()])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_no_row(loaded, side):
+    model, params = loaded
+    sequences = [random_tokens(n, seed=n) for n in LENGTHS]
+    width = max(LENGTHS) + 5
+    ids, mask = np.full((len(LENGTHS), width), 7, np.int32), np.zeros((len(LENGTHS), width), int)
+    places = []
+    for row, tokens in enumerate(sequences):
+        start = width - len(tokens) if side == "left" else 0
+        places.append(slice(start, start + len(tokens)))
+        ids[row, places[-1]], mask[row, places[-1]] = tokens, 1
+    logits, activations = model.apply(
+        params, jnp.array(ids), jnp.array(mask), return_activations=True
+    )
+    for row, (tokens, place) in enumerate(zip(sequences, places, strict=True)):
+        true_logits, true_layers = alone(model, params, tokens)
+        assert row_error(logits[row, place], true_logits) < TOLERANCE
+        for layer, values in enumerate(activations.values()):
+            assert row_error(values[row, place], true_layers[layer]) < TOLERANCE
+
+
+def test_without_the_flag_logits_alone(loaded):
+    model, params = loaded
+    ids = jnp.array([random_tokens(5)], jnp.int32)
+    logits = model.apply(params, ids)
+    assert logits.shape == (1, 5, 211)
+    assert logits.dtype == jnp.float32
+
+
+def test_only_chosen_layers_are_returned_in_order(loaded):
+    model, params = loaded
+    chosen = create_model_with_hooks(model.config, [3, 1])
+    _, some = chosen.apply(
+        params, jnp.array([random_tokens(9)], jnp.int32), return_activations=True
+    )
+    _, every = alone(model, params, random_tokens(9))
+    assert list(some) == ["layer_1", "layer_3"]
+    np.testing.assert_array_equal(some["layer_1"][0], every[1])
+    np.testing.assert_array_equal(some["layer_3"][0], every[3])
+
+
+@pytest.mark.parametrize("prompt", [1, 20, 140])
+def test_cached_decoding_equals_the_full_pass(loaded, prompt):
+    model, params = loaded
+    tokens = random_tokens(prompt + 12)
+    true_logits, true_layers = alone(model, params, tokens)
+    padded = prompt + 6  # the cache begins with hidden slots
+    ids = jnp.array([tokens[:prompt] + [0] * (padded - prompt)], jnp.int32)
+    slots = jnp.arange(padded, dtype=jnp.int32)[None]
+    positions = jnp.where(slots < prompt, slots, -1)
+    output = forward(model, params, ids, positions)
+    cache = KVCache.from_prefill(output.keys_values, positions, capacity=padded + 12)
+    for at in range(prompt, prompt + 12):
+        token, position = jnp.array([[tokens[at]]], jnp.int32), jnp.array([[at]], jnp.int32)
+        step = forward(model, params, token, position, cache=cache)
+        cache = step.cache
+        assert row_error(unembed(model, params, step.residual[0, 0]), true_logits[at]) < TOLERANCE
+        for layer, values in enumerate(step.activations.values()):
+            assert row_error(values[0, 0], true_layers[layer, at]) < TOLERANCE
+    assert int(cache.filled) == padded + 12
+
+
+def test_several_tokens_at_once_into_the_cache(loaded):
+    model, params = loaded
+    tokens = random_tokens(30)
+    _, true_layers = alone(model, params, tokens)
+    positions = jnp.arange(30, dtype=jnp.int32)[None]
+    ids = jnp.array([tokens], jnp.int32)
+    output = forward(model, params, ids[:, :20], positions[:, :20])
+    cache = KVCache.from_prefill(output.keys_values, positions[:, :20], capacity=30)
+    rest = forward(model, params, ids[:, 20:], positions[:, 20:], cache=cache)
+    for layer, values in enumerate(rest.activations.values()):
+        assert row_error(values[0], true_layers[layer, 20:]) < TOLERANCE
+
+
+@pytest.mark.parametrize("num_layers", [None, 2])
+def test_wanted_rows_are_those_of_the_full_pass(loaded, num_layers):
+    model, params = loaded
+    tokens = np.array([random_tokens(160, seed=s) for s in (0, 1)], np.int32)
+    positions = jnp.broadcast_to(jnp.arange(160, dtype=jnp.int32), (2, 160))
+    rows = np.array([[159, 3], [0, 80]], np.int32)
+    every = forward(model, params, jnp.array(tokens), positions, num_layers=num_layers)
+    some = forward(
+        model, params, jnp.array(tokens), positions, num_layers=num_layers, rows=jnp.array(rows)
+    )
+    assert list(some.activations) == [f"layer_{i}" for i in range(num_layers or 4)]
+    picked = np.take_along_axis(np.asarray(every.residual), rows[:, :, None], axis=1)
+    assert row_error(some.residual, picked) < TOLERANCE
+    for name, values in every.activations.items():
+        picked = np.take_along_axis(np.asarray(values), rows[:, :, None], axis=1)
+        assert row_error(some.activations[name], picked) < TOLERANCE
+    for whole, part in zip(every.keys_values, some.keys_values, strict=True):
+        np.testing.assert_allclose(whole[0], part[0], rtol=1e-5, atol=1e-5)
+
+
+QWEN25 = {  # hidden, mlp, layers, query heads, KV heads, vocabulary, tied, parameters
+    "0.5B": (896, 4864, 24, 14, 2, 151_936, True, 494_032_768),
+    "1.5B": (1536, 8960, 28, 12, 2, 151_936, True, 1_543_714_304),
+    "7B": (3584, 18944, 28, 28, 4, 152_064, False, 7_615_616_512),
+    "72B": (8192, 29568, 80, 64, 8, 152_064, False, 72_706_203_648),
+}
+
+
+@pytest.mark.parametrize("size", QWEN25)
+def test_published_shapes(size, loaded):
+    """Shapes and parameter counts of the published models, without a single weight."""
+    hidden, mlp, layers, heads, kv_heads, vocabulary, tied, count = QWEN25[size]
+    config = dataclasses.replace(
+        loaded[0].config,
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=0,
+        tie_word_embeddings=tied,
+        sliding_window=None,
+        layer_types=(),
+    )
+    model = create_model_with_hooks(config, [layers // 2], dtype=jnp.bfloat16)
+    ids = jax.ShapeDtypeStruct((2, 8), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), ids)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+    logits, activations = jax.eval_shape(
+        lambda p, i: model.apply(p, i, return_activations=True), params, ids
+    )
+    assert logits.shape == (2, 8, vocabulary)
+    assert activations[f"layer_{layers // 2}"].shape == (2, 8, hidden)
+    assert activations[f"layer_{layers // 2}"].dtype == jnp.bfloat16
