@@ -5,6 +5,7 @@ that have whole blocks of rows; `extract_layer_activation` is founding document 
 layer at a time, and ends in `add` too.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import re
@@ -51,6 +52,10 @@ class ActivationExtractionConfig:
             )
         if not self.layers_to_extract:
             raise StoreError("no layer to extract")
+        if min(self.layers_to_extract) < 0:
+            raise StoreError(f"a layer is below 0 in {list(self.layers_to_extract)}")
+        if len(set(self.layers_to_extract)) < len(self.layers_to_extract):
+            raise StoreError(f"a layer is named twice in {list(self.layers_to_extract)}")
 
 
 class ActivationExtractor:
@@ -71,15 +76,16 @@ class ActivationExtractor:
     def __init__(self, config: ActivationExtractionConfig, storage: Storage | None = None):
         self.config = config
         self.hook_points = tuple(f"layer_{layer}" for layer in config.layers_to_extract)
-        self._storage = storage or LocalStorage(config.output_dir)
+        self._storage = LocalStorage(config.output_dir) if storage is None else storage
         self._format_name = "pickle"
         self._format = FORMATS[self._format_name]
         self._buffer: list[RowBlock] = []
         self._buffered = 0
         self._batches: list[BatchFile] = []
         self._listed = 0  # batches in the last metadata.json
-        self._sequences = 0
-        self._last_sequence: tuple[str, int] | None = None
+        self._sequences: set[tuple[str, int]] = set()  # of published rows
+        self._failed = False
+        self._metadata(complete=False)  # what JSON cannot hold is refused now, not after a batch
         self._partial_rows: dict[tuple, dict[str, np.ndarray]] = {}
         self._next_step: dict[tuple[str, int], int] = {}
         self._closed = False
@@ -96,17 +102,18 @@ class ActivationExtractor:
     def __exit__(self, exception_type, exception, traceback) -> None:
         if exception_type is None:
             self.close()
+        elif self._batches:
+            with contextlib.suppress(OSError):  # the block's own exception tells more
+                self._write_metadata(complete=False)
 
     def add(self, block: RowBlock) -> None:
         """Takes rows; writes every batch that they fill.
 
-        Rows of one sequence must come one after another.
-
         Raises:
-            StoreError: hook points or widths differ from the run's, or it is closed.
+            StoreError: hook points or widths differ from the run's, it is closed, or a write
+                failed earlier.
         """
-        if self._closed:
-            raise StoreError("this extractor is closed; a run cannot be added to")
+        self._check_open()
         if set(block.activations) != set(self.hook_points):
             raise StoreError(
                 f"rows of {sorted(block.activations)} do not fit a run of {list(self.hook_points)}"
@@ -116,7 +123,6 @@ class ActivationExtractor:
                 raise StoreError(
                     f"{name} has shape {list(values.shape)}, not [rows, {self.config.hidden_dim}]"
                 )
-        self._count_sequences(block)
         self._buffer.append(block)
         self._buffered += len(block)
         rows = self.config.save_every_n_samples
@@ -156,28 +162,39 @@ class ActivationExtractor:
         Raises:
             StoreError: the layer is not one of the run's, was given twice, or shapes do not fit.
         """
+        self._check_open()
         name = f"layer_{layer_idx}"
         if name not in self.hook_points:
             raise StoreError(f"{name} is not captured by this run, {list(self.hook_points)} are")
-        values = np.asarray(activation)
-        told: list[Any] = [task_id, sample_idx, step, position, token_id]
+        values = np.array(activation)  # a copy: the caller may use the array again
         if values.ndim == 1:
-            values, told = values[None], [[value] for value in told]
-        rows = len(values)
-        # One step, position or token id may stand for all sequences; a task and sample may not.
-        columns = [list(value) for value in told[:2]]
-        columns += [[value] * rows if np.ndim(value) == 0 else list(value) for value in told[2:]]
+            values = values[None]
+        rows = len(values) if values.ndim == 2 else 1
+        told: list[Any] = [task_id, sample_idx, step, position, token_id]
+        # One step, position or token id may stand for all rows; a task and sample for one row only.
+        spread = (1, 1, rows, rows, rows)
+        columns = [
+            [value] * times if np.ndim(value) == 0 else list(value)
+            for value, times in zip(told, spread, strict=True)
+        ]
         if values.ndim != 2 or {len(column) for column in columns} != {rows}:
             raise StoreError(
                 f"an activation of shape {list(values.shape)} needs {rows} task ids, sample"
                 f" indices and so on, not {[len(column) for column in columns]}"
             )
-        for row, task, sample, at_step, at, token in zip(values, *columns, strict=True):
-            self._take_row(name, row, str(task), int(sample), at_step, int(at), int(token))
+        tasks, samples = [str(task) for task in columns[0]], [int(s) for s in columns[1]]
+        # Steps not told are counted before any row is taken: the last layer's rows move the count.
+        count = {}
+        for i, sequence in enumerate(zip(tasks, samples, strict=True)):
+            if columns[2][i] is None:
+                columns[2][i] = count.get(sequence, self._next_step.get(sequence, 0))
+                count[sequence] = columns[2][i] + 1
+        for row, task, sample, at_step, at, token in zip(
+            values, tasks, samples, *columns[2:], strict=True
+        ):
+            self._take_row(name, row, task, sample, int(at_step), int(at), int(token), bool(count))
 
-    def _take_row(self, name, row, task, sample, step, position, token) -> None:
-        told_step = step is not None
-        step = int(step) if told_step else self._next_step.get((task, sample), 0)
+    def _take_row(self, name, row, task, sample, step, position, token, counted) -> None:
         key = (task, sample, step, position, token)
         layers = self._partial_rows.setdefault(key, {})
         if name in layers:
@@ -185,7 +202,7 @@ class ActivationExtractor:
         layers[name] = row
         if len(layers) == len(self.hook_points):
             del self._partial_rows[key]
-            if not told_step:
+            if counted:
                 self._next_step[task, sample] = step + 1
             self.add(
                 RowBlock(
@@ -207,6 +224,7 @@ class ActivationExtractor:
         """
         if self._closed:
             return
+        self._check_open()
         if self._partial_rows:
             key, layers = next(iter(self._partial_rows.items()))
             missing = [name for name in self.hook_points if name not in layers]
@@ -229,14 +247,16 @@ class ActivationExtractor:
         """The published files."""
         return tuple(self._batches)
 
-    def _count_sequences(self, block: RowBlock) -> None:
-        for sequence in zip(block.task_ids, block.sample_idx.tolist(), strict=True):
-            self._sequences += sequence != self._last_sequence
-            self._last_sequence = sequence
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError("this extractor is closed; a run cannot be added to")
+        if self._failed:
+            raise StoreError("a write failed earlier; what was published stays, no more can follow")
 
     def _write_batch(self, block: RowBlock) -> None:
         batch_id = len(self._batches) // len(self.hook_points) + 1
         files = []
+        self._failed = True  # until all is written
         for name in self.hook_points:
             file = f"{name}_batch_{batch_id:06d}.{self._format.extension}"
             self._storage.put_new(file, self._format.serialise(name, block))
@@ -244,22 +264,26 @@ class ActivationExtractor:
                 BatchFile(batch_id=batch_id, hook_point=name, file=file, n_samples=len(block))
             )
         self._batches += files
+        self._sequences |= set(zip(block.task_ids, block.sample_idx.tolist(), strict=True))
         # Rewriting at every batch would cost time quadratic in their number.
         if len(self._batches) >= 1.1 * self._listed:
             self._write_metadata(complete=False)
+        self._failed = False
 
-    def _write_metadata(self, *, complete: bool) -> None:
-        document = metadata_document(
+    def _metadata(self, *, complete: bool) -> bytes:
+        return metadata_document(
             model_name=self.config.model_name,
             hook_points=self.hook_points,
             hidden_dim=self.config.hidden_dim,
             batches=self._batches,
-            total_sequences=self._sequences,
+            total_sequences=len(self._sequences),
             complete=complete,
             file_format=self._format_name,
             run=self.config.run,
         )
-        self._storage.replace(METADATA_FILE, document)
+
+    def _write_metadata(self, *, complete: bool) -> None:
+        self._storage.replace(METADATA_FILE, self._metadata(complete=complete))
         self._listed = len(self._batches)
 
 

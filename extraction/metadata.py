@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from extraction.errors import StoreError
 from extraction.formats.pickle_format import layer_field
 
 SCHEMA_VERSION = 1
@@ -77,4 +78,7 @@ def metadata_document(
         "dtype": "float32",
         "run": dict(run),
     }
-    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+    try:
+        return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+    except TypeError as error:
+        raise StoreError(f"model_name and run must be what JSON can hold: {error}") from None

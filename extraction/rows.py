@@ -15,7 +15,7 @@ UNKNOWN = -1
 """Stands for a position or token id that the caller did not tell."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class RowBlock:
     """R rows of every hook point.
 

@@ -30,10 +30,10 @@ class PickleFormat:
         """See the module's docstring."""
         rows = np.asarray(block.activations[hook_point], dtype=np.float32)
         columns = zip(
-            block.task_ids,
+            map(str, block.task_ids),  # a numpy string would pickle by numpy's private names
             block.sample_idx.tolist(),
             rows,
-            block.timestamps,
+            map(str, block.timestamps),
             block.step.tolist(),
             block.position.tolist(),
             block.token_id.tolist(),

@@ -5,6 +5,7 @@ through a loss of power: write to a temporary name, fsync the file, give it its 
 folder (as in TensorStore's file driver).
 """
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -23,9 +24,14 @@ def publish_new(path: Path, data: bytes) -> None:
     temporary = write_temporary(path.parent, data)
     try:
         os.link(temporary, path)  # unlike a rename, refuses to overwrite
+        try:
+            sync_folder(path.parent)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
     finally:
-        os.unlink(temporary)
-    sync_folder(path.parent)
+        with contextlib.suppress(OSError):  # a left-over under a name that nobody reads
+            os.unlink(temporary)
 
 
 def publish_over(path: Path, data: bytes) -> None:
@@ -35,7 +41,11 @@ def publish_over(path: Path, data: bytes) -> None:
 
 def publish_temporary(temporary: Path, path: Path) -> None:
     """Gives a finished and synced temporary file its name, replacing what has it."""
-    os.replace(temporary, path)
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
@@ -52,6 +62,15 @@ def write_temporary(folder: Path, data: bytes) -> Path:
         path.unlink(missing_ok=True)
         raise
     return path
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those above it, so that they outlast a loss of power."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

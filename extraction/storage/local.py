@@ -1,5 +1,6 @@
 """A run's files in a local folder."""
 
+import os
 from pathlib import Path
 
 from extraction.errors import StoreError
@@ -15,8 +16,13 @@ class LocalStorage:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder).expanduser()
-        if self.folder.exists() and not self.folder.is_dir():
-            raise StoreError(f"{folder} is a file; a folder is needed there")
+        path = self.folder.absolute()
+        there = next(p for p in (path, *path.parents) if p.exists())
+        if not there.is_dir():
+            place = "is" if there == path else f"lies below {there}, which is"
+            raise StoreError(f"{folder} {place} a file; a folder is needed there")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise StoreError(f"{folder} cannot be written to: no permission for {there}")
 
     def names(self) -> list[str]:
         """See `Storage.names`."""
@@ -42,6 +48,6 @@ class LocalStorage:
             StoreError: it cannot be made.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            file_operations.make_folder(self.folder)
         except OSError as error:
             raise StoreError(f"cannot make the folder {self.folder}: {error.strerror}") from None
