@@ -89,15 +89,16 @@ def own_prefill(folder: Path, token_ids: np.ndarray) -> dict[str, Callable[[], o
 def peak_of_loading(folder: Path, dtype: str) -> tuple[float, float]:
     """MiB of the parameters, and peak MiB of a process that loads them."""
     code = (
-        "import sys, resource, jax; from qwen_hooks import Checkpoint, load_params;"
+        "import sys, jax; from qwen_hooks import Checkpoint, load_params;"
         "params = load_params(Checkpoint.open(sys.argv[1]), sys.argv[2]);"
-        "print(sum(x.nbytes for x in jax.tree.leaves(params)) / 2**20,"
-        " resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        "print(sum(x.nbytes for x in jax.tree.leaves(params)) / 2**20);"
+        "print(open('/proc/self/status').read())"
     )
     command = [sys.executable, "-c", code, str(folder), dtype]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    size, peak = output.split()
-    return float(size), float(peak)
+    # Not ru_maxrss: a child's begins at its parent's.
+    high_water = next(line for line in output.splitlines() if line.startswith("VmHWM:"))
+    return float(output.split()[0]), int(high_water.split()[1]) / 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -60,9 +60,9 @@ def _encode_shaped(grid: Grid) -> str:
 
 
 def _decode_shaped(text: str) -> Grid | None:
-    for header in re.finditer(r"^\s*(\d+)x(\d+)\s*$", text, re.MULTILINE):
+    for header in re.finditer(r"^[ \t]*([0-9]+)x([0-9]+)[ \t\r]*$", text, re.MULTILINE):
         grid = _decode_digits(text[header.end() :])
-        if grid and (len(grid), len(grid[0])) == (int(header[1]), int(header[2])):
+        if grid and (str(len(grid)), str(len(grid[0]))) == (header[1], header[2]):
             return grid
     return None
 
@@ -80,10 +80,10 @@ def _encode_json(grid: Grid) -> str:
 
 
 def _decode_json(text: str) -> Grid | None:
-    for match in re.finditer(r"\[\s*\[[\d,\s\[\]]*?\]\s*\]", text):
+    for match in re.finditer(r"\[\s*\[[0-9,\s]*\](?:\s*,\s*\[[0-9,\s]*\])*\s*\]", text):
         try:
             grid = tuple(tuple(row) for row in json.loads(match[0]))
-        except (json.JSONDecodeError, TypeError):
+        except ValueError:  # not JSON, or a number of thousands of digits
             continue
         if is_grid(grid):
             return grid

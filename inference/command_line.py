@@ -6,6 +6,7 @@ message.
 
 import logging
 import sys
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
@@ -19,6 +20,10 @@ from qwen_hooks.errors import ModelError
 BAD_INPUT = 2
 
 SettingsT = TypeVar("SettingsT", bound=ExtractionSettings)
+
+
+class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Defaults after each flag, and the description's own lines."""
 
 
 class _Parser(HfArgumentParser):
@@ -41,16 +46,25 @@ def run_command(
         description: for `--help`.
         arguments: instead of the process's own.
     """
-    parser = _Parser([settings_type], description=description, allow_abbrev=False)  # pyright: ignore
+    parser = _Parser(
+        [settings_type],  # pyright: ignore[reportArgumentType]
+        description=description,
+        allow_abbrev=False,
+        formatter_class=_HelpFormatter,
+    )
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
     for noisy in ("httpx", "jax", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        (settings,) = parser.parse_args_into_dataclasses(
-            list(sys.argv[1:] if arguments is None else arguments), look_for_args_file=False
+        settings, unknown = parser.parse_args_into_dataclasses(
+            list(sys.argv[1:] if arguments is None else arguments),
+            return_remaining_strings=True,  # else they raise a plain ValueError
+            look_for_args_file=False,
         )
+        if unknown:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         run(settings)
     except (InputError, ModelError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -84,8 +84,9 @@ class OutputsFile:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        file_operations.sync_and_close(self._stream)
-        if exception_type is None:
-            file_operations.publish_temporary(self._temporary, self.path)
-        else:
-            self._temporary.unlink()
+        try:
+            file_operations.sync_and_close(self._stream)
+            if exception_type is None:
+                file_operations.publish_temporary(self._temporary, self.path)
+        finally:
+            self._temporary.unlink(missing_ok=True)

@@ -70,5 +70,6 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         return None
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder}: the tokenizer cannot be loaded: {error}") from None
+    except Exception as error:  # every kind, depending on which of its files is damaged
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise InputError(f"{folder}: the tokenizer cannot be loaded: {reason}") from None

@@ -50,13 +50,10 @@ def make_samples(
     for task in tasks:
         prompts = _arc_prompts(task, settings) if isinstance(task, ArcTask) else [_own_prompt(task)]
         for sample_idx, (content, extra) in enumerate(prompts):
+            if isinstance(content, tuple):  # before the tokenizer, which cannot take them all
+                _check_token_ids(task.task_id, content, vocab_size)
             prompt, token_ids = _tokenise(task.task_id, content, tokenizer)
-            unknown = [token for token in token_ids if not 0 <= token < vocab_size]
-            if unknown:
-                raise InputError(
-                    f"task {task.task_id!r}: token id {unknown[0]} is not in the model's"
-                    f" vocabulary of {vocab_size}"
-                )
+            _check_token_ids(task.task_id, token_ids, vocab_size)
             yield Sample(
                 number=number,
                 task_id=task.task_id,
@@ -66,6 +63,15 @@ def make_samples(
                 extra=extra,
             )
             number += 1
+
+
+def _check_token_ids(task_id: str, token_ids: Sequence[int], vocab_size: int) -> None:
+    unknown = [token for token in token_ids if not 0 <= token < vocab_size]
+    if unknown:
+        raise InputError(
+            f"task {task_id!r}: token id {unknown[0]} is not in the model's"
+            f" vocabulary of {vocab_size}"
+        )
 
 
 Content = str | list[dict[str, str]] | tuple[int, ...]
@@ -125,6 +131,11 @@ def _tokenise(
             f"task {task_id!r} is a chat, but the tokenizer has no chat template"
             " (for ARC tasks: --prompt_style plain)"
         )
-    text = tokenizer.apply_chat_template(content, tokenize=False, add_generation_prompt=True)
+    try:
+        text = tokenizer.apply_chat_template(content, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program of the checkpoint's
+        raise InputError(
+            f"task {task_id!r}: the tokenizer's chat template fails: {error}"
+        ) from None
     assert isinstance(text, str)
     return text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"])

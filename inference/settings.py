@@ -4,11 +4,14 @@ Frozen dataclasses, read from the command line by `transformers.HfArgumentParser
 """
 
 import dataclasses
+import math
 from dataclasses import field
 from typing import Literal
 
 from inference.arc_grids import GRID_ENCODERS
 from inference.errors import InputError
+
+MAX_SEED = 2**31 - 1
 
 
 def _help(text: str) -> dict[str, str]:
@@ -85,6 +88,12 @@ class ExtractionSettings:
             value = getattr(self, name)
             if not value >= minimum:  # also refuses NaN
                 raise InputError(f"--{name} must be at least {minimum}, not {value}")
+        if self.random_seed > MAX_SEED:
+            raise InputError(
+                f"--random_seed must be at most {MAX_SEED} (32 bits), not {self.random_seed}"
+            )
+        if self.temperature == math.inf:
+            raise InputError("--temperature must be a finite number, not inf")
         if not 0 < self.top_p <= 1:
             raise InputError(f"--top_p must be above 0 and at most 1, not {self.top_p}")
         if self.grid_encoder not in GRID_ENCODERS:

@@ -11,6 +11,8 @@ or token ids (`token_ids`). Further fields of a task go into its output line.
 
 import dataclasses
 import json
+import math
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from inference.outputs import OUTPUT_FIELDS
 
 PROMPT_FIELDS = ("prompt", "messages", "token_ids")
 MAX_TASK_ID_BYTES = 512
+MAX_DIGITS = 300
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,8 +55,12 @@ def read_tasks(tasks_file: str) -> list[Task]:
     Raises:
         InputError: no such file, nothing in it, or a task that is wrong; says where.
     """
-    path = Path(tasks_file).expanduser()
-    if not path.exists():
+    try:
+        path = Path(tasks_file).expanduser()
+        found = bool(tasks_file) and path.exists()
+    except (OSError, RuntimeError):  # a name that is too long; ~ of a user that there is not
+        found = False
+    if not found:
         raise InputError(f"--tasks_file {tasks_file}: there is no such file or folder")
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
@@ -104,8 +111,8 @@ def _is_json_lines(file: Path, text: str) -> bool:
     if not text.lstrip().startswith("{"):
         return False
     try:
-        first = json.loads(text.strip().splitlines()[0])
-    except json.JSONDecodeError:
+        first = json.loads(text.strip().split("\n", 1)[0])  # splitlines cuts inside of texts
+    except (ValueError, RecursionError):
         return False
     return isinstance(first.get("task_id"), str | int)
 
@@ -113,31 +120,48 @@ def _is_json_lines(file: Path, text: str) -> bool:
 def _read_json_lines(file: Path, text: str) -> Iterator[Task]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            entry = _parse_json(file, line, line_offset=number - 1)
+            entry = _parse_json(file, line, line_number=number)
             yield _prompt_task(f"{file}, line {number}", entry)
 
 
-def _parse_json(file: Path, text: str, line_offset: int = 0) -> Any:
+def _parse_json(file: Path, text: str, line_number: int | None = None) -> Any:
+    """Parses a file, or one line of it."""
+    where = str(file) if line_number is None else f"{file}, line {line_number}"
+
     def refuse_constant(name: str) -> None:
-        raise InputError(f"{file} holds {name}, which is not JSON")
+        raise InputError(f"{where} holds {name}, which is not JSON")
+
+    def finite(text: str) -> float:
+        if not math.isfinite(float(text)):
+            raise InputError(f"{where} holds {text:.40}, which is beyond JSON's usual numbers")
+        return float(text)
+
+    def whole(text: str) -> int:
+        if len(text) > MAX_DIGITS:
+            raise InputError(f"{where} holds a number of {len(text)} digits")
+        return int(text)
 
     def refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise InputError(f"{file}: key {twice!r} stands twice in one object")
+            raise InputError(f"{where}: key {twice!r} stands twice in one object")
         return result
 
     try:
         return json.loads(
-            text, parse_constant=refuse_constant, object_pairs_hook=refuse_repeated_keys
+            text,
+            parse_constant=refuse_constant,
+            parse_float=finite,
+            parse_int=whole,
+            object_pairs_hook=refuse_repeated_keys,
         )
     except json.JSONDecodeError as error:
-        where = f"line {error.lineno + line_offset}, column {error.colno}"
-        raise InputError(f"{file} is not JSON: {error.msg} at {where}") from None
+        at = f"line {error.lineno + (line_number or 1) - 1}, column {error.colno}"
+        raise InputError(f"{file} is not JSON: {error.msg} at {at}") from None
     except RecursionError:
-        raise InputError(f"{file} is nested too deeply") from None
+        raise InputError(f"{where} is nested too deeply") from None
 
 
 def _check_task_id(file: Path, task_id: str) -> None:
@@ -147,14 +171,22 @@ def _check_task_id(file: Path, task_id: str) -> None:
         reason = "is empty"
     elif any(0xD800 <= ord(c) <= 0xDFFF for c in task_id):
         reason = "holds half of a surrogate pair, which no file can store"
-    elif not task_id.isprintable():
-        reason = "holds control or other unprintable characters"
+    elif any(_is_control(c) for c in task_id):
+        reason = "holds control characters, line breaks or direction marks"
     elif len(task_id.encode()) > MAX_TASK_ID_BYTES:
         reason = f"is longer than {MAX_TASK_ID_BYTES} bytes"
     elif task_id.startswith(("/", "~", "\\")) or ".." in task_id.replace("\\", "/").split("/"):
         reason = "looks like a path out of the folder"
     if reason:
         raise InputError(f"{file}: task id {task_id!r:.80} {reason}")
+
+
+def _is_control(character: str) -> bool:
+    direction_marks = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    return (
+        unicodedata.category(character) in ("Cc", "Zl", "Zp")
+        or unicodedata.bidirectional(character) in direction_marks
+    )
 
 
 def _prompt_task(where: str, entry: Any) -> PromptTask:
@@ -176,7 +208,12 @@ def _prompt_task(where: str, entry: Any) -> PromptTask:
         "prompt": isinstance(value, str),
         "messages": isinstance(value, list)
         and len(value) > 0
-        and all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in value),
+        and all(
+            isinstance(m, dict)
+            and isinstance(m.get("role"), str)
+            and isinstance(m.get("content"), str)
+            for m in value
+        ),
         "token_ids": isinstance(value, list) and all(type(t) is int for t in value),
     }
     if not valid[form]:
@@ -193,8 +230,9 @@ def _prompt_task(where: str, entry: Any) -> PromptTask:
             f"{where}, task {task_id!r}: the field {taken[0]!r} would collide with the same field"
             " of outputs.jsonl; rename it"
         )
-    if any(0xD800 <= ord(c) <= 0xDFFF for c in json.dumps(value, ensure_ascii=False)):
-        raise InputError(f"{where}, task {task_id!r}: {form} holds half of a surrogate pair")
+    for name, content in entry.items():
+        if any(0xD800 <= ord(c) <= 0xDFFF for c in json.dumps([name, content], ensure_ascii=False)):
+            raise InputError(f"{where}, task {task_id!r}: {name!r} holds half of a surrogate pair")
     return PromptTask(
         task_id=str(task_id),
         prompt=entry.get("prompt"),

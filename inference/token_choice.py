@@ -44,12 +44,15 @@ def choose_tokens(
     """
     if temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    scaled = logits / temperature
-    if top_p < 1:
-        descending = jnp.sort(scaled, axis=-1, descending=True)
-        probability = jax.nn.softmax(descending, axis=-1)
-        before = jnp.cumsum(probability, axis=-1) - probability
-        # The likeliest token is always in: nothing comes before it.
-        smallest = jnp.min(jnp.where(before < top_p, descending, jnp.inf), axis=-1, keepdims=True)
-        scaled = jnp.where(scaled >= smallest, scaled, -jnp.inf)
-    return jax.vmap(jax.random.categorical)(keys, scaled).astype(jnp.int32)
+    # Relative to the likeliest, so that no temperature makes it infinite.
+    scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature
+    draw = jax.vmap(jax.random.categorical)
+    if top_p == 1:
+        return draw(keys, scaled).astype(jnp.int32)
+    order = jnp.argsort(-scaled, axis=-1, stable=True)
+    descending = jnp.take_along_axis(scaled, order, axis=-1)
+    probability = jax.nn.softmax(descending, axis=-1)
+    before = jnp.cumsum(probability, axis=-1) - probability
+    # The likeliest token is always in: nothing comes before it.
+    rank = draw(keys, jnp.where(before < top_p, descending, -jnp.inf))
+    return jnp.take_along_axis(order, rank[:, None], axis=-1)[:, 0].astype(jnp.int32)

@@ -39,7 +39,11 @@ def find_checkpoint(model_path: str, revision: str | None = None) -> Path:
     Raises:
         ModelError: neither a folder here nor a repository that can be reached.
     """
-    folder = Path(model_path).expanduser()
+    try:
+        folder = Path(model_path).expanduser()
+        folder.exists()
+    except (OSError, RuntimeError) as error:  # too long a name; ~ of a user that there is not
+        raise ModelError(f"{model_path} cannot be a folder: {error}") from None
     if folder.is_dir():
         if revision is not None:
             raise ModelError(f"{model_path} is a local folder, which has no revision {revision!r}")

@@ -151,7 +151,7 @@ class QwenConfig:
             raise ModelError(f"{path} must hold a JSON object, not a {type(raw).__name__}")
         try:
             return cls.from_dict(raw)
-        except ModelError as error:
+        except (ModelError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"{path}: {error}") from None
 
     @classmethod

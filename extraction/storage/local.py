@@ -15,9 +15,12 @@ class LocalStorage:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder).expanduser()
-        path = self.folder.absolute()
-        there = next(p for p in (path, *path.parents) if p.exists())
+        try:
+            self.folder = Path(folder).expanduser()
+            path = self.folder.absolute()
+            there = next(p for p in (path, *path.parents) if p.exists())
+        except (OSError, RuntimeError) as error:  # too long a name; ~ of a user that there is not
+            raise StoreError(f"{folder} cannot be a folder: {error}") from None
         if not there.is_dir():
             place = "is" if there == path else f"lies below {there}, which is"
             raise StoreError(f"{folder} {place} a file; a folder is needed there")

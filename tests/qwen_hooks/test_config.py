@@ -135,3 +135,7 @@ def test_unreadable_config(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ModelError, match="JSON object"):
         QwenConfig.from_pretrained(tmp_path)
+    for damage in ({"rope_scaling": 5}, {"layer_types": 5}, {"rope_theta": "x"}):
+        (tmp_path / "config.json").write_text(json.dumps(RAW | damage))
+        with pytest.raises(ModelError, match=r"config\.json: "):
+            QwenConfig.from_pretrained(tmp_path)
