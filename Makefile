@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo_run
+export TRANSFORMERS_NO_ADVISORY_WARNINGS := 1
 
 .PHONY: demo test lint bench clean
 .DEFAULT_GOAL := demo

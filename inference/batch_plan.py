@@ -1,0 +1,192 @@
+"""Which samples run together: windows, units, buckets and batches. No JAX here.
+
+    samples -> windows of 4,096 -> sorted by length -> units -> each process takes its own
+            -> batches of one shape a bucket
+
+The *units* are a pure function of the samples and the settings, whatever the number of processes
+and devices: unit u is committed as batch u + 1, whole, by whichever process runs it. Process p of
+P runs the units u with u % P == p that have no commit record yet; no process asks another, so a
+run can go on with any number of them.
+
+Within a window the samples are cut, from the longest down, into groups of as many as one device
+runs at a time in the bucket of the group's longest. So no group but the last, the cheapest, needs
+dummy rows: where a bucket's samples do not fill a group, the longest ones below join them, which
+costs a little padding instead of whole rows. Groups become units of at most
+`rows_per_unit` planned rows.
+"""
+
+import dataclasses
+import math
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import groupby, islice
+
+from inference.buckets import bucket_length
+
+WINDOW = 4_096
+"""Samples that are sorted together: a stream never has to be read to its end first."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """What the plan depends on besides the samples.
+
+    Attributes:
+        tokens_per_batch: padded tokens that one device runs at a time.
+        max_batch_size: rows that one device runs at a time, at most.
+        rows_per_unit: rows per hook point that a unit may hold; a sample with more is alone.
+        window: samples that are sorted together.
+    """
+
+    tokens_per_batch: int
+    max_batch_size: int
+    rows_per_unit: int
+    window: int = WINDOW
+
+    def batch_size(self, bucket: int) -> int:
+        """Rows that one device runs at a time in a bucket; at least one."""
+        return max(1, min(self.max_batch_size, self.tokens_per_batch // bucket))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlannedSample:
+    """What the plan needs to know of a sample.
+
+    Attributes:
+        number: place in the run, from 0.
+        tokens: of the prompt; 0 if the sample is skipped.
+        rows: that it may give per hook point.
+    """
+
+    number: int
+    tokens: int
+    rows: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unit:
+    """Samples that are committed together.
+
+    Attributes:
+        number: from 0; the batch id less one.
+        bucket: length that their prompts are padded to; 0 for a unit of skipped samples.
+        samples: their numbers, ascending.
+    """
+
+    number: int
+    bucket: int
+    samples: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What the devices of a process run at a time; shorter batches are filled with dummy rows.
+
+    Attributes:
+        bucket: length that the prompts are padded to.
+        rows: `(unit, sample)` of each row that is no dummy.
+    """
+
+    bucket: int
+    rows: tuple[tuple[int, int], ...]
+
+
+def plan_units(samples: Iterable[PlannedSample], settings: PlanSettings) -> Iterator[Unit]:
+    """All units of a run, in order."""
+    stream, number = iter(samples), 0
+    while window := list(islice(stream, settings.window)):
+        for bucket, members in _cut_window(window, settings):
+            yield Unit(number=number, bucket=bucket, samples=tuple(sorted(members)))
+            number += 1
+
+
+def _cut_window(
+    window: Sequence[PlannedSample], settings: PlanSettings
+) -> Iterator[tuple[int, list[int]]]:
+    """Bucket and sample numbers of each unit."""
+    running = sorted((s for s in window if s.tokens), key=lambda s: (-s.tokens, s.number))
+    bucketed: list[tuple[int, PlannedSample]] = []
+    while len(bucketed) < len(running):
+        start = len(bucketed)
+        bucket = bucket_length(running[start].tokens)
+        group = running[start : start + settings.batch_size(bucket)]
+        bucketed += [(bucket, sample) for sample in group]
+    for bucket, group in groupby(bucketed, key=lambda entry: entry[0]):
+        members: list[int] = []
+        planned = 0
+        for _, sample in group:
+            if members and planned + sample.rows > settings.rows_per_unit:
+                yield bucket, members
+                members, planned = [], 0
+            members.append(sample.number)
+            planned += sample.rows
+        yield bucket, members
+    skipped = [s.number for s in window if not s.tokens]
+    if skipped:
+        yield 0, skipped
+
+
+def own_units(
+    units: Iterable[Unit], process: int, processes: int, committed: Container[int]
+) -> Iterator[Unit]:
+    """The units that a process has to run.
+
+    Args:
+        units: of the plan.
+        process: its number, from 0.
+        processes: how many there are.
+        committed: numbers of the units that have a commit record.
+    """
+    for unit in units:
+        if unit.number % processes == process and unit.number not in committed:
+            yield unit
+
+
+def pack_batches(
+    units: Iterable[Unit], settings: PlanSettings, devices: int
+) -> Iterator[Batch]:
+    """A process's units as batches for its devices; every sample stands in exactly one.
+
+    A bucket's samples wait until they fill a batch, across units and windows, so that only the
+    last batch of a bucket has dummy rows. No more than one batch for each bucket waits.
+
+    Args:
+        units: to run; those of skipped samples give no batch.
+        settings: of the plan.
+        devices: over which a batch is spread, `settings.batch_size(bucket)` rows on each.
+    """
+    waiting: dict[int, list[tuple[int, int]]] = {}
+    for unit in units:
+        if not unit.bucket:
+            continue
+        rows = waiting.setdefault(unit.bucket, [])
+        rows += [(unit.number, sample) for sample in unit.samples]
+        size = settings.batch_size(unit.bucket) * devices
+        while len(rows) >= size:
+            yield Batch(bucket=unit.bucket, rows=tuple(rows[:size]))
+            del rows[:size]
+    for bucket, rows in sorted(waiting.items(), reverse=True):
+        if rows:
+            yield Batch(bucket=bucket, rows=tuple(rows))
+
+
+def rows_per_sample(max_new_tokens: int) -> int:
+    """Rows of the last token: one for each forward pass, of which there is at least one."""
+    return max(1, max_new_tokens)
+
+
+def padding_efficiency(
+    batches: Iterable[Batch], tokens: Sequence[int], settings: PlanSettings, devices: int
+) -> float:
+    """Share of the computed prompt tokens that are real.
+
+    Args:
+        batches: as packed.
+        tokens: prompt length of each sample, by its number.
+        settings: of the plan.
+        devices: over which the batches are spread.
+    """
+    real = computed = 0
+    for batch in batches:
+        real += sum(tokens[sample] for _, sample in batch.rows)
+        computed += batch.bucket * settings.batch_size(batch.bucket) * devices
+    return real / computed if computed else math.nan
