@@ -40,7 +40,7 @@ lint: $(VENV)/test.stamp
 	$(BIN)/pyright
 
 bench: $(VENV)/test.stamp
-	$(BIN)/python -m benchmarks.prefill
+	$(BIN)/python -m benchmarks.prefill --tokens 512
 
 clean:
 	rm -rf $(VENV) $(DEMO)

@@ -141,9 +141,7 @@ def own_units(
             yield unit
 
 
-def pack_batches(
-    units: Iterable[Unit], settings: PlanSettings, devices: int
-) -> Iterator[Batch]:
+def pack_batches(units: Iterable[Unit], settings: PlanSettings, devices: int) -> Iterator[Batch]:
     """A process's units as batches for its devices; every sample stands in exactly one.
 
     A bucket's samples wait until they fill a batch, across units and windows, so that only the

@@ -4,12 +4,15 @@ import json
 import pickle
 from collections import defaultdict
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig
 
-from inference.simple_extraction_inference import main
+from inference.simple_extraction_inference import main, prefill
+from qwen_hooks import Checkpoint, create_model_with_hooks
 from tests.oracle import load_torch, make_checkpoint, random_tokens, row_error, torch_rows
 
 LAYERS = (0, 2, 3)
@@ -198,3 +201,22 @@ def test_metadata_is_true_to_the_files(greedy_run, checkpoint, tmp_path):
     assert metadata["total_samples"] == rows
     assert metadata["total_sequences"] == 5
     assert metadata["run"]["settings"]["max_new_tokens"] == 3
+
+
+def test_nothing_is_computed_that_nobody_reads(demo_checkpoint):
+    """No logits but the last token's, none at all unless asked for, no block above the deepest."""
+    checkpoint = Checkpoint.open(demo_checkpoint)
+    model = create_model_with_hooks(checkpoint.config, [1])
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    ids = jnp.zeros((1, 40), jnp.int32)
+
+    def program(predict):
+        lowered = prefill.lower(model, params, ids, 40, predict=predict, capacity=None)
+        return lowered.as_text(), lowered.compile().cost_analysis()["flops"]
+
+    with_token, flops = program(predict=True)
+    without, fewer_flops = program(predict=False)
+    assert "tensor<1x1x512xf32>" in with_token or "tensor<1x512xf32>" in with_token
+    assert "40x512xf32" not in with_token
+    assert "tensor<1x512xf32>" not in without
+    assert fewer_flops < 0.6 * flops  # two of four blocks
