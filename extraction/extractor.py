@@ -89,12 +89,7 @@ class ActivationExtractor:
         self._partial_rows: dict[tuple, dict[str, np.ndarray]] = {}
         self._next_step: dict[tuple[str, int], int] = {}
         self._closed = False
-        holds = [n for n in self._storage.names() if n == METADATA_FILE or BATCH_FILE.fullmatch(n)]
-        if holds:
-            raise ExistingRunError(
-                f"{config.output_dir} already holds a run ({holds[0]} and {len(holds) - 1} more"
-                " files); choose another folder, nothing was changed"
-            )
+        refuse_existing_run(self._storage, config.output_dir)
 
     def __enter__(self) -> "ActivationExtractor":
         return self
@@ -285,6 +280,21 @@ class ActivationExtractor:
     def _write_metadata(self, *, complete: bool) -> None:
         self._storage.replace(METADATA_FILE, self._metadata(complete=complete))
         self._listed = len(self._batches)
+
+
+def refuse_existing_run(storage: Storage, folder: str | Path) -> None:
+    """Makes sure that a folder holds no run.
+
+    Raises:
+        ExistingRunError: it does.
+    """
+    holds = [n for n in storage.names() if n == METADATA_FILE or BATCH_FILE.fullmatch(n)]
+    holds += storage.names("_run/commits/")
+    if holds:
+        raise ExistingRunError(
+            f"{folder} already holds a run ({holds[0]} and {len(holds) - 1} more files); choose"
+            " another folder, nothing was changed"
+        )
 
 
 def timestamp() -> str:

@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING, Any
 from extraction.errors import ExistingRunError
 from extraction.storage import file_operations
 from extraction.storage.local import LocalStorage
+from inference.arc import ArcTask, build_submission, score_submission
+from inference.arc_grids import GRID_ENCODERS
 
 if TYPE_CHECKING:
     from inference.samples import Sample
+    from inference.settings import ExtractionSettings
+    from inference.tasks import Task
 
 OUTPUTS_FILE = "outputs.jsonl"
+SUBMISSION_FILE = "submission.json"
 OUTPUT_FIELDS = frozenset(
     [
         "task_id",
@@ -90,3 +95,27 @@ class OutputsFile:
                 file_operations.publish_temporary(self._temporary, self.path)
         finally:
             self._temporary.unlink(missing_ok=True)
+
+
+def write_submission(
+    tasks: Sequence["Task"], outputs_file: Path, settings: "ExtractionSettings"
+) -> None:
+    """Writes `submission.json` beside `outputs.jsonl` and prints the score, for ARC tasks only.
+
+    Nothing is written where no answer can be: with at most one new token.
+    """
+    arc_tasks = [task for task in tasks if isinstance(task, ArcTask)]
+    if not arc_tasks or settings.max_new_tokens <= 1:
+        return
+    with outputs_file.open(encoding="utf-8") as lines:
+        submission = build_submission(
+            arc_tasks,
+            map(json.loads, lines),
+            predictions_per_task=settings.predictions_per_task,
+            encoder=GRID_ENCODERS[settings.grid_encoder],
+            seed=settings.random_seed,
+        )
+    path = outputs_file.with_name(SUBMISSION_FILE)
+    file_operations.publish_over(path, json.dumps(submission).encode())
+    solved, known = score_submission(arc_tasks, submission)
+    print(f"submission   {path}, {solved} of {known} known solved")

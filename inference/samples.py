@@ -139,3 +139,16 @@ def _tokenise(
         ) from None
     assert isinstance(text, str)
     return text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def reason_to_skip(sample: Sample, context: int, max_new_tokens: int) -> str | None:
+    """Why a sample cannot run, or None if it can."""
+    if not sample.token_ids:
+        return "the prompt is empty"
+    needed = len(sample.token_ids) + max(max_new_tokens, 1) - 1
+    if needed > context:
+        return (
+            f"{len(sample.token_ids)} prompt tokens with --max_new_tokens {max_new_tokens} need"
+            f" a context of {needed}, the model has {context}"
+        )
+    return None

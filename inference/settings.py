@@ -5,8 +5,9 @@ Frozen dataclasses, read from the command line by `transformers.HfArgumentParser
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from inference.arc_grids import GRID_ENCODERS
 from inference.errors import InputError
@@ -76,15 +77,17 @@ class ExtractionSettings:
         default=None, metadata=_help("Branch, tag or commit of a hub model.")
     )
 
+    minimum: ClassVar[Mapping[str, float]] = {
+        "max_new_tokens": 0,
+        "save_every_n_samples": 1,
+        "temperature": 0,
+        "predictions_per_task": 1,
+        "random_seed": 0,
+    }
+    """Least values of the flags that have one."""
+
     def __post_init__(self):
-        at_least = {
-            "max_new_tokens": 0,
-            "save_every_n_samples": 1,
-            "temperature": 0,
-            "predictions_per_task": 1,
-            "random_seed": 0,
-        }
-        for name, minimum in at_least.items():
+        for name, minimum in self.minimum.items():
             value = getattr(self, name)
             if not value >= minimum:  # also refuses NaN
                 raise InputError(f"--{name} must be at least {minimum}, not {value}")
@@ -100,3 +103,69 @@ class ExtractionSettings:
             raise InputError(
                 f"--grid_encoder {self.grid_encoder!r} is none of {', '.join(GRID_ENCODERS)}"
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistributedSettings(ExtractionSettings):
+    """What the distributed command needs to know besides."""
+
+    batch_size: int = field(
+        default=256, metadata=_help("Rows that one device runs at a time, at most.")
+    )
+    tokens_per_batch: int = field(
+        default=4096,
+        metadata=_help("Padded prompt tokens that one device runs at a time; limits the rows."),
+    )
+    mesh_shape: str | None = field(
+        default=None,
+        metadata=_help(
+            "Devices on the data and the model axis, such as 8,8. Default: the smallest model axis"
+            " on which the parameters fit."
+        ),
+    )
+    self_check: int = field(
+        default=4,
+        metadata=_help("Samples per process whose rows are computed again, alone, and compared."),
+    )
+    coordinator_address: str | None = field(
+        default=None,
+        metadata=_help("host:port of process 0, where neither a TPU slice nor SLURM tells it."),
+    )
+    num_processes: int | None = field(
+        default=None, metadata=_help("Processes of the run, with --coordinator_address.")
+    )
+    process_id: int | None = field(
+        default=None, metadata=_help("This process, from 0, with --coordinator_address.")
+    )
+    initialization_timeout: int = field(
+        default=300, metadata=_help("Seconds to wait for the other processes.")
+    )
+    compilation_cache_dir: str = field(
+        default="~/.cache/qwen_activation_extraction/xla",
+        metadata=_help("Folder that keeps compiled programs; also gs://. Empty: none."),
+    )
+
+    minimum: ClassVar[Mapping[str, float]] = {
+        **ExtractionSettings.minimum,
+        "batch_size": 1,
+        "tokens_per_batch": 1,
+        "self_check": 0,
+        "initialization_timeout": 1,
+    }
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.mesh_axes()
+
+    def mesh_axes(self) -> tuple[int, int] | None:
+        """`mesh_shape` as numbers.
+
+        Raises:
+            InputError: it is not two whole numbers.
+        """
+        if self.mesh_shape is None:
+            return None
+        parts = self.mesh_shape.split(",")
+        if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+            raise InputError(f"--mesh_shape must look like 8,8, not {self.mesh_shape!r}")
+        return int(parts[0]), int(parts[1])

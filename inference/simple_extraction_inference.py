@@ -19,7 +19,6 @@ if __name__ == "__main__" and not __package__:
 
 import dataclasses
 import functools
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -32,14 +31,11 @@ from tqdm import tqdm
 from extraction import ActivationExtractionConfig, ActivationExtractor, RowBlock
 from extraction.extractor import timestamp
 from extraction.rows import text_column
-from extraction.storage.local import LocalStorage
-from inference.arc import ArcTask, build_submission, score_submission
-from inference.arc_grids import GRID_ENCODERS
 from inference.buckets import bucket_length
 from inference.command_line import run_command
-from inference.outputs import OutputsFile, output_line, skipped_line
-from inference.pretrained import Pretrained, open_pretrained
-from inference.samples import Sample, decode_text, make_samples
+from inference.outputs import OutputsFile, output_line, skipped_line, write_submission
+from inference.pretrained import describe_run, open_pretrained
+from inference.samples import Sample, decode_text, make_samples, reason_to_skip
 from inference.settings import ExtractionSettings
 from inference.tasks import read_tasks
 from inference.token_choice import choose_tokens, step_keys
@@ -174,19 +170,6 @@ def row_block(sample: Sample, generated: Generated, layers: Sequence[int]) -> Ro
     )
 
 
-def reason_to_skip(sample: Sample, context: int, max_new_tokens: int) -> str | None:
-    """Why a sample cannot run, or None if it can."""
-    if not sample.token_ids:
-        return "the prompt is empty"
-    needed = len(sample.token_ids) + max(max_new_tokens, 1) - 1
-    if needed > context:
-        return (
-            f"{len(sample.token_ids)} prompt tokens with --max_new_tokens {max_new_tokens} need"
-            f" a context of {needed}, the model has {context}"
-        )
-    return None
-
-
 def run(settings: ExtractionSettings) -> None:
     """Runs every sample of the tasks file and writes its activations and its output line."""
     tasks = read_tasks(settings.tasks_file)
@@ -201,7 +184,7 @@ def run(settings: ExtractionSettings) -> None:
             hidden_dim=config.hidden_size,
             model_name=settings.model_path,
             save_every_n_samples=settings.save_every_n_samples,
-            run=_describe_run(settings, pretrained),
+            run=describe_run("simple_extraction_inference", settings, pretrained.dtype),
         )
     )
     log.info("loading %s in %s", settings.model_path, pretrained.dtype)
@@ -231,36 +214,7 @@ def run(settings: ExtractionSettings) -> None:
     print(f"activations  {extractor.rows_written} rows for each of {len(model.layers_to_extract)}"
           f" layers, {len(extractor.batches)} files in {settings.activations_dir}")  # fmt: skip
     print(f"outputs      {outputs.path}")
-    arc_tasks = [task for task in tasks if isinstance(task, ArcTask)]
-    if arc_tasks and settings.max_new_tokens > 1:
-        _write_submission(arc_tasks, outputs, settings)
-
-
-def _write_submission(
-    tasks: Sequence[ArcTask], outputs: OutputsFile, settings: ExtractionSettings
-) -> None:
-    with outputs.path.open(encoding="utf-8") as lines:
-        submission = build_submission(
-            tasks,
-            map(json.loads, lines),
-            predictions_per_task=settings.predictions_per_task,
-            encoder=GRID_ENCODERS[settings.grid_encoder],
-            seed=settings.random_seed,
-        )
-    storage = LocalStorage(settings.output_dir)
-    storage.replace("submission.json", json.dumps(submission).encode())
-    solved, known = score_submission(tasks, submission)
-    print(f"submission   {storage.folder / 'submission.json'}, {solved} of {known} known solved")
-
-
-def _describe_run(settings: ExtractionSettings, pretrained: Pretrained) -> dict:
-    return {
-        "command": "simple_extraction_inference",
-        "settings": dataclasses.asdict(settings),
-        "compute_dtype": str(pretrained.dtype),
-        "jax": jax.__version__,
-        "platform": jax.default_backend(),
-    }
+    write_submission(tasks, outputs.path, settings)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,7 +22,8 @@ from qwen_hooks.config import QwenConfig, token_ids
 from qwen_hooks.errors import ModelError
 from qwen_hooks.model import Params
 from qwen_hooks.safetensors_file import DTYPES, StoredTensor, read_header, read_tensor
-from qwen_hooks.weight_names import expected_tensors, is_ignored
+from qwen_hooks.sharding import Layout
+from qwen_hooks.weight_names import ExpectedTensor, expected_tensors, is_ignored
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
 SINGLE_FILE = "model.safetensors"
@@ -149,18 +150,77 @@ def _check_tensors(folder: Path, config: QwenConfig, found: dict[str, StoredTens
         raise ModelError(f"{folder}: the weights do not fit config.json:\n  " + "\n  ".join(faults))
 
 
-def load_params(checkpoint: Checkpoint, dtype: DTypeLike = jnp.float32) -> Params:
-    """The full `{'params': ...}` for `model.apply`, in `dtype`, on the default device."""
+def load_params(
+    checkpoint: Checkpoint, dtype: DTypeLike = jnp.float32, layout: Layout | None = None
+) -> Params:
+    """The full `{'params': ...}` for `model.apply`, in `dtype`.
+
+    Args:
+        checkpoint: to read.
+        dtype: of the parameters, whatever that of the files.
+        layout: over whose mesh they lie; each process then reads only the rows of a tensor that
+            its devices hold. None: the default device.
+    """
     params: dict[str, Any] = {}
     for name, tensor in expected_tensors(checkpoint.config).items():
         stored = checkpoint.tensors[name]
-        array = read_tensor(stored, jnp.dtype(dtype), transposed=tensor.transposed)
+        if layout is None:
+            array = jax.device_put(
+                read_tensor(stored, jnp.dtype(dtype), transposed=tensor.transposed)
+            )
+        else:
+            array = _load_sharded(stored, tensor, jnp.dtype(dtype), checkpoint.config, layout)
         branch = params
         for key in tensor.path[:-1]:
             branch = branch.setdefault(key, {})
         # Waiting frees the host's copy before the next tensor is read.
-        branch[tensor.path[-1]] = jax.block_until_ready(jax.device_put(array))
+        branch[tensor.path[-1]] = jax.block_until_ready(array)
     return {"params": params}
+
+
+def _load_sharded(
+    stored: StoredTensor,
+    tensor: ExpectedTensor,
+    dtype: np.dtype,
+    config: QwenConfig,
+    layout: Layout,
+) -> jax.Array:
+    """A parameter over the layout's mesh; each distinct part is read once."""
+    shape = tensor.shape[::-1] if tensor.transposed else tensor.shape
+    repeated = tensor.path[-2] in ("k_proj", "v_proj") and layout.kv_repeats > 1
+    if repeated:
+        shape = (*shape[:-1], shape[-1] * layout.kv_repeats)
+    parts: dict[tuple, np.ndarray] = {}
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        key = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+        if key not in parts:
+            if repeated:
+                parts[key] = _read_repeated_heads(
+                    stored, dtype, tensor.transposed, index, config.head_dim, layout.kv_repeats
+                )
+            else:
+                parts[key] = read_tensor(stored, dtype, transposed=tensor.transposed, index=index)
+        return parts[key]
+
+    return jax.make_array_from_callback(shape, layout.param_sharding(tensor.path), read)  # pyright: ignore
+
+
+def _read_repeated_heads(
+    stored: StoredTensor,
+    dtype: np.dtype,
+    transposed: bool,
+    index: tuple[slice, ...],
+    head_dim: int,
+    repeats: int,
+) -> np.ndarray:
+    """A part of a tensor whose heads (the last axis, in blocks of `head_dim`) are repeated."""
+    columns = stored.shape[0] * repeats  # the stored tensor has its outputs first
+    wanted = np.arange(columns)[index[-1]]
+    source = wanted // (head_dim * repeats) * head_dim + wanted % head_dim
+    first, last = int(source.min()), int(source.max()) + 1
+    span = (*index[:-1], slice(first, last))
+    return read_tensor(stored, dtype, transposed=transposed, index=span)[..., source - first]
 
 
 def save_pretrained(

@@ -4,10 +4,18 @@ from typing import Protocol
 
 
 class Storage(Protocol):
-    """A flat set of named, immutable-once-published files, and a few that are replaced whole."""
+    """A set of named files; a name may hold folders (`_run/commits/000001.json`)."""
 
-    def names(self) -> list[str]:
-        """Names of all published files, sorted."""
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of the published files directly in a folder, sorted.
+
+        Args:
+            prefix: the folder, with a slash at its end; empty for the run's own.
+        """
+        ...
+
+    def get(self, name: str) -> bytes:
+        """The content of a published file, or raises FileNotFoundError."""
         ...
 
     def put_new(self, name: str, data: bytes) -> None:

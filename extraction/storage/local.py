@@ -27,22 +27,26 @@ class LocalStorage:
         if not os.access(there, os.W_OK | os.X_OK):
             raise StoreError(f"{folder} cannot be written to: no permission for {there}")
 
-    def names(self) -> list[str]:
+    def names(self, prefix: str = "") -> list[str]:
         """See `Storage.names`."""
-        if not self.folder.exists():
+        folder = self.folder / prefix
+        if not folder.exists():
             return []
         hidden = file_operations.TEMPORARY_PREFIX
-        return sorted(p.name for p in self.folder.iterdir() if not p.name.startswith(hidden))
+        files = (path.name for path in folder.iterdir() if path.is_file())
+        return sorted(prefix + name for name in files if not name.startswith(hidden))
+
+    def get(self, name: str) -> bytes:
+        """See `Storage.get`."""
+        return (self.folder / name).read_bytes()
 
     def put_new(self, name: str, data: bytes) -> None:
         """See `Storage.put_new`."""
-        self.make_folder()
-        file_operations.publish_new(self.folder / name, data)
+        file_operations.publish_new(self._place(name), data)
 
     def replace(self, name: str, data: bytes) -> None:
         """See `Storage.replace`."""
-        self.make_folder()
-        file_operations.publish_over(self.folder / name, data)
+        file_operations.publish_over(self._place(name), data)
 
     def make_folder(self) -> None:
         """Makes the folder if need be.
@@ -50,7 +54,14 @@ class LocalStorage:
         Raises:
             StoreError: it cannot be made.
         """
+        self._place("")
+
+    def _place(self, name: str) -> Path:
+        """The path of a file, in a folder that exists."""
+        path = self.folder / name
+        folder = path.parent if name else path
         try:
-            file_operations.make_folder(self.folder)
+            file_operations.make_folder(folder)
         except OSError as error:
-            raise StoreError(f"cannot make the folder {self.folder}: {error.strerror}") from None
+            raise StoreError(f"cannot make the folder {folder}: {error.strerror}") from None
+        return path

@@ -1,0 +1,150 @@
+"""Several processes as one run: starting `jax.distributed`, and who runs what.
+
+A process whose part of the mesh lies within its own devices works alone: it runs its own units on
+its own devices, waits for nobody, and its programs hold nothing of other hosts. Only where the
+model axis is longer than a host's devices do all processes run every batch together.
+"""
+
+import dataclasses
+import glob
+import importlib.util
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from inference.errors import InputError
+from qwen_hooks.config import QwenConfig
+from qwen_hooks.sharding import Layout, layout_for, make_mesh
+
+log = logging.getLogger(__name__)
+
+SHUTDOWN_TIMEOUT = 7 * 24 * 3600
+"""Seconds a process that has run its units waits for the others, which it must not outlive."""
+
+
+def start_distributed(
+    coordinator_address: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    timeout: int,
+) -> None:
+    """Joins the processes of a run, if there are several; before any device is touched.
+
+    Told by the three values (`jax.distributed.initialize`'s own names), else found out by JAX on
+    a TPU host, on GKE and under SLURM. What it waits for is logged before it waits: JAX ends the
+    process without an exception when the time is up.
+
+    Raises:
+        InputError: only some of the three values are given, or they do not fit.
+    """
+    told = (coordinator_address, num_processes, process_id)
+    if any(value is not None for value in told):
+        if coordinator_address is None or num_processes is None or process_id is None:
+            raise InputError("--coordinator_address, --num_processes and --process_id go together")
+        if not 0 <= process_id < num_processes:
+            raise InputError(f"--process_id must be 0 to {num_processes - 1}, not {process_id}")
+        waiting_for = f"{num_processes} processes at {coordinator_address}"
+    else:
+        cluster = _cluster()
+        if cluster is None:
+            return
+        waiting_for = f"the processes of {cluster}"
+    log.info("waiting up to %d s for %s", timeout, waiting_for)
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    jax.distributed.initialize(
+        coordinator_address,
+        num_processes,
+        process_id,
+        initialization_timeout=timeout,
+        shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
+    )
+    log.info("process %d of %d", jax.process_index(), jax.process_count())
+
+
+def _cluster() -> str | None:
+    """What starts several processes here, in words, or None."""
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        return f"SLURM step {os.environ.get('SLURM_STEP_NODELIST', '')}"
+    if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        return f"the TPU slice {os.environ['TPU_WORKER_HOSTNAMES']}"
+    has_chips = bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
+    if has_chips and importlib.util.find_spec("libtpu"):
+        return "this TPU slice"
+    return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Who runs the units, on what.
+
+    Attributes:
+        layout: mesh that a batch of this process runs on.
+        number: of the worker that this process is, or is part of.
+        count: workers, each of which runs its own units.
+        writes: this process writes the units of its worker.
+    """
+
+    layout: Layout
+    number: int
+    count: int
+    writes: bool
+
+
+def plan_workers(config: QwenConfig, mesh_shape: tuple[int, int] | None, itemsize: int) -> Workers:
+    """Lays the model out over all devices of all processes.
+
+    Args:
+        config: of the model.
+        mesh_shape: of all devices; None: the default.
+        itemsize: bytes of a parameter.
+
+    Raises:
+        ModelError: the mesh does not fit the devices, or the model does not fit them.
+    """
+    local = jax.local_devices()
+    layout = layout_for(config, mesh_shape, jax.devices(), device_memory(local[0]), itemsize)
+    model = layout.mesh.shape["model"]
+    if len(local) % model == 0:
+        own = dataclasses.replace(layout, mesh=make_mesh((len(local) // model, model), local))
+        return Workers(
+            layout=own, number=jax.process_index(), count=jax.process_count(), writes=True
+        )
+    log.info("the model axis %d spans hosts of %d devices: all run together", model, len(local))
+    return Workers(layout=layout, number=0, count=1, writes=jax.process_index() == 0)
+
+
+def device_memory(device: Any) -> int:
+    """Bytes a device can hold; of a CPU device its share of the host's memory."""
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return host // len(jax.local_devices())
+
+
+def check_shared_folder(folder: Path, write: bool = True) -> None:
+    """Makes sure that all processes see the same folder, by a nonce that process 0 writes there.
+
+    Raises:
+        InputError: this process does not see what process 0 wrote.
+    """
+    if jax.process_count() == 1:
+        return
+    nonce = int.from_bytes(os.urandom(3), "big")
+    path = folder / "_run" / "shared"
+    if jax.process_index() == 0 and write:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(nonce), encoding="ascii")
+    nonce = int(multihost_utils.broadcast_one_to_all(np.int32(nonce)))
+    seen = path.read_text(encoding="ascii") if path.exists() else None
+    if seen != str(nonce):
+        raise InputError(
+            f"{folder} is not the same folder for process {jax.process_index()} as for process 0;"
+            " several processes need a folder that all of them share"
+        )

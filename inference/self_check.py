@@ -1,0 +1,55 @@
+"""A few rows of every run, computed again on their own.
+
+The sample's prompt and generated tokens run once more through the whole model, alone, unpadded and
+without a cache, and every row captured from it must agree. It catches what no test can: a faulty
+chip, a miscompiled kernel, a driver that rounds differently.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from inference.run_loop import SampleResult
+from qwen_hooks import QwenModelWithActivations
+from qwen_hooks.model import Params, forward
+
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
+"""Largest max|a - b| / max|b| of a row. bfloat16 has 8 bits, and errors add up over the layers."""
+
+
+class SelfCheckError(RuntimeError):
+    """Rows of the fast path disagree with the same rows computed on their own."""
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def _rows_alone(model: QwenModelWithActivations, params: Params, input_ids: jax.Array) -> jax.Array:
+    positions = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None]
+    layers = model.layers_to_extract[-1] + 1
+    output = forward(model, params, input_ids, positions, num_layers=layers)
+    return jnp.stack([values[0] for values in output.activations.values()], axis=1)
+
+
+def check_sample(model: QwenModelWithActivations, params: Params, result: SampleResult) -> float:
+    """Computes a sample's rows again and gives the largest relative error of a row.
+
+    Raises:
+        SelfCheckError: it is beyond the tolerance of the dtype, or a row is not finite in one of
+            the two computations only.
+    """
+    sequence = [*result.sample.token_ids, *result.token_ids[: len(result.rows) - 1]]
+    input_ids = np.array([sequence], np.int32)
+    every = np.asarray(_rows_alone(model, params, input_ids), np.float32)
+    alone = every[len(result.sample.token_ids) - 1 :]
+    captured = result.rows.astype(np.float32)
+    scale = np.maximum(np.abs(alone).max(axis=-1), np.finfo(np.float32).tiny)
+    error = float((np.abs(alone - captured).max(axis=-1) / scale).max())
+    tolerance = TOLERANCES[str(result.rows.dtype)]
+    if not error <= tolerance:  # NaN too
+        name = f"{result.sample.task_id!r}, sample_idx {result.sample.sample_idx}"
+        raise SelfCheckError(
+            f"self-check: rows of task {name} differ by {error:.2g} from the same rows computed"
+            f" alone; at most {tolerance} is right for {result.rows.dtype}"
+        )
+    return error

@@ -1,0 +1,163 @@
+"""The mesh, and how the parameters lie on it.
+
+Axes `data` and `model`, `AxisType.Auto`. Parameters are sharded over `model` as Megatron-LM does
+(arXiv 1909.08053): heads and MLP columns out, rows back in, one sum after each. What the axis does
+not divide stays whole; KV heads are repeated where that is exact.
+
+Where the axis does not divide the query heads, sharding the rest would leave attention whole on
+every device. If whole parameters fit a device, the batch takes the model axis too instead: founding
+document 004's `8,8` on the 0.5B model, with 14 and 2 heads, is 64-way data parallel.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from qwen_hooks.config import QwenConfig
+from qwen_hooks.errors import ModelError
+from qwen_hooks.weight_names import ParamPath, expected_tensors
+
+log = logging.getLogger(__name__)
+
+WEIGHTS_SHARE = 0.7
+"""Share of a device's memory that parameters may take; the rest is for activations and cache."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A mesh and what of the model is sharded over its `model` axis.
+
+    Attributes:
+        mesh: with the axes `data` and `model`.
+        heads: query and KV heads are sharded.
+        kv_repeats: times that each KV head is repeated so that the axis divides them.
+        mlp: MLP columns are sharded.
+        vocabulary: embedding rows and logits are sharded.
+    """
+
+    mesh: Mesh
+    heads: bool = False
+    kv_repeats: int = 1
+    mlp: bool = False
+    vocabulary: bool = False
+
+    def config(self, config: QwenConfig) -> QwenConfig:
+        """The configuration of the model as it is laid out, repeated KV heads counted."""
+        kv_heads = config.num_key_value_heads * self.kv_repeats
+        return dataclasses.replace(config, num_key_value_heads=kv_heads)
+
+    def param_spec(self, path: ParamPath) -> P:
+        """Partition of a parameter, given by its path below `params`."""
+        if path[0] == "embed_tokens":
+            return P("model", None) if self.vocabulary else P()
+        if path[0] == "lm_head":
+            return P(None, "model") if self.vocabulary else P()
+        if path[-2] in ("q_proj", "k_proj", "v_proj") and self.heads:
+            return P("model") if path[-1] == "bias" else P(None, "model")
+        if path[-2] == "o_proj" and self.heads:
+            return P("model", None)
+        if path[-2] in ("gate_proj", "up_proj") and self.mlp:
+            return P(None, "model")
+        if path[-2] == "down_proj" and self.mlp:
+            return P("model", None)
+        return P()
+
+    def param_sharding(self, path: ParamPath) -> NamedSharding:
+        """Sharding of a parameter, given by its path below `params`."""
+        return NamedSharding(self.mesh, self.param_spec(path))
+
+
+def params_bytes(config: QwenConfig, itemsize: int) -> int:
+    """Bytes of all parameters at so many bytes a number."""
+    shapes = (tensor.shape for tensor in expected_tensors(config).values())
+    return itemsize * sum(int(np.prod(shape)) for shape in shapes)
+
+
+def layout_for(
+    config: QwenConfig,
+    mesh_shape: tuple[int, int] | None,
+    devices: Sequence[Any],
+    device_memory: int,
+    itemsize: int,
+) -> Layout:
+    """The layout for a wanted mesh, or the default: the smallest model axis that fits.
+
+    Args:
+        config: of the model.
+        mesh_shape: data and model axis; None: the default.
+        devices: to use, all of them.
+        device_memory: of one device, in bytes.
+        itemsize: bytes of a parameter.
+
+    Raises:
+        ModelError: the shape does not use all devices, or the model fits no shape; says what
+            would fit.
+    """
+    count = len(devices)
+    if mesh_shape is None:
+        mesh_shape = _default_shape(config, count, device_memory, itemsize)
+    data, model = mesh_shape
+    if data < 1 or model < 1 or data * model != count:
+        fitting = " ".join(f"{count // m},{m}" for m in range(1, count + 1) if count % m == 0)
+        raise ModelError(
+            f"--mesh_shape {data},{model} needs {data * model} devices, there are {count};"
+            f" what fits: {fitting}"
+        )
+    whole_fits = params_bytes(config, itemsize) <= WEIGHTS_SHARE * device_memory
+    sharded = _sharded(config, model)
+    if model > 1 and not sharded["heads"] and whole_fits:
+        log.info(
+            "mesh %d,%d: %d does not divide %d query and %d KV heads, so the batch takes the model"
+            " axis too: %d-way data parallel, parameters whole on each device",
+            data, model, model, config.num_attention_heads, config.num_key_value_heads, count,
+        )  # fmt: skip
+        return Layout(mesh=make_mesh((count, 1), devices))
+    if model > 1:
+        log.info("mesh %d,%d: over the model axis %s", data, model, _describe(sharded))
+    return Layout(mesh=make_mesh((data, model), devices), **sharded)
+
+
+def _sharded(config: QwenConfig, model: int) -> dict:
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    repeats = 1 if kv_heads % model == 0 else model // kv_heads if model % kv_heads == 0 else 0
+    # Repeated heads must still split the query heads into equal groups.
+    exact = heads % model == 0 and repeats > 0 and heads % (kv_heads * repeats) == 0
+    return {
+        "heads": model > 1 and exact,
+        "kv_repeats": repeats if exact else 1,
+        "mlp": model > 1 and config.intermediate_size % model == 0,
+        "vocabulary": model > 1 and config.vocab_size % model == 0,
+    }
+
+
+def _describe(sharded: dict) -> str:
+    names = [name for name in ("heads", "mlp", "vocabulary") if sharded[name]]
+    repeats = sharded["kv_repeats"]
+    note = f", each KV head {repeats} times" if repeats > 1 else ""
+    return f"sharded: {', '.join(names) or 'nothing'}{note}"
+
+
+def _default_shape(
+    config: QwenConfig, count: int, device_memory: int, itemsize: int
+) -> tuple[int, int]:
+    need = params_bytes(config, itemsize)
+    for model in (m for m in range(1, count + 1) if count % m == 0):
+        exact = model == 1 or _sharded(config, model)["heads"]
+        if exact and need <= WEIGHTS_SHARE * device_memory * model:
+            return count // model, model
+    raise ModelError(
+        f"{need / 1e9:.1f} GB of parameters fit no mesh of {count} devices with"
+        f" {device_memory / 1e9:.1f} GB each"
+    )
+
+
+def make_mesh(shape: tuple[int, int], devices: Sequence[Any]) -> Mesh:
+    """A mesh of the axes `data` and `model`, neighbours on the model axis near each other."""
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
