@@ -18,6 +18,7 @@ if __name__ == "__main__" and not __package__:
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import json
 import logging
 import os
 import time
@@ -56,6 +57,10 @@ from inference.tasks import read_tasks
 from qwen_hooks import create_model_with_hooks, load_params
 
 log = logging.getLogger(__name__)
+
+COMPILATION_CACHE = "~/.cache/qwen_activation_extraction/xla"
+SELF_CHECKS = "_run/self_check/"
+"""Folder of a file for each process: samples checked, largest error."""
 
 
 def run(settings: DistributedSettings) -> None:
@@ -97,12 +102,15 @@ def run(settings: DistributedSettings) -> None:
     errors = _run_units(settings, pretrained, workers, plan, units, samples, reasons, storage)
     seconds = time.perf_counter() - started
 
+    check = {"samples": len(errors), "largest_error": max(errors, default=0.0)}
+    name = f"{SELF_CHECKS}{jax.process_index():05d}.json"
+    storage.replace(name, json.dumps(check).encode())
     describe = describe_run(
         "distributed_inference_with_activations", settings, pretrained.dtype
     ) | {
         "mesh": dict(workers.layout.mesh.shape),
         "processes": jax.process_count(),
-        "self_check": {"samples": len(errors), "largest_error": max(errors, default=0.0)},
+        "self_check": [json.loads(storage.get(name)) for name in storage.names(SELF_CHECKS)],
     }
     model = pretrained.model
     records = write_metadata(
@@ -119,7 +127,7 @@ def run(settings: DistributedSettings) -> None:
     print(f"samples      {len(samples)}, of which {skipped} skipped")
     print(f"mesh         {dict(workers.layout.mesh.shape)}, {jax.process_count()} processes")
     print(f"time         {seconds:.1f} s, {tokens / seconds:.0f} prompt tokens/s")
-    print(f"self-check   {len(errors)} samples, largest error {max(errors, default=0.0):.1e}")
+    print(f"self-check   {check['samples']} samples, largest error {check['largest_error']:.1e}")
     if len(records) < len(units):
         print(f"committed    {len(records)} of {len(units)} units; other processes do the rest")
         return
@@ -183,7 +191,10 @@ def _run_units(
 
         def after_batch() -> None:
             progress.update()
-            errors.extend(check_sample(model, params, kept) for kept in drain.take_kept())
+            # Hosts that share a mesh must all run the same programs in the same order, so they
+            # check when all is done; alone, a host stops at the first sign of trouble.
+            if not layout.mesh.is_multi_process:
+                errors.extend(check_sample(model, params, kept) for kept in drain.take_kept())
 
         run_batches(
             model, params, batches, samples, plan, generation, layout.mesh, drain, after_batch
@@ -216,8 +227,10 @@ def _write_outputs(
             outputs.write(line)
 
 
-def _use_compilation_cache(folder: str) -> None:
+def _use_compilation_cache(folder: str | None) -> None:
     """Keeps compiled programs for the next run."""
+    if folder is None:
+        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", COMPILATION_CACHE)
     if folder:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -11,7 +11,6 @@ collective at all, and stops when its own rows have ended. Otherwise XLA partiti
 
 import dataclasses
 import functools
-from typing import Any
 
 import flax.struct
 import jax
@@ -72,7 +71,7 @@ class BatchOutput:
     """
 
     rows: Float[Array, "T layers B D"]
-    tokens: Int[Array, "B T"]
+    tokens: Int[Array, "B new"]
     counts: Int[Array, " B"]
 
 
@@ -112,18 +111,20 @@ def generate_batch(
         output = run(params, batch)
         # Where the mesh spans hosts, the one that writes needs all rows.
         return jax.lax.with_sharding_constraint(output, NamedSharding(mesh, P()))
-    rows_over_data: Any = BatchOutput(
-        rows=P(None, None, "data"),  # pyright: ignore[reportArgumentType]
-        tokens=P("data"),  # pyright: ignore[reportArgumentType]
-        counts=P("data"),  # pyright: ignore[reportArgumentType]
+
+    def on_one_device(params: Params, batch: BatchInput) -> tuple[Array, Array, Array]:
+        output = run(params, batch)
+        return output.rows, output.tokens, output.counts
+
+    return BatchOutput(
+        *jax.shard_map(
+            on_one_device,
+            mesh=mesh,
+            in_specs=(P(), P("data")),
+            out_specs=(P(None, None, "data"), P("data"), P("data")),
+            check_vma=False,  # the loop's carry starts from constants, which vary over no axis
+        )(params, batch)
     )
-    return jax.shard_map(
-        run,
-        mesh=mesh,
-        in_specs=(P(), P("data")),
-        out_specs=rows_over_data,
-        check_vma=False,  # the loop's carry starts from constants, which vary over no axis
-    )(params, batch)
 
 
 def _generate(

@@ -140,9 +140,12 @@ class DistributedSettings(ExtractionSettings):
     initialization_timeout: int = field(
         default=300, metadata=_help("Seconds to wait for the other processes.")
     )
-    compilation_cache_dir: str = field(
-        default="~/.cache/qwen_activation_extraction/xla",
-        metadata=_help("Folder that keeps compiled programs; also gs://. Empty: none."),
+    compilation_cache_dir: str | None = field(
+        default=None,
+        metadata=_help(
+            "Folder, also gs://, that keeps compiled programs; '' for none. Default:"
+            " $JAX_COMPILATION_CACHE_DIR, else a folder in ~/.cache."
+        ),
     )
 
     minimum: ClassVar[Mapping[str, float]] = {

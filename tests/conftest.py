@@ -9,6 +9,7 @@ import pytest
 
 from examples.make_demo import make_checkpoint, make_tasks
 
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

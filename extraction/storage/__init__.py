@@ -1,8 +1,9 @@
 """Where a run's files live. A back end is one class with the methods of `Storage`."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Storage(Protocol):
     """A set of named files; a name may hold folders (`_run/commits/000001.json`)."""
 
