@@ -1,0 +1,119 @@
+"""The loop: few programs, no fetch but in its thread, and failures that are not swallowed."""
+
+import threading
+
+import jax
+import numpy as np
+import pytest
+from jax._src.array import ArrayImpl
+from jax.sharding import NamedSharding, PartitionSpec
+
+from inference.batch_plan import PlannedSample, PlanSettings, pack_batches, plan_units
+from inference.buckets import bucket_length
+from inference.generation import GenerationSettings, generate_batch
+from inference.run_loop import Drain, run_batches, unit_rows
+from inference.samples import Sample
+from qwen_hooks import Checkpoint, create_model_with_hooks, load_params
+from qwen_hooks.sharding import layout_for
+from tests.oracle import make_checkpoint, random_tokens
+
+PLAN = PlanSettings(tokens_per_batch=64, max_batch_size=3, rows_per_unit=6)
+GENERATION = GenerationSettings(max_new_tokens=3)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    checkpoint = Checkpoint.open(
+        make_checkpoint(tmp_path_factory.mktemp("model"), num_hidden_layers=2)
+    )
+    layout = layout_for(checkpoint.config, (2, 1), jax.devices()[:2], 10**9, 4)
+    model = create_model_with_hooks(checkpoint.config, [0, 1])
+    return model, load_params(checkpoint, layout=layout), layout.mesh
+
+
+def samples_of(lengths):
+    return [
+        Sample(number=i, task_id=f"t{i}", sample_idx=0, prompt=None,
+               token_ids=tuple(random_tokens(n, seed=i)), extra={})
+        for i, n in enumerate(lengths)
+    ]  # fmt: skip
+
+
+def run(loaded, samples, commit, drain_type=Drain):
+    model, params, mesh = loaded
+    planned = [PlannedSample(number=s.number, tokens=len(s.token_ids), rows=3) for s in samples]
+    units = list(plan_units(planned, PLAN))
+    batches = list(pack_batches(units, PLAN, 2))
+    with drain_type({unit.number: unit for unit in units}, samples, commit) as drain:
+        run_batches(
+            model, params, batches, samples, PLAN, GENERATION, mesh, drain, after_batch=lambda: None
+        )
+    return units, batches
+
+
+def test_as_many_programs_as_buckets_over_50_ragged_batches(loaded):
+    lengths = np.random.default_rng(0).integers(1, 60, size=300).tolist()
+    before = generate_batch._cache_size()
+    committed = {}
+    units, batches = run(loaded, samples_of(lengths), committed.__setitem__, _KeysByUnit)
+    assert len(batches) >= 50
+    assert len({len(batch.rows) for batch in batches}) > 1
+    buckets = {batch.bucket for batch in batches}
+    assert buckets <= {bucket_length(n) for n in range(1, 61)}
+    assert generate_batch._cache_size() - before == len(buckets)
+    assert set(committed) == {unit.number for unit in units}
+
+
+class _KeysByUnit(Drain):
+    """A drain that commits by unit number, as `dict.__setitem__` wants it."""
+
+    def __init__(self, units, samples, commit):
+        super().__init__(units, samples, lambda unit, results: commit(unit.number, results))
+
+
+def test_captured_arrays_are_fetched_in_the_drains_thread_alone(loaded, monkeypatch):
+    """CPU arrays are fetched without any transfer, so no guard sees it; the fetch itself does."""
+    fetched_by = []
+    whole = ArrayImpl._value
+
+    def watched(array):
+        if array.ndim == 4:  # captured rows: [steps, layers, B, D]
+            fetched_by.append(threading.current_thread().name)
+        return whole.fget(array)
+
+    monkeypatch.setattr(ArrayImpl, "_value", property(watched))
+    run(loaded, samples_of([5, 20, 9, 33]), lambda unit, results: None)
+    assert fetched_by
+    assert set(fetched_by) == {"drain"}
+
+    # ... and the watch would notice a fetch in this thread.
+    over_devices = NamedSharding(loaded[2], PartitionSpec(None, None, "data"))
+    np.asarray(jax.device_put(np.zeros((1, 1, 2, 1)), over_devices))
+    assert "MainThread" in fetched_by
+
+
+def test_a_failed_commit_stops_the_loop_and_surfaces(loaded):
+    def commit(unit, results):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        run(loaded, samples_of([5] * 40), commit)
+
+
+def test_rows_of_a_unit_come_sample_by_sample(loaded):
+    blocks = {}
+
+    def commit(unit, results):
+        blocks[unit.number] = (unit, unit_rows(results, [0, 1]))
+
+    samples = samples_of([5, 7, 30, 6, 31])
+    run(loaded, samples, commit)
+    for unit, block in blocks.values():
+        assert block.task_ids.tolist() == [f"t{n}" for n in unit.samples for _ in range(3)]
+        assert block.step.tolist() == [0, 1, 2] * len(unit.samples)
+        for i, n in enumerate(block.task_ids):
+            sample = samples[int(n[1:])]
+            assert block.position[i] == len(sample.token_ids) - 1 + block.step[i]
+            if block.step[i] == 0:
+                assert block.token_id[i] == sample.token_ids[-1]
+        assert set(block.activations) == {"layer_0", "layer_1"}
