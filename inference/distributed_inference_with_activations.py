@@ -46,6 +46,7 @@ from inference.batch_plan import (
 )
 from inference.command_line import run_command
 from inference.generation import GenerationSettings
+from inference.memory_estimate import check_memory
 from inference.multihost import Workers, check_shared_folder, plan_workers, start_distributed
 from inference.outputs import OutputsFile, output_line, skipped_line, write_submission
 from inference.pretrained import Pretrained, describe_run, open_pretrained
@@ -97,6 +98,16 @@ def run(settings: DistributedSettings) -> None:
             ),
             plan,
         )
+    )
+    check_memory(
+        config,
+        workers.layout,
+        plan,
+        buckets=sorted({unit.bucket for unit in units if unit.bucket}),
+        max_new_tokens=settings.max_new_tokens,
+        captured_layers=len(pretrained.model.layers_to_extract),
+        itemsize=pretrained.dtype.itemsize,
+        device_memory=workers.device_memory,
     )
     started = time.perf_counter()
     errors = _run_units(settings, pretrained, workers, plan, units, samples, reasons, storage)

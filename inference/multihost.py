@@ -85,12 +85,14 @@ class Workers:
 
     Attributes:
         layout: mesh that a batch of this process runs on.
+        device_memory: of one device, in bytes.
         number: of the worker that this process is, or is part of.
         count: workers, each of which runs its own units.
         writes: this process writes the units of its worker.
     """
 
     layout: Layout
+    device_memory: int
     number: int
     count: int
     writes: bool
@@ -108,15 +110,25 @@ def plan_workers(config: QwenConfig, mesh_shape: tuple[int, int] | None, itemsiz
         ModelError: the mesh does not fit the devices, or the model does not fit them.
     """
     local = jax.local_devices()
-    layout = layout_for(config, mesh_shape, jax.devices(), device_memory(local[0]), itemsize)
+    memory = device_memory(local[0])
+    layout = layout_for(config, mesh_shape, jax.devices(), memory, itemsize)
     model = layout.mesh.shape["model"]
     if len(local) % model == 0:
-        own = dataclasses.replace(layout, mesh=make_mesh((len(local) // model, model), local))
         return Workers(
-            layout=own, number=jax.process_index(), count=jax.process_count(), writes=True
+            layout=dataclasses.replace(layout, mesh=make_mesh((len(local) // model, model), local)),
+            device_memory=memory,
+            number=jax.process_index(),
+            count=jax.process_count(),
+            writes=True,
         )
     log.info("the model axis %d spans hosts of %d devices: all run together", model, len(local))
-    return Workers(layout=layout, number=0, count=1, writes=jax.process_index() == 0)
+    return Workers(
+        layout=layout,
+        device_memory=memory,
+        number=0,
+        count=1,
+        writes=jax.process_index() == 0,
+    )
 
 
 def device_memory(device: Any) -> int:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from qwen_hooks.attention import attend, attend_causal
+from qwen_hooks.attention import attend
+from qwen_hooks.attention_backends import ATTENTION
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.kv_cache import KeysValues, write_slots
 from qwen_hooks.layers import Linear, QwenMLP, RMSNorm
@@ -30,6 +31,7 @@ class Surroundings:
         key_positions: int32 `[B, S]` of the keys that can be seen: the tokens themselves, or the
             slots of the cache.
         slot: int32 scalar, where in the cache the tokens' keys go; None without a cache.
+        attention: static, the entry of `attention_backends.ATTENTION` for a prompt with itself.
     """
 
     cos: Float[Array, "B T H"]
@@ -37,6 +39,7 @@ class Surroundings:
     query_positions: Int[Array, "B T"]
     key_positions: Int[Array, "B S"]
     slot: Int[Array, ""] | None = None
+    attention: str = flax.struct.field(pytree_node=False, default="xla")
 
     def at_rows(self, rows: Int[Array, "B R"]) -> "Surroundings":
         """The same for queries at these slots only; the keys stay."""
@@ -93,7 +96,8 @@ class QwenAttention(nn.Module):
             assert around.slot is not None
             seen = write_slots(cache, seen, around.slot)
         if cache is None and rows is None:
-            mixed = attend_causal(query, *seen, around.key_positions, self.window)
+            attend_prompt = ATTENTION[around.attention]
+            mixed = attend_prompt(query, *seen, around.key_positions, self.window)
         else:
             mixed = attend(query, *seen, asking.query_positions, around.key_positions, self.window)
         return self.o_proj(mixed.reshape(*x.shape[:2], -1)), seen

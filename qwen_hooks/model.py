@@ -24,6 +24,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
+from qwen_hooks.attention_backends import check_attention
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.decoder_layer import QwenDecoderLayer, Surroundings, take_rows
 from qwen_hooks.hook_points import check_layers, layer_name
@@ -67,11 +68,14 @@ class QwenModelWithActivations(nn.Module):
         config: shape and constants.
         layers_to_extract: blocks whose output is returned, ascending.
         dtype: of the parameters that `init` makes.
+        attention: which of `attention_backends.ATTENTION` runs prompts: `xla`, `splash` (TPU),
+            or `cudnn` (GPU, half precision, padding on the right only).
     """
 
     config: QwenConfig
     layers_to_extract: tuple[int, ...]
     dtype: DTypeLike = jnp.float32
+    attention: str = "xla"
 
     if TYPE_CHECKING:  # Flax declares what `init_with_output` returns
 
@@ -111,7 +115,8 @@ class QwenModelWithActivations(nn.Module):
             input_ids: `[B, S]` of any integer type, numpy or JAX.
             attention_mask: `[B, S]`, integer or bool, 1 for tokens and 0 for padding, on either
                 side; None: all are tokens. Positions count the tokens, so padding changes no
-                token's row.
+                token's row. With a mask `xla` runs in place of `cudnn`, which cannot skip
+                padding on the left.
             return_activations: also return the activations.
 
         Returns:
@@ -121,7 +126,12 @@ class QwenModelWithActivations(nn.Module):
         input_ids = jnp.asarray(input_ids, jnp.int32)
         if attention_mask is not None:
             attention_mask = jnp.asarray(attention_mask, jnp.int32)
-        output = self.forward(input_ids, positions_from_mask(input_ids, attention_mask))
+        any_side = self.attention == "cudnn" and attention_mask is not None
+        output = self.forward(
+            input_ids,
+            positions_from_mask(input_ids, attention_mask),
+            attention="xla" if any_side else None,
+        )
         logits = self.unembed(output.residual)
         return (logits, output.activations) if return_activations else logits
 
@@ -132,16 +142,18 @@ class QwenModelWithActivations(nn.Module):
         cache: KVCache | None = None,
         num_layers: int | None = None,
         rows: Int[Array, "B R"] | None = None,
+        attention: str | None = None,
     ) -> ForwardOutput:
         """The blocks, without the unembedding.
 
         Args:
             input_ids: int32 `[B, T]`.
-            positions: int32 `[B, T]`; -1 for padding.
+            positions: int32 `[B, T]`; -1 for padding, with `cudnn` on the right only.
             cache: what came before; the tokens are appended. None: the tokens are all there is.
             num_layers: run only so many blocks; None: all.
             rows: slots whose residual stream and activations are wanted, R at most
                 `attention.BLOCK` of them; the last block computes only these. None: all slots.
+            attention: in place of the model's own, for this call.
         """
         if cache is not None:
             slot, cache = cache.filled, cache.with_positions(positions)
@@ -152,6 +164,7 @@ class QwenModelWithActivations(nn.Module):
             query_positions=positions,
             key_positions=positions if cache is None else cache.positions,
             slot=None if cache is None else slot,
+            attention=attention or self.attention,
         )
 
         residual = self.embed_tokens(input_ids)
@@ -219,6 +232,7 @@ def create_model_with_hooks(
     config: QwenConfig,
     layers_to_extract: Sequence[int] | None = None,
     dtype: DTypeLike = jnp.float32,
+    attention: str = "xla",
 ) -> QwenModelWithActivations:
     """A model that captures the residual stream after the given blocks.
 
@@ -226,12 +240,14 @@ def create_model_with_hooks(
         config: of the checkpoint.
         layers_to_extract: block numbers from 0; None: all blocks.
         dtype: of the parameters that `model.init` makes; loaded parameters bring their own.
+        attention: how prompts are computed; `attention_backends.choose_attention` knows what can
+            run where.
 
     Raises:
-        ModelError: a layer is out of range, repeated or no whole number.
+        ModelError: a layer is out of range, repeated or no whole number; or no such attention.
     """
     layers = check_layers(layers_to_extract, config.num_hidden_layers)
-    return QwenModelWithActivations(config, layers, dtype)
+    return QwenModelWithActivations(config, layers, dtype, check_attention(attention))
 
 
 def forward(
