@@ -47,7 +47,13 @@ from inference.batch_plan import (
 from inference.command_line import run_command
 from inference.generation import GenerationSettings
 from inference.memory_estimate import check_memory
-from inference.multihost import Workers, check_shared_folder, plan_workers, start_distributed
+from inference.multihost import (
+    Workers,
+    check_shared_folder,
+    plan_workers,
+    prompt_attention,
+    start_distributed,
+)
 from inference.outputs import OutputsFile, output_line, skipped_line, write_submission
 from inference.pretrained import Pretrained, describe_run, open_pretrained
 from inference.run_loop import Drain, SampleResult, run_batches, unit_rows
@@ -79,6 +85,7 @@ def run(settings: DistributedSettings) -> None:
     samples = list(make_samples(tasks, pretrained.tokenizer, config.vocab_size, settings))
     reasons = [reason_to_skip(s, config.context_length, settings.max_new_tokens) for s in samples]
     workers = plan_workers(config, settings.mesh_axes(), pretrained.dtype.itemsize)
+    attention = prompt_attention(settings.attention, workers.layout, config, pretrained.dtype)
     outputs = OutputsFile(settings.output_dir)
     storage = LocalStorage(settings.activations_dir)
     refuse_existing_run(storage, settings.activations_dir)
@@ -110,7 +117,9 @@ def run(settings: DistributedSettings) -> None:
         device_memory=workers.device_memory,
     )
     started = time.perf_counter()
-    errors = _run_units(settings, pretrained, workers, plan, units, samples, reasons, storage)
+    errors = _run_units(
+        settings, pretrained, workers, attention, plan, units, samples, reasons, storage
+    )
     seconds = time.perf_counter() - started
 
     check = {"samples": len(errors), "largest_error": max(errors, default=0.0)}
@@ -155,6 +164,7 @@ def _run_units(
     settings: DistributedSettings,
     pretrained: Pretrained,
     workers: Workers,
+    attention: str,
     plan: PlanSettings,
     units: Sequence[Unit],
     samples: Sequence[Sample],
@@ -183,7 +193,12 @@ def _run_units(
         return []
     log.info("loading %s in %s", settings.model_path, pretrained.dtype)
     params = load_params(checkpoint, pretrained.dtype, layout)
-    model = create_model_with_hooks(layout.config(checkpoint.config), layers, pretrained.dtype)
+    model = create_model_with_hooks(
+        layout.config(checkpoint.config),
+        layers,
+        pretrained.dtype,
+        attention,
+    )
     generation = GenerationSettings(
         max_new_tokens=settings.max_new_tokens,
         stop_token_ids=checkpoint.stop_token_ids,

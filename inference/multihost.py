@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
 from inference.errors import InputError
+from qwen_hooks.attention_backends import choose_attention
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.sharding import Layout, layout_for, make_mesh
 
@@ -129,6 +131,27 @@ def plan_workers(config: QwenConfig, mesh_shape: tuple[int, int] | None, itemsiz
         count=1,
         writes=jax.process_index() == 0,
     )
+
+
+def prompt_attention(requested: str, layout: Layout, config: QwenConfig, dtype: jnp.dtype) -> str:
+    """The entry of `attention_backends.ATTENTION` for a model on a mesh.
+
+    Raises:
+        ModelError: what is requested cannot run there.
+        InputError: a kernel is requested where XLA partitions the program, which it cannot do to
+            a kernel.
+    """
+    if layout.mesh.shape["model"] > 1:
+        if requested not in ("auto", "xla"):
+            raise InputError(f"--attention {requested} needs a model axis of 1 in --mesh_shape")
+        return "xla"
+    device = jax.local_devices()[0]
+    capability = getattr(device, "compute_capability", None)
+    name = choose_attention(
+        requested, device.platform, dtype, config, compute_capability=capability
+    )
+    log.info("attention of prompts: %s", name)
+    return name
 
 
 def device_memory(device: Any) -> int:

@@ -123,6 +123,12 @@ class DistributedSettings(ExtractionSettings):
             " on which the parameters fit."
         ),
     )
+    attention: Literal["auto", "xla", "splash", "cudnn"] = field(
+        default="auto",
+        metadata=_help(
+            "How prompts are computed. auto: cudnn on GPU in bfloat16, else xla; splash is for TPU."
+        ),
+    )
     self_check: int = field(
         default=4,
         metadata=_help("Samples per process whose rows are computed again, alone, and compared."),

@@ -153,6 +153,8 @@ def test_one_sample_and_only_skipped_samples(checkpoint, tmp_path):
         (["--mesh_shape", "0,8"], "what fits"),
         (["--mesh_shape", "8"], "must look like 8,8"),
         (["--mesh_shape", "a,b"], "must look like 8,8"),
+        (["--attention", "splash"], "'splash' runs on TPU"),
+        (["--attention", "cudnn", "--mesh_shape", "4,2"], "needs a model axis of 1"),
         (["--batch_size", "0"], "--batch_size must be at least 1"),
         (["--num_processes", "2"], "go together"),
         (["--coordinator_address", "x:1", "--num_processes", "2", "--process_id", "2"], "0 to 1"),
