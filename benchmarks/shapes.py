@@ -26,6 +26,17 @@ QWEN_05B = QwenConfig(
 )
 """Qwen2.5-0.5B."""
 
+TINY = QwenConfig(
+    vocab_size=512,
+    hidden_size=112,
+    intermediate_size=304,
+    num_hidden_layers=8,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    tie_word_embeddings=True,
+)
+"""For trying a benchmark."""
+
 
 def write_random_checkpoint(folder: Path, config: QwenConfig, dtype: torch.dtype) -> None:
     """A checkpoint of normal weights (standard deviation 0.02) and norms of 1, seed 0."""

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from inference.token_choice import choose_tokens, step_keys
 from qwen_hooks import KVCache, QwenModelWithActivations
-from qwen_hooks.model import Params, forward, unembed
+from qwen_hooks.model import ForwardOutput, Params, forward, unembed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ def _generate(
         prompt = forward(
             model, params, batch.input_ids, positions, num_layers=num_layers, rows=last[:, None]
         )
-    first_rows = _stack_rows(prompt.activations)
+    first_rows = _stack_rows(prompt)
     if not predicts:
         return BatchOutput(
             rows=first_rows[None],
@@ -188,7 +188,7 @@ def _generate(
         now = forward(model, params, token, at, cache=state.cache)
         assert now.cache is not None
         chosen = choose(now.residual, step)
-        rows = _stack_rows(now.activations)
+        rows = _stack_rows(now)
         return _LoopState(
             step=step + 1,
             ended=state.ended | _stops(chosen, settings),
@@ -204,8 +204,10 @@ def _generate(
         return jax.lax.while_loop(goes_on, decode, start).output
 
 
-def _stack_rows(activations: dict[str, Float[Array, "B one D"]]) -> Float[Array, "layers B D"]:
-    return jnp.stack([values[:, 0] for values in activations.values()])
+def _stack_rows(output: ForwardOutput) -> Float[Array, "layers B D"]:
+    rows = [values[:, 0] for values in output.activations.values()]
+    # Capturing nothing is for measuring what capturing costs.
+    return jnp.stack(rows) if rows else jnp.zeros((0, *output.residual[:, 0].shape))
 
 
 def _stops(tokens: Int[Array, " B"], settings: GenerationSettings) -> Bool[Array, " B"]:
