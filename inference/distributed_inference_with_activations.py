@@ -24,12 +24,11 @@ import os
 import time
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 
 import jax
 from tqdm import tqdm
 
-from extraction.commit_log import CommitLog
+from extraction.commit_log import CommitLog, CommitRecord
 from extraction.committer import Committer
 from extraction.extractor import refuse_existing_run
 from extraction.finalise import output_lines, write_metadata
@@ -89,8 +88,6 @@ def run(settings: DistributedSettings) -> None:
     outputs = OutputsFile(settings.output_dir)
     storage = LocalStorage(settings.activations_dir)
     refuse_existing_run(storage, settings.activations_dir)
-    check_shared_folder(Path(settings.activations_dir))
-
     plan = PlanSettings(
         tokens_per_batch=settings.tokens_per_batch,
         max_batch_size=settings.batch_size,
@@ -116,6 +113,7 @@ def run(settings: DistributedSettings) -> None:
         itemsize=pretrained.dtype.itemsize,
         device_memory=workers.device_memory,
     )
+    check_shared_folder(storage)
     started = time.perf_counter()
     errors = _run_units(
         settings, pretrained, workers, attention, plan, units, samples, reasons, storage
@@ -125,23 +123,7 @@ def run(settings: DistributedSettings) -> None:
     check = {"samples": len(errors), "largest_error": max(errors, default=0.0)}
     name = f"{SELF_CHECKS}{jax.process_index():05d}.json"
     storage.replace(name, json.dumps(check).encode())
-    describe = describe_run(
-        "distributed_inference_with_activations", settings, pretrained.dtype
-    ) | {
-        "mesh": dict(workers.layout.mesh.shape),
-        "processes": jax.process_count(),
-        "self_check": [json.loads(storage.get(name)) for name in storage.names(SELF_CHECKS)],
-    }
-    model = pretrained.model
-    records = write_metadata(
-        storage,
-        model_name=settings.model_path,
-        hook_points=tuple(f"layer_{layer}" for layer in model.layers_to_extract),
-        hidden_dim=config.hidden_size,
-        file_format="pickle",
-        planned_batches=len(units),
-        run=describe,
-    )
+    records = _write_metadata(settings, pretrained, workers, len(units), storage)
     tokens = sum(len(s.token_ids) for s, reason in zip(samples, reasons, strict=True) if not reason)
     skipped = sum(reason is not None for reason in reasons)
     print(f"samples      {len(samples)}, of which {skipped} skipped")
@@ -154,7 +136,8 @@ def run(settings: DistributedSettings) -> None:
     with outputs:
         _write_outputs(outputs, units, plan, samples, storage)
     written = sum(record.n_rows for record in records)
-    print(f"activations  {written} rows for each of {len(model.layers_to_extract)} layers,"
+    layers = len(pretrained.model.layers_to_extract)
+    print(f"activations  {written} rows for each of {layers} layers,"
           f" {len(records)} batches in {settings.activations_dir}")  # fmt: skip
     print(f"outputs      {outputs.path}")
     write_submission(tasks, outputs.path, settings)
@@ -199,6 +182,7 @@ def _run_units(
         pretrained.dtype,
         attention,
     )
+    alone = create_model_with_hooks(layout.config(checkpoint.config), layers, pretrained.dtype)
     generation = GenerationSettings(
         max_new_tokens=settings.max_new_tokens,
         stop_token_ids=checkpoint.stop_token_ids,
@@ -220,13 +204,47 @@ def _run_units(
             # Hosts that share a mesh must all run the same programs in the same order, so they
             # check when all is done; alone, a host stops at the first sign of trouble.
             if not layout.mesh.is_multi_process:
-                errors.extend(check_sample(model, params, kept) for kept in drain.take_kept())
+                errors.extend(check_sample(alone, params, kept) for kept in drain.take_kept())
 
         run_batches(
             model, params, batches, samples, plan, generation, layout.mesh, drain, after_batch
         )
-    errors.extend(check_sample(model, params, kept) for kept in drain.take_kept())
+    errors.extend(check_sample(alone, params, kept) for kept in drain.take_kept())
     return errors
+
+
+def _write_metadata(
+    settings: DistributedSettings,
+    pretrained: Pretrained,
+    workers: Workers,
+    planned: int,
+    storage: Storage,
+) -> list[CommitRecord]:
+    """Writes `metadata.json` of all that is committed, and gives the records.
+
+    Another process may commit meanwhile and write it too, and be overwritten with less. So
+    afterwards each looks again: the last to write then wrote everything.
+    """
+    while True:
+        seen = CommitLog(storage).batch_ids(), storage.names(SELF_CHECKS)
+        run_description = describe_run(
+            "distributed_inference_with_activations", settings, pretrained.dtype
+        ) | {
+            "mesh": dict(workers.layout.mesh.shape),
+            "processes": jax.process_count(),
+            "self_check": [json.loads(storage.get(name)) for name in seen[1]],
+        }
+        records = write_metadata(
+            storage,
+            model_name=settings.model_path,
+            hook_points=tuple(f"layer_{n}" for n in pretrained.model.layers_to_extract),
+            hidden_dim=pretrained.checkpoint.config.hidden_size,
+            file_format="pickle",
+            planned_batches=planned,
+            run=run_description,
+        )
+        if seen == (CommitLog(storage).batch_ids(), storage.names(SELF_CHECKS)):
+            return records
 
 
 def _result_line(result: SampleResult, pretrained: Pretrained, stop: tuple[int, ...]) -> dict:

@@ -10,7 +10,6 @@ import glob
 import importlib.util
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,12 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from extraction.storage.local import LocalStorage
 from inference.errors import InputError
 from qwen_hooks.attention_backends import choose_attention
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.sharding import Layout, layout_for, make_mesh
 
 log = logging.getLogger(__name__)
+
+SHARED = "_run/shared"
+"""File by which the processes find out that they see the same folder."""
 
 SHUTDOWN_TIMEOUT = 7 * 24 * 3600
 """Seconds a process that has run its units waits for the others, which it must not outlive."""
@@ -163,7 +166,7 @@ def device_memory(device: Any) -> int:
     return host // len(jax.local_devices())
 
 
-def check_shared_folder(folder: Path, write: bool = True) -> None:
+def check_shared_folder(storage: LocalStorage) -> None:
     """Makes sure that all processes see the same folder, by a nonce that process 0 writes there.
 
     Raises:
@@ -172,14 +175,12 @@ def check_shared_folder(folder: Path, write: bool = True) -> None:
     if jax.process_count() == 1:
         return
     nonce = int.from_bytes(os.urandom(3), "big")
-    path = folder / "_run" / "shared"
-    if jax.process_index() == 0 and write:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(str(nonce), encoding="ascii")
+    if jax.process_index() == 0:
+        storage.replace(SHARED, str(nonce).encode())
     nonce = int(multihost_utils.broadcast_one_to_all(np.int32(nonce)))
-    seen = path.read_text(encoding="ascii") if path.exists() else None
-    if seen != str(nonce):
+    seen = storage.get(SHARED) if SHARED in storage.names("_run/") else b""
+    if seen != str(nonce).encode():
         raise InputError(
-            f"{folder} is not the same folder for process {jax.process_index()} as for process 0;"
-            " several processes need a folder that all of them share"
+            f"{storage.folder} is not the same folder for process {jax.process_index()} as for"
+            " process 0; several processes need a folder that all of them share"
         )
