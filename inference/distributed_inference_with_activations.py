@@ -175,14 +175,14 @@ def _run_units(
     if not running:
         return []
     log.info("loading %s in %s", settings.model_path, pretrained.dtype)
-    params = load_params(checkpoint, pretrained.dtype, layout)
-    model = create_model_with_hooks(
-        layout.config(checkpoint.config),
-        layers,
-        pretrained.dtype,
-        attention,
+    scan = settings.scan_layers
+    params = load_params(checkpoint, pretrained.dtype, layout, scan_layers=scan)
+    model, alone = (
+        create_model_with_hooks(
+            layout.config(checkpoint.config), layers, pretrained.dtype, kind, scan_layers=scan
+        )
+        for kind in (attention, "xla")
     )
-    alone = create_model_with_hooks(layout.config(checkpoint.config), layers, pretrained.dtype)
     generation = GenerationSettings(
         max_new_tokens=settings.max_new_tokens,
         stop_token_ids=checkpoint.stop_token_ids,

@@ -129,6 +129,12 @@ class DistributedSettings(ExtractionSettings):
             "How prompts are computed. auto: cudnn on GPU in bfloat16, else xla; splash is for TPU."
         ),
     )
+    scan_layers: bool = field(
+        default=False,
+        metadata=_help(
+            "Run the blocks as a loop: on TPU compiles in seconds instead of tens of them."
+        ),
+    )
     self_check: int = field(
         default=4,
         metadata=_help("Samples per process whose rows are computed again, alone, and compared."),

@@ -23,7 +23,14 @@ from qwen_hooks.errors import ModelError
 from qwen_hooks.model import Params
 from qwen_hooks.safetensors_file import DTYPES, StoredTensor, read_header, read_tensor
 from qwen_hooks.sharding import Layout
-from qwen_hooks.weight_names import ExpectedTensor, expected_tensors, is_ignored
+from qwen_hooks.weight_names import (
+    STACKED,
+    ExpectedTensor,
+    ParamPath,
+    expected_tensors,
+    is_ignored,
+    stacked_path,
+)
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
 SINGLE_FILE = "model.safetensors"
@@ -151,7 +158,11 @@ def _check_tensors(folder: Path, config: QwenConfig, found: dict[str, StoredTens
 
 
 def load_params(
-    checkpoint: Checkpoint, dtype: DTypeLike = jnp.float32, layout: Layout | None = None
+    checkpoint: Checkpoint,
+    dtype: DTypeLike = jnp.float32,
+    layout: Layout | None = None,
+    *,
+    scan_layers: bool = False,
 ) -> Params:
     """The full `{'params': ...}` for `model.apply`, in `dtype`.
 
@@ -160,50 +171,75 @@ def load_params(
         dtype: of the parameters, whatever that of the files.
         layout: over whose mesh they lie; each process then reads only the rows of a tensor that
             its devices hold. None: the default device.
+        scan_layers: stack the blocks' parameters, for a model with `scan_layers`. The largest
+            stack then passes through the host's memory whole, as far as its devices hold it.
     """
+    config = checkpoint.config
+    sources: dict[ParamPath, list[tuple[StoredTensor, ExpectedTensor]]] = {}
+    for name, tensor in expected_tensors(config).items():
+        path = stacked_path(tensor.path) if scan_layers else tensor.path
+        sources.setdefault(path, []).append((checkpoint.tensors[name], tensor))
+
     params: dict[str, Any] = {}
-    for name, tensor in expected_tensors(checkpoint.config).items():
-        stored = checkpoint.tensors[name]
+    for path, tensors in sources.items():
+        part = _TensorReader(tensors, jnp.dtype(dtype), config, layout, path[0] == STACKED)
         if layout is None:
-            array = jax.device_put(
-                read_tensor(stored, jnp.dtype(dtype), transposed=tensor.transposed)
-            )
+            array = jax.device_put(part.read((slice(None),) * len(part.shape)))
         else:
-            array = _load_sharded(stored, tensor, jnp.dtype(dtype), checkpoint.config, layout)
+            sharding = layout.param_sharding(path)
+            array = jax.make_array_from_callback(part.shape, sharding, part.read)  # pyright: ignore
         branch = params
-        for key in tensor.path[:-1]:
+        for key in path[:-1]:
             branch = branch.setdefault(key, {})
         # Waiting frees the host's copy before the next tensor is read.
-        branch[tensor.path[-1]] = jax.block_until_ready(array)
+        branch[path[-1]] = jax.block_until_ready(array)
     return {"params": params}
 
 
-def _load_sharded(
-    stored: StoredTensor,
-    tensor: ExpectedTensor,
-    dtype: np.dtype,
-    config: QwenConfig,
-    layout: Layout,
-) -> jax.Array:
-    """A parameter over the layout's mesh; each distinct part is read once."""
-    shape = tensor.shape[::-1] if tensor.transposed else tensor.shape
-    repeated = tensor.path[-2] in ("k_proj", "v_proj") and layout.kv_repeats > 1
-    if repeated:
-        shape = (*shape[:-1], shape[-1] * layout.kv_repeats)
-    parts: dict[tuple, np.ndarray] = {}
+class _TensorReader:
+    """Reads parts of a parameter: of one tensor, or of one tensor of each block, stacked."""
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
-        key = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
-        if key not in parts:
-            if repeated:
-                parts[key] = _read_repeated_heads(
-                    stored, dtype, tensor.transposed, index, config.head_dim, layout.kv_repeats
-                )
+    def __init__(
+        self,
+        tensors: list[tuple[StoredTensor, ExpectedTensor]],
+        dtype: np.dtype,
+        config: QwenConfig,
+        layout: Layout | None,
+        stacked: bool,
+    ):
+        expected = tensors[0][1]
+        self._stored = [stored for stored, _ in tensors]
+        self._transposed = expected.transposed
+        self._dtype = dtype
+        self._head_dim = config.head_dim
+        self._stacked = stacked
+        is_kv = expected.path[-2] in ("k_proj", "v_proj")
+        self._repeats = layout.kv_repeats if layout is not None and is_kv else 1
+        shape = expected.shape[::-1] if expected.transposed else expected.shape
+        shape = (*shape[:-1], shape[-1] * self._repeats)
+        self.shape = (len(tensors), *shape) if stacked else shape
+        self._parts: dict[tuple, np.ndarray] = {}
+
+    def read(self, index: tuple[slice, ...]) -> np.ndarray:
+        """A rectangular part; each distinct one is read once."""
+        key = tuple(part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True))
+        if key not in self._parts:
+            if not self._stacked:
+                self._parts[key] = self._read_one(self._stored[0], index)
             else:
-                parts[key] = read_tensor(stored, dtype, transposed=tensor.transposed, index=index)
-        return parts[key]
+                layers, index = self._stored[index[0]], index[1:]
+                part = np.empty((len(layers), *(b - a for a, b in key[1:])), self._dtype)
+                for i, stored in enumerate(layers):
+                    part[i] = self._read_one(stored, index)
+                self._parts[key] = part
+        return self._parts[key]
 
-    return jax.make_array_from_callback(shape, layout.param_sharding(tensor.path), read)  # pyright: ignore
+    def _read_one(self, stored: StoredTensor, index: tuple[slice, ...]) -> np.ndarray:
+        if self._repeats > 1:
+            return _read_repeated_heads(
+                stored, self._dtype, self._transposed, index, self._head_dim, self._repeats
+            )
+        return read_tensor(stored, self._dtype, transposed=self._transposed, index=index)
 
 
 def _read_repeated_heads(
@@ -238,9 +274,12 @@ def save_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, tensor in expected_tensors(config).items():
+        scanned = STACKED in params["params"] and tensor.path[0].startswith("layers_")
         leaf = params["params"]
-        for key in tensor.path:
+        for key in stacked_path(tensor.path) if scanned else tensor.path:
             leaf = leaf[key]
+        if scanned:
+            leaf = leaf[int(tensor.path[0].removeprefix("layers_"))]
         array = np.asarray(leaf if dtype is None else jnp.asarray(leaf, dtype))
         tensors[name] = np.ascontiguousarray(array.T if tensor.transposed else array)
     stored = tensors["model.embed_tokens.weight"].dtype.name

@@ -11,10 +11,13 @@ import dataclasses
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 KeysValues = tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]
 """Keys (after RoPE) and values of one layer."""
+
+StackedKeysValues = tuple[Float[Array, "L B S K H"], Float[Array, "L B S K H"]]
+"""Those of all layers, where they are scanned."""
 
 
 @flax.struct.dataclass
@@ -22,18 +25,22 @@ class KVCache:
     """State of decoding.
 
     Attributes:
-        layers: keys and values `[B, C, K, H]` of each layer, C slots.
+        layers: keys and values `[B, C, K, H]` of each layer, C slots; of scanned layers one pair,
+            stacked, `[L, B, C, K, H]`.
         positions: int32 `[B, C]`, the position of the token in each slot, -1 where there is none.
         filled: int32 scalar, the next slot to write.
     """
 
-    layers: tuple[KeysValues, ...]
+    layers: tuple[KeysValues, ...] | StackedKeysValues
     positions: Int[Array, "B C"]
     filled: Int[Array, ""]
 
     @classmethod
     def from_prefill(
-        cls, layers: tuple[KeysValues, ...], positions: Int[Array, "B S"], capacity: int
+        cls,
+        layers: tuple[KeysValues, ...] | StackedKeysValues,
+        positions: Int[Array, "B S"],
+        capacity: int,
     ) -> "KVCache":
         """A cache of `capacity` slots that begins with the keys and values of a prompt.
 
@@ -43,11 +50,14 @@ class KVCache:
             capacity: slots, those of the prompt included.
         """
         slots = positions.shape[1]
-        room = ((0, 0), (0, capacity - slots))
-        padded = jax.tree.map(lambda x: jnp.pad(x, (*room, (0, 0), (0, 0))), layers)
+        room = (0, capacity - slots)
+
+        def pad(x: Shaped[Array, "*B S K H"]) -> Shaped[Array, "*B C K H"]:
+            return jnp.pad(x, (*((0, 0),) * (x.ndim - 3), room, (0, 0), (0, 0)))
+
         return cls(
-            layers=padded,
-            positions=jnp.pad(positions, room, constant_values=-1),
+            layers=jax.tree.map(pad, layers),
+            positions=jnp.pad(positions, ((0, 0), room), constant_values=-1),
             filled=jnp.asarray(slots, jnp.int32),
         )
 

@@ -14,7 +14,7 @@ next token is wanted.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import flax.linen as nn
 import flax.struct
@@ -27,10 +27,12 @@ from jaxtyping import Array, Float, Int, Shaped
 from qwen_hooks.attention_backends import check_attention
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.decoder_layer import QwenDecoderLayer, Surroundings, take_rows
+from qwen_hooks.errors import ModelError
 from qwen_hooks.hook_points import check_layers, layer_name
-from qwen_hooks.kv_cache import KeysValues, KVCache
+from qwen_hooks.kv_cache import KeysValues, KVCache, StackedKeysValues
 from qwen_hooks.layers import Linear, RMSNorm, matmul_precision
 from qwen_hooks.rope import rotary_angles
+from qwen_hooks.scanned_layers import run_scanned
 
 Activations = dict[str, Float[Array, "B R D"]]
 TokenIds = Int[Array | np.ndarray, "B S"]
@@ -55,7 +57,7 @@ class ForwardOutput:
     residual: Float[Array, "B R D"]
     activations: Activations
     cache: KVCache | None
-    keys_values: tuple[KeysValues, ...]
+    keys_values: tuple[KeysValues, ...] | StackedKeysValues
 
 
 class QwenModelWithActivations(nn.Module):
@@ -70,12 +72,14 @@ class QwenModelWithActivations(nn.Module):
         dtype: of the parameters that `init` makes.
         attention: which of `attention_backends.ATTENTION` runs prompts: `xla`, `splash` (TPU),
             or `cudnn` (GPU, half precision, padding on the right only).
+        scan_layers: the blocks are a loop over stacked parameters (see `scanned_layers`).
     """
 
     config: QwenConfig
     layers_to_extract: tuple[int, ...]
     dtype: DTypeLike = jnp.float32
     attention: str = "xla"
+    scan_layers: bool = False
 
     if TYPE_CHECKING:  # Flax declares what `init_with_output` returns
 
@@ -84,10 +88,13 @@ class QwenModelWithActivations(nn.Module):
     def setup(self):  # noqa: D102
         config = self.config
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, self.dtype)
-        self.layers = [
-            QwenDecoderLayer(config, config.layer_window(i), self.dtype, name=f"layers_{i}")
-            for i in range(config.num_hidden_layers)
-        ]
+        if self.scan_layers:
+            self.stacked = self.param("layers", self._init_stacked)
+        else:
+            self.layers = [
+                QwenDecoderLayer(config, config.layer_window(i), self.dtype, name=f"layers_{i}")
+                for i in range(config.num_hidden_layers)
+            ]
         self.norm = RMSNorm(config.rms_norm_eps, self.dtype)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.vocab_size, dtype=self.dtype)
@@ -168,22 +175,69 @@ class QwenModelWithActivations(nn.Module):
         )
 
         residual = self.embed_tokens(input_ids)
+        run = self._run_scanned if self.scan_layers else self._run_unrolled
+        residual, activations, keys_values = run(
+            residual, around, cache, num_layers or self.config.num_hidden_layers, rows
+        )
+        if cache is None:
+            return ForwardOutput(residual, activations, None, keys_values)
+        filled = dataclasses.replace(cache, layers=keys_values)
+        return ForwardOutput(residual, activations, filled, ())
+
+    def _run_unrolled(
+        self,
+        residual: Float[Array, "B T D"],
+        around: Surroundings,
+        cache: KVCache | None,
+        num_layers: int,
+        rows: Int[Array, "B R"] | None,
+    ) -> tuple[Float[Array, "B R D"], Activations, tuple[KeysValues, ...]]:
+        """The blocks one behind the other."""
         activations: Activations = {}
         keys_values: list[KeysValues] = []
-        run = self.layers[:num_layers]
-        for i, layer in enumerate(run):
-            is_last = i == len(run) - 1
-            buffers = None if cache is None else cache.layers[i]
+        for i, layer in enumerate(self.layers[:num_layers]):
+            is_last = i == num_layers - 1
+            buffers = None if cache is None else cast("KeysValues", cache.layers[i])
             residual, seen = layer(residual, around, buffers, rows if is_last else None)
             keys_values.append(seen)
             if i in self.layers_to_extract:
                 wanted = residual if rows is None or is_last else take_rows(residual, rows)
                 activations[layer_name(i)] = wanted
+        return residual, activations, tuple(keys_values)
 
-        if cache is None:
-            return ForwardOutput(residual, activations, None, tuple(keys_values))
-        filled = dataclasses.replace(cache, layers=tuple(keys_values))
-        return ForwardOutput(residual, activations, filled, ())
+    def _run_scanned(
+        self,
+        residual: Float[Array, "B T D"],
+        around: Surroundings,
+        cache: KVCache | None,
+        num_layers: int,
+        rows: Int[Array, "B R"] | None,
+    ) -> tuple[Float[Array, "B R D"], Activations, StackedKeysValues]:
+        """The blocks as a loop; keys and values are stacked, `[L, B, S, K, H]`."""
+        residual, captured, keys_values = run_scanned(
+            lambda params, *inputs: self._any_block().apply({"params": params}, *inputs),
+            self.stacked,
+            residual,
+            around,
+            num_layers=num_layers,
+            captured=self.layers_to_extract,
+            buffers=None if cache is None else cast("StackedKeysValues", cache.layers),
+            rows=rows,
+        )
+        return residual, {layer_name(i): x for i, x in captured.items()}, keys_values
+
+    def _any_block(self) -> QwenDecoderLayer:
+        return QwenDecoderLayer(self.config, self.config.layer_window(0), self.dtype, parent=None)
+
+    def _init_stacked(self, key: Array) -> Params:
+        config = self.config
+        residual = jnp.zeros((1, 1, config.hidden_size), self.dtype)
+        positions = jnp.zeros((1, 1), jnp.int32)
+        cos, sin = rotary_angles(config.rope, config.head_dim, positions)
+        around = Surroundings(cos, sin, query_positions=positions, key_positions=positions)
+        keys = jax.random.split(key, config.num_hidden_layers)
+        init = self._any_block().init
+        return jax.vmap(lambda key: init(key, residual, around)["params"])(keys)
 
     def unembed(self, residual: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Float32 logits of the token after each position: final norm, then unembedding."""
@@ -233,6 +287,7 @@ def create_model_with_hooks(
     layers_to_extract: Sequence[int] | None = None,
     dtype: DTypeLike = jnp.float32,
     attention: str = "xla",
+    scan_layers: bool = False,
 ) -> QwenModelWithActivations:
     """A model that captures the residual stream after the given blocks.
 
@@ -242,12 +297,21 @@ def create_model_with_hooks(
         dtype: of the parameters that `model.init` makes; loaded parameters bring their own.
         attention: how prompts are computed; `attention_backends.choose_attention` knows what can
             run where.
+        scan_layers: run the blocks as a loop, which compiles faster; for parameters loaded or
+            made so (`load_params(..., scan_layers=True)`).
 
     Raises:
-        ModelError: a layer is out of range, repeated or no whole number; or no such attention.
+        ModelError: a layer is out of range, repeated or no whole number; no such attention; or
+            blocks that differ shall be scanned.
     """
     layers = check_layers(layers_to_extract, config.num_hidden_layers)
-    return QwenModelWithActivations(config, layers, dtype, check_attention(attention))
+    windows = {config.layer_window(i) for i in range(config.num_hidden_layers)}
+    if scan_layers and len(windows) > 1:
+        raise ModelError(
+            "scan_layers needs blocks that are all alike; here some have a sliding window and"
+            " others none"
+        )
+    return QwenModelWithActivations(config, layers, dtype, check_attention(attention), scan_layers)
 
 
 def forward(

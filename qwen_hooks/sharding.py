@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.errors import ModelError
-from qwen_hooks.weight_names import ParamPath, expected_tensors
+from qwen_hooks.weight_names import STACKED, ParamPath, expected_tensors
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,8 @@ class Layout:
 
     def param_spec(self, path: ParamPath) -> P:
         """Partition of a parameter, given by its path below `params`."""
+        if path[0] == STACKED:
+            return P(None, *self.param_spec(("", *path[1:])))
         if path[0] == "embed_tokens":
             return P("model", None) if self.vocabulary else P()
         if path[0] == "lm_head":

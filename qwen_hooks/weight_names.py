@@ -9,6 +9,9 @@ from qwen_hooks.config import QwenConfig
 
 ParamPath = tuple[str, ...]
 
+STACKED = "layers"
+"""Where the parameters of scanned blocks lie, `[L, ...]` each; unrolled ones in `layers_0` ..."""
+
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
 """Tensors that old checkpoints hold and that are computed instead."""
 
@@ -72,3 +75,8 @@ def is_ignored(name: str, config: QwenConfig) -> bool:
     return name.endswith(IGNORED_SUFFIXES) or (
         name == "lm_head.weight" and config.tie_word_embeddings
     )
+
+
+def stacked_path(path: ParamPath) -> ParamPath:
+    """The path of a parameter where blocks are scanned."""
+    return (STACKED, *path[1:]) if path[0].startswith("layers_") else path
