@@ -2,6 +2,8 @@
 # make test   the tests
 # make lint   formatting, lint and types
 # make bench  the measurements that the README quotes
+# make test-tpu   compile the programs for TPU slices; needs no TPU
+# make tpu-smoke  on a machine with a TPU or GPU: does it give the CPU's rows?
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +11,7 @@ BIN := $(VENV)/bin
 DEMO := demo_run
 export TRANSFORMERS_NO_ADVISORY_WARNINGS := 1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench test-tpu tpu-smoke clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/run.stamp: pyproject.toml
@@ -42,5 +44,13 @@ lint: $(VENV)/test.stamp
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.prefill --tokens 512
 
+test-tpu:
+	test -x .venv-tpu/bin/python || $(PYTHON) -m venv .venv-tpu
+	.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,tpu]'
+	TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu .venv-tpu/bin/python -m pytest --quiet tests/tpu
+
+tpu-smoke: $(VENV)/run.stamp
+	$(BIN)/python -m tests.tpu.smoke
+
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) .venv-tpu $(DEMO)

@@ -13,11 +13,9 @@ import argparse
 import datetime
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,21 +26,11 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 from benchmarks.shapes import QWEN_05B, write_random_checkpoint
+from benchmarks.timing import measure_in_turn
 from inference.simple_extraction_inference import prefill
 from qwen_hooks import Checkpoint, create_model_with_hooks, load_params
 
 LAYERS = (6, 12, 18, 23)
-
-
-def measure_in_turn(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, one after the other in every round, the first round not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(repeats + 1):
-        for name, work in works.items():
-            started = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
 def torch_prefill(folder: Path, token_ids: np.ndarray) -> dict[str, Callable[[], object]]:
