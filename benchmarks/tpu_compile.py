@@ -110,14 +110,16 @@ def compile_program(
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(layout.mesh))
 
     rows = batch_size * data
-    lowered = generate_batch.lower(
-        model,
-        abstract_params(model, layout),
-        BatchInput(
-            input_ids=spread((rows, bucket)), lengths=spread((rows,)), numbers=spread((rows,))
-        ),
-        settings=GenerationSettings(max_new_tokens=new_tokens, stop_token_ids=stop_token_ids),
-        mesh=layout.mesh,
+    settings = GenerationSettings(max_new_tokens=new_tokens, stop_token_ids=stop_token_ids)
+
+    @jax.jit
+    def program(params: Any, *batch: jax.Array) -> Any:
+        return generate_batch(
+            model, params, BatchInput(*batch), settings=settings, mesh=layout.mesh
+        )
+
+    lowered = program.lower(
+        abstract_params(model, layout), spread((rows, bucket)), spread((rows,)), spread((rows,))
     )
     started = time.perf_counter()
     compiled = lowered.compile()
