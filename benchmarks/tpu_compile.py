@@ -4,9 +4,10 @@
         --topologies v5e:8x8 v6e:8x8 --shapes 0.5B 1.5B 3B 7B
 
 `pip install "jax[tpu]"` brings the compiler; `make test-tpu` does that and runs the tests that
-compile the same programs. Each is the distributed command's own (`generate_batch`) at the default
-mesh of the whole slice, in bfloat16, at the batch size that the README recommends for the chip:
-prefill of prompts of 1,024 tokens with one token predicted, and the same with 128 generated.
+compile the same programs. Each is the distributed command's own (`generate_batch`), for the chips
+of one host at the default mesh of the slice, in bfloat16, at the batch size that the README
+recommends for the chip: prefill of prompts of 1,024 tokens with one token predicted, and the same
+with 128 generated.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from inference.generation import BatchInput, GenerationSettings, batch_sharding,
 from inference.memory_estimate import estimate_memory
 from qwen_hooks import QwenConfig, create_model_with_hooks
 from qwen_hooks.hook_points import default_layers
-from qwen_hooks.sharding import Layout, layout_for
+from qwen_hooks.sharding import Layout, layout_for, make_mesh
 
 GIB = 1 << 30
 BUCKET = 1024
@@ -37,12 +38,12 @@ CHIP_MEMORY = {"v5e": 15.75 * GIB, "v6e": 31.25 * GIB}
 """Bytes of a chip that a program may use, as the compiler says when one does not fit."""
 
 BATCH_SIZES = {
-    ("v5e", "0.5B"): 64,
-    ("v5e", "1.5B"): 32,
-    ("v5e", "3B"): 16,
-    ("v5e", "7B"): 16,
-    ("v6e", "0.5B"): 128,
-    ("v6e", "1.5B"): 64,
+    ("v5e", "0.5B"): 128,
+    ("v5e", "1.5B"): 64,
+    ("v5e", "3B"): 32,
+    ("v5e", "7B"): 32,
+    ("v6e", "0.5B"): 256,
+    ("v6e", "1.5B"): 128,
     ("v6e", "3B"): 64,
     ("v6e", "7B"): 32,
 }
@@ -58,7 +59,7 @@ class CompiledProgram:
     """What the compiler said of a program.
 
     Attributes:
-        mesh: data and model axis.
+        mesh: data and model axis of the slice.
         batch_size: rows on one place of the data axis.
         bytes: that the program needs on a chip at its peak, arguments included.
         estimated: the same by `inference.memory_estimate`.
@@ -85,7 +86,7 @@ def compile_program(
     mesh_shape: tuple[int, int] | None = None,
     stop_token_ids: tuple[int, ...] = (151_643, 151_645),
 ) -> CompiledProgram:
-    """Compiles `generate_batch` for all chips of a slice at the default mesh.
+    """Compiles `generate_batch` as each process of a slice runs it.
 
     Args:
         config: of the model.
@@ -100,7 +101,11 @@ def compile_program(
     devices = topologies.get_topology_desc(topology, "tpu").devices
     memory = int(CHIP_MEMORY[topology.partition(":")[0]])
     layout = layout_for(config, mesh_shape, devices, memory, ITEMSIZE)
-    data, model_axis = layout.mesh.shape["data"], layout.mesh.shape["model"]
+    slice_mesh = layout.mesh.shape["data"], layout.mesh.shape["model"]
+    # Each process runs its own batches on its own chips (see `multihost.plan_workers`).
+    host = [device for device in devices if device.process_index == devices[0].process_index]
+    data = len(host) // slice_mesh[1]
+    layout = dataclasses.replace(layout, mesh=make_mesh((data, slice_mesh[1]), host))
     layers = default_layers(config.num_hidden_layers)
     model = create_model_with_hooks(
         layout.config(config), layers, jnp.bfloat16, scan_layers=scan_layers
@@ -137,7 +142,7 @@ def compile_program(
         itemsize=ITEMSIZE,
     )
     return CompiledProgram(
-        mesh=(data, model_axis),
+        mesh=slice_mesh,
         batch_size=batch_size,
         bytes=memory_used.peak_memory_in_bytes,
         estimated=estimate.params + estimate.batch,

@@ -110,7 +110,11 @@ def generate_batch(
     if mesh.shape["model"] > 1:
         output = run(params, batch)
         # Where the mesh spans hosts, the one that writes needs all rows.
-        return jax.lax.with_sharding_constraint(output, NamedSharding(mesh, P()))
+        over = None if mesh.is_multi_process else "data"
+        shardings = BatchOutput(
+            *(NamedSharding(mesh, spec) for spec in (P(None, None, over), P(over), P(over)))  # pyright: ignore
+        )
+        return jax.lax.with_sharding_constraint(output, shardings)
 
     def on_one_device(params: Params, batch: BatchInput) -> tuple[Array, Array, Array]:
         output = run(params, batch)

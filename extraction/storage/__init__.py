@@ -1,11 +1,47 @@
-"""Where a run's files live. A back end is one class with the methods of `Storage`."""
+"""Where a run's files live. A back end is one class with the methods of `Storage`.
 
+    local   a folder
+    gcs     `gs://bucket/prefix`, with the `gcs` module's client
+
+`BACK_ENDS` finds the class for an address. Files are never changed once they are published:
+`put_new` refuses to overwrite, and only what is derived (`metadata.json`) is replaced.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
+
+from extraction.errors import StoreError
+
+Buffers = Sequence[bytes | memoryview]
+"""The content of a file, in pieces."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class FileInfo:
+    """What a listing tells of a file.
+
+    Attributes:
+        bytes: its size.
+        crc32c: of its content, eight hexadecimal digits, where the back end knows it unread.
+    """
+
+    bytes: int
+    crc32c: str | None = None
 
 
 @runtime_checkable
 class Storage(Protocol):
-    """A set of named files; a name may hold folders (`_run/commits/000001.json`)."""
+    """A set of named files; a name may hold folders (`_run/commits/000001.json`).
+
+    Every method raises StoreError with what would be right where the back end cannot be used at
+    all: no permission, no such bucket, an outage longer than the retries.
+    """
+
+    address: str
+    """As the user wrote it: a folder, or `gs://bucket/prefix`."""
 
     def names(self, prefix: str = "") -> list[str]:
         """Names of the published files directly in a folder, sorted.
@@ -15,14 +51,66 @@ class Storage(Protocol):
         """
         ...
 
+    def infos(self, prefix: str = "") -> dict[str, FileInfo]:
+        """The same names with what the listing tells of each."""
+        ...
+
     def get(self, name: str) -> bytes:
         """The content of a published file, or raises FileNotFoundError."""
         ...
 
-    def put_new(self, name: str, data: bytes) -> None:
-        """Publishes a file, whole and durable, or raises FileExistsError."""
+    def get_range(self, name: str, start: int, length: int) -> bytes:
+        """Part of a published file, or raises FileNotFoundError; shorter at the file's end."""
         ...
 
-    def replace(self, name: str, data: bytes) -> None:
+    def local_path(self, name: str) -> Path | None:
+        """The path of a file on this machine's disk, for mapping it; None elsewhere."""
+        ...
+
+    def put_new(
+        self, name: str, data: bytes | Buffers, attributes: Mapping[str, str] | None = None
+    ) -> None:
+        """Publishes a file, whole and durable, or raises FileExistsError.
+
+        Args:
+            name: of the file.
+            data: its content.
+            attributes: kept beside the file where the back end can, else dropped.
+        """
+        ...
+
+    def replace(self, name: str, data: bytes | Buffers) -> None:
         """Publishes a file over one that may exist; readers see the old one or the new one."""
         ...
+
+    def remove(self, name: str) -> None:
+        """Takes a file away; nothing happens if there is none."""
+        ...
+
+
+BACK_ENDS = {
+    "gs": ("extraction.storage.gcs", "GcsStorage"),
+    "": ("extraction.storage.local", "LocalStorage"),
+}
+"""Scheme of an address, and the class for it; imported when it is needed."""
+
+
+def open_storage(address: str | Path) -> Storage:
+    """The back end for an address.
+
+    Raises:
+        StoreError: there is none for its scheme, or the address cannot be used.
+    """
+    scheme, separator, _ = str(address).partition("://")
+    key = scheme if separator else ""
+    if key not in BACK_ENDS:
+        known = ", ".join(f"{name}://" for name in BACK_ENDS if name)
+        raise StoreError(f"{address}: there is no storage for {scheme}://, only folders and {known}")
+    module, name = BACK_ENDS[key]
+    return getattr(importlib.import_module(module), name)(address)
+
+
+def pieces(data: bytes | Buffers) -> list[memoryview]:
+    """The content as flat views."""
+    parts = [data] if isinstance(data, bytes | memoryview) else data
+    return [memoryview(part).cast("B") for part in parts]

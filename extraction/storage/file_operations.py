@@ -3,18 +3,27 @@
 A file becomes visible under its name only when all its bytes are on the disk, and stays visible
 through a loss of power: write to a temporary name, fsync the file, give it its name, fsync the
 folder (as in TensorStore's file driver).
+
+Every operation is a call `os.something` in this module and nowhere else, so the tests put an `os`
+in its place that fails, kills the process or loses the power at the n-th of them.
 """
 
 import contextlib
+import errno
 import os
 import secrets
 from pathlib import Path
 from typing import IO
 
+from extraction.storage import Buffers, pieces
+
 TEMPORARY_PREFIX = ".tmp-"
 
+NO_ALLOCATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+"""What `posix_fallocate` says where the file system cannot reserve room."""
 
-def publish_new(path: Path, data: bytes) -> None:
+
+def publish_new(path: Path, data: bytes | Buffers) -> None:
     """Writes a file that must not exist yet; it is visible whole or not at all.
 
     Raises:
@@ -27,14 +36,14 @@ def publish_new(path: Path, data: bytes) -> None:
         try:
             sync_folder(path.parent)
         except BaseException:
-            path.unlink(missing_ok=True)
+            remove_if_there(path)
             raise
     finally:
         with contextlib.suppress(OSError):  # a left-over under a name that nobody reads
             os.unlink(temporary)
 
 
-def publish_over(path: Path, data: bytes) -> None:
+def publish_over(path: Path, data: bytes | Buffers) -> None:
     """Writes a file or replaces it; a reader sees the old bytes or the new ones, never a mix."""
     publish_temporary(write_temporary(path.parent, data), path)
 
@@ -44,38 +53,61 @@ def publish_temporary(temporary: Path, path: Path) -> None:
     try:
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        remove_if_there(temporary)
         raise
     sync_folder(path.parent)
 
 
-def write_temporary(folder: Path, data: bytes) -> Path:
+def write_temporary(folder: Path, data: bytes | Buffers) -> Path:
     """A new file in `folder` with these bytes, on the disk, under a name that nobody reads."""
     path = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
+    parts = pieces(data)
     try:
-        with path.open("xb", buffering=0) as stream:
-            remaining = memoryview(data)
-            while remaining:
-                remaining = remaining[stream.write(remaining) :]
-            os.fsync(stream.fileno())
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            _reserve(descriptor, sum(map(len, parts)))
+            for part in parts:
+                while part:
+                    part = part[os.write(descriptor, part) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except BaseException:
-        path.unlink(missing_ok=True)
+        # A descriptor whose fsync failed is never synced again: the pages count as clean.
+        remove_if_there(path)
         raise
     return path
 
 
+def _reserve(descriptor: int, size: int) -> None:
+    """Makes sure that there is room before the first byte is written."""
+    if size:
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in NO_ALLOCATION:
+                raise
+
+
+def remove_if_there(path: Path) -> None:
+    """Takes a file away; one that cannot be is left."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
 def make_folder(folder: Path) -> None:
     """Makes a folder, and those above it, so that they outlast a loss of power."""
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return
     make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # another process was quicker
+        os.mkdir(folder)
     sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:
     """Makes the folder's entries durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,10 +1,11 @@
 """A run's files in a local folder."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from extraction.errors import StoreError
-from extraction.storage import file_operations
+from extraction.storage import Buffers, FileInfo, file_operations
 
 
 class LocalStorage:
@@ -14,7 +15,8 @@ class LocalStorage:
         StoreError: the path is a file, or nothing can be written there.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, *, writable: bool = True):
+        self.address = str(folder)
         try:
             self.folder = Path(folder).expanduser()
             path = self.folder.absolute()
@@ -24,29 +26,60 @@ class LocalStorage:
         if not there.is_dir():
             place = "is" if there == path else f"lies below {there}, which is"
             raise StoreError(f"{folder} {place} a file; a folder is needed there")
-        if not os.access(there, os.W_OK | os.X_OK):
+        if writable and not os.access(there, os.W_OK | os.X_OK):
             raise StoreError(f"{folder} cannot be written to: no permission for {there}")
+        self._identity: tuple[int, int] | None = None
 
     def names(self, prefix: str = "") -> list[str]:
         """See `Storage.names`."""
-        folder = self.folder / prefix
-        if not folder.exists():
+        return sorted(prefix + entry.name for entry in self._entries(prefix))
+
+    def infos(self, prefix: str = "") -> dict[str, FileInfo]:
+        """See `Storage.infos`."""
+        return {
+            prefix + entry.name: FileInfo(bytes=entry.stat().st_size)
+            for entry in self._entries(prefix)
+        }
+
+    def _entries(self, prefix: str) -> list[os.DirEntry]:
+        try:
+            with os.scandir(self.folder / prefix) as entries:
+                return [
+                    entry
+                    for entry in entries
+                    if not entry.name.startswith(file_operations.TEMPORARY_PREFIX)
+                    and entry.is_file()
+                ]
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        hidden = file_operations.TEMPORARY_PREFIX
-        files = (path.name for path in folder.iterdir() if path.is_file())
-        return sorted(prefix + name for name in files if not name.startswith(hidden))
 
     def get(self, name: str) -> bytes:
         """See `Storage.get`."""
         return (self.folder / name).read_bytes()
 
-    def put_new(self, name: str, data: bytes) -> None:
-        """See `Storage.put_new`."""
+    def get_range(self, name: str, start: int, length: int) -> bytes:
+        """See `Storage.get_range`."""
+        with (self.folder / name).open("rb", buffering=0) as stream:
+            stream.seek(start)
+            return stream.read(length)
+
+    def local_path(self, name: str) -> Path | None:
+        """See `Storage.local_path`."""
+        return self.folder / name
+
+    def put_new(
+        self, name: str, data: bytes | Buffers, attributes: Mapping[str, str] | None = None
+    ) -> None:
+        """See `Storage.put_new`; attributes are dropped."""
         file_operations.publish_new(self._place(name), data)
 
-    def replace(self, name: str, data: bytes) -> None:
+    def replace(self, name: str, data: bytes | Buffers) -> None:
         """See `Storage.replace`."""
         file_operations.publish_over(self._place(name), data)
+
+    def remove(self, name: str) -> None:
+        """See `Storage.remove`."""
+        file_operations.remove_if_there(self.folder / name)
 
     def make_folder(self) -> None:
         """Makes the folder if need be.
@@ -56,12 +89,36 @@ class LocalStorage:
         """
         self._place("")
 
+    def remove_left_overs(self) -> None:
+        """Takes away temporary files that a killed process left. Only for who holds the lock."""
+        for folder in (self.folder, *(p for p in self.folder.glob("_run/**/") if p.is_dir())):
+            for path in folder.glob(f"{file_operations.TEMPORARY_PREFIX}*"):
+                file_operations.remove_if_there(path)
+
     def _place(self, name: str) -> Path:
-        """The path of a file, in a folder that exists."""
+        """The path of a file, in a folder that exists.
+
+        Raises:
+            StoreError: it cannot be made; or the run's own folder went away meanwhile, and what
+                stands there now may be another disk.
+        """
         path = self.folder / name
         folder = path.parent if name else path
         try:
-            file_operations.make_folder(folder)
+            if self._identity is None:
+                file_operations.make_folder(self.folder)
+                self._identity = _identity(self.folder)
+            elif self._identity != _identity(self.folder):
+                raise StoreError(f"{self.folder} was replaced by another folder during the run")
+            if folder != self.folder:
+                file_operations.make_folder(folder)
+        except FileNotFoundError:
+            raise StoreError(f"{self.folder} went away during the run") from None
         except OSError as error:
             raise StoreError(f"cannot make the folder {folder}: {error.strerror}") from None
         return path
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
