@@ -4,8 +4,8 @@
         --topologies v5e:8x8 v6e:8x8 --shapes 0.5B 1.5B 3B 7B
 
 `pip install "jax[tpu]"` brings the compiler; `make test-tpu` does that and runs the tests that
-compile the same programs. Each is the distributed command's own (`generate_batch`), for the chips
-of one host at the default mesh of the slice, in bfloat16, at the batch size that the README
+compile the same programs. Each is the distributed command's own (`generate_batch`), at the
+default mesh of the slice, in bfloat16, at the batch size that the README
 recommends for the chip: prefill of prompts of 1,024 tokens with one token predicted, and the same
 with 128 generated.
 """
@@ -33,6 +33,9 @@ GIB = 1 << 30
 BUCKET = 1024
 NEW_TOKENS = {"prefill": 1, "decode": 128}
 ITEMSIZE = 2  # bfloat16
+
+HOST = "2x2"
+"""Chips of one host of a slice."""
 
 CHIP_MEMORY = {"v5e": 15.75 * GIB, "v6e": 31.25 * GIB}
 """Bytes of a chip that a program may use, as the compiler says when one does not fit."""
@@ -99,13 +102,17 @@ def compile_program(
         stop_token_ids: that end a row, so that the loop can stop early.
     """
     devices = topologies.get_topology_desc(topology, "tpu").devices
-    memory = int(CHIP_MEMORY[topology.partition(":")[0]])
+    chip = topology.partition(":")[0]
+    memory = int(CHIP_MEMORY[chip])
     layout = layout_for(config, mesh_shape, devices, memory, ITEMSIZE)
     slice_mesh = layout.mesh.shape["data"], layout.mesh.shape["model"]
-    # Each process runs its own batches on its own chips (see `multihost.plan_workers`).
-    host = [device for device in devices if device.process_index == devices[0].process_index]
-    data = len(host) // slice_mesh[1]
-    layout = dataclasses.replace(layout, mesh=make_mesh((data, slice_mesh[1]), host))
+    data = slice_mesh[0]
+    if slice_mesh[1] > 1:
+        # Each host runs its own batches on its own chips (`multihost.plan_workers`); with a model
+        # axis of 1 there is nothing between chips, and the slice's program is the host's.
+        host = topologies.get_topology_desc(f"{chip}:{HOST}", "tpu").devices
+        data = len(host) // slice_mesh[1]
+        layout = dataclasses.replace(layout, mesh=make_mesh((data, slice_mesh[1]), host))
     layers = default_layers(config.num_hidden_layers)
     model = create_model_with_hooks(
         layout.config(config), layers, jnp.bfloat16, scan_layers=scan_layers

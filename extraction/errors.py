@@ -7,3 +7,19 @@ class StoreError(ValueError):
 
 class ExistingRunError(StoreError):
     """The folder already holds a run, which nothing may overwrite."""
+
+
+class CorruptBatchError(StoreError):
+    """A batch's file is damaged, or no writer of batches made it. Nothing in it was run."""
+
+
+class UnsafePickleError(CorruptBatchError):
+    """A pickle asks for something that no batch needs, such as calling a function."""
+
+
+class ConflictError(StoreError):
+    """Another file has the name already, with other content; it was left as it is."""
+
+
+class StorageUnavailableError(StoreError):
+    """The disk is full or the cloud cannot be reached; what is committed is safe, try again."""

@@ -105,7 +105,7 @@ def open_storage(address: str | Path) -> Storage:
     key = scheme if separator else ""
     if key not in BACK_ENDS:
         known = ", ".join(f"{name}://" for name in BACK_ENDS if name)
-        raise StoreError(f"{address}: there is no storage for {scheme}://, only folders and {known}")
+        raise StoreError(f"{address}: there is no storage for {scheme}://, but folders and {known}")
     module, name = BACK_ENDS[key]
     return getattr(importlib.import_module(module), name)(address)
 

@@ -1,0 +1,233 @@
+"""A run's files in a Google Cloud Storage bucket.
+
+Objects are published with `if_generation_match=0`, so a retry after a lost answer is refused with
+412 and then recognised as our own by size and crc32c; nothing is ever written twice. Transient
+failures are retried with jitter until `deadline`; what will not mend itself, such as a missing
+permission, fails at once and says what to do.
+
+`STORAGE_EMULATOR_HOST` works as in Google's client.
+"""
+
+import base64
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import requests
+from google.api_core import exceptions as api_errors
+from google.auth import exceptions as auth_errors
+from google.cloud import storage as google_storage
+from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+from google.cloud.storage.retry import DEFAULT_RETRY
+
+from extraction.errors import StorageUnavailableError, StoreError
+from extraction.storage import Buffers, FileInfo, pieces
+
+DEADLINE = 900.0
+"""Seconds that one operation is retried for."""
+
+REQUEST_TIMEOUT = (5, 60)
+"""Seconds to connect, and to wait for an answer's next bytes."""
+
+REPLACE_TRIES = 20
+"""Times that a derived file is written anew because another process was quicker."""
+
+CHUNK = 8 << 20
+"""Bytes of one request of a resumable upload, as files above 8 MiB are."""
+
+
+class GcsStorage:
+    """Objects below `gs://bucket/prefix`.
+
+    Args:
+        address: bucket and prefix.
+        client: of google-cloud-storage; None: by the machine's own credentials.
+        deadline: seconds that one operation is retried for.
+
+    Raises:
+        StoreError: the address is none of a bucket, or there are no credentials.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        client: google_storage.Client | None = None,
+        *,
+        deadline: float = DEADLINE,
+    ):
+        name, _, prefix = str(address).removeprefix("gs://").strip("/").partition("/")
+        if not str(address).startswith("gs://") or not name:
+            raise StoreError(f"{address!r} must look like gs://bucket/prefix")
+        self.address = f"gs://{name}/{prefix}" if prefix else f"gs://{name}"
+        self._prefix = f"{prefix}/" if prefix else ""
+        with self._explained():
+            self._client = client or google_storage.Client()
+            self._bucket = self._client.bucket(name)
+        retry = DEFAULT_RETRY.with_delay(initial=0.5, maximum=32.0, multiplier=2.0)
+        self._options: dict[str, Any] = {
+            "retry": retry.with_timeout(deadline),
+            "timeout": REQUEST_TIMEOUT,
+        }
+
+    def names(self, prefix: str = "") -> list[str]:
+        """See `Storage.names`."""
+        return sorted(self.infos(prefix))
+
+    def infos(self, prefix: str = "") -> dict[str, FileInfo]:
+        """See `Storage.infos`."""
+        with self._explained():
+            blobs = self._client.list_blobs(
+                self._bucket,
+                prefix=self._prefix + prefix,
+                delimiter="/",
+                fields="items(name,size,crc32c),nextPageToken",
+                **self._options,
+            )
+            return {
+                blob.name.removeprefix(self._prefix): _info(blob)
+                for blob in blobs
+                if not blob.name.endswith("/")  # "folders" that the console makes
+            }
+
+    def get(self, name: str) -> bytes:
+        """See `Storage.get`."""
+        return self._download(name)
+
+    def get_range(self, name: str, start: int, length: int) -> bytes:
+        """See `Storage.get_range`."""
+        if length <= 0:
+            return b""
+        try:
+            return self._download(name, start=start, end=start + length - 1)
+        except api_errors.RequestRangeNotSatisfiable:  # begins at or behind the end
+            return b""
+
+    def _download(self, name: str, **part: int) -> bytes:
+        with self._explained(name):
+            blob = self._blob(name)
+            for _ in range(2):  # damage on the way is read again, once
+                with contextlib.suppress(DataCorruption):
+                    return blob.download_as_bytes(checksum="crc32c", **part, **self._options)
+            raise StoreError(f"{self.address}/{name} arrives with a wrong checksum each time")
+
+    def local_path(self, name: str) -> Path | None:
+        """See `Storage.local_path`."""
+        return None
+
+    def attributes(self, name: str) -> Mapping[str, str]:
+        """What `put_new` was told to keep beside a file, or raises FileNotFoundError."""
+        return self._stat(name).metadata or {}
+
+    def info(self, name: str) -> FileInfo:
+        """Size and checksum of a file, or raises FileNotFoundError."""
+        return _info(self._stat(name))
+
+    def put_new(
+        self, name: str, data: bytes | Buffers, attributes: Mapping[str, str] | None = None
+    ) -> None:
+        """See `Storage.put_new`."""
+        content = b"".join(pieces(data))
+        blob = self._blob(name)
+        blob.metadata = dict(attributes or {})
+        try:
+            self._upload(blob, content, generation=0)
+        except api_errors.PreconditionFailed:
+            if not self._is(name, content):
+                raise FileExistsError(f"{self.address}/{name} exists") from None
+
+    def replace(self, name: str, data: bytes | Buffers) -> None:
+        """See `Storage.replace`."""
+        content = b"".join(pieces(data))
+        for _ in range(REPLACE_TRIES):
+            try:
+                generation = int(self._stat(name).generation or 0)
+            except FileNotFoundError:
+                generation = 0
+            try:
+                self._upload(self._blob(name), content, generation)
+                return
+            except api_errors.PreconditionFailed:  # another process wrote it, or we did
+                with contextlib.suppress(FileNotFoundError):
+                    if self._is(name, content):
+                        return
+        raise StorageUnavailableError(
+            f"{self.address}/{name} was written by others {REPLACE_TRIES} times in a row"
+        )
+
+    def remove(self, name: str) -> None:
+        """See `Storage.remove`."""
+        with contextlib.suppress(FileNotFoundError), self._explained(name):
+            self._blob(name).delete(**self._options)
+
+    def _blob(self, name: str) -> google_storage.Blob:
+        return self._bucket.blob(self._prefix + name)
+
+    def _stat(self, name: str) -> google_storage.Blob:
+        with self._explained(name):
+            blob = self._blob(name)
+            blob.reload(**self._options)
+            return blob
+
+    def _is(self, name: str, content: bytes) -> bool:
+        """Whether a file has this content."""
+        wanted = FileInfo(bytes=len(content), crc32c=f"{google_crc32c.value(content):08x}")
+        return self.info(name) == wanted
+
+    def _upload(self, blob: google_storage.Blob, content: bytes, generation: int) -> None:
+        # Downloads must not have it: in chunks, neither empty objects nor checksums work.
+        blob.chunk_size = CHUNK if len(content) > CHUNK else None
+        with self._explained():
+            blob.upload_from_string(
+                content,
+                content_type="application/octet-stream",
+                if_generation_match=generation,
+                checksum="crc32c",
+                **self._options,
+            )
+
+    @contextlib.contextmanager
+    def _explained(self, name: str | None = None) -> Iterator[None]:
+        """Turns the client's errors into ours; a missing object is FileNotFoundError.
+
+        A failed precondition and a range beyond the end are the callers' own business.
+        """
+        try:
+            yield
+        except (api_errors.PreconditionFailed, api_errors.RequestRangeNotSatisfiable):
+            raise
+        except api_errors.NotFound as error:
+            if name is not None and "bucket does not exist" not in str(error):
+                raise FileNotFoundError(f"{self.address}/{name}") from None
+            raise StoreError(
+                f"{self.address}: the bucket does not exist; create it, or mend --gcs_bucket"
+            ) from None
+        except (api_errors.Unauthorized, auth_errors.GoogleAuthError) as error:
+            raise StorageUnavailableError(
+                f"{self.address}: no valid credentials ({_first_line(error)}); run"
+                " `gcloud auth application-default login`, or use a service account"
+            ) from None
+        except api_errors.Forbidden as error:
+            raise StorageUnavailableError(
+                f"{self.address}: no permission ({_first_line(error)}); the account needs"
+                " storage.objects.create, get, list and delete (roles/storage.objectUser)"
+            ) from None
+        except (
+            api_errors.GoogleAPIError,
+            InvalidResponse,
+            DataCorruption,
+            requests.exceptions.RequestException,
+        ) as error:
+            raise StorageUnavailableError(
+                f"{self.address} could not be used: {_first_line(error)}"
+            ) from None
+
+
+def _info(blob: google_storage.Blob) -> FileInfo:
+    crc32c = base64.b64decode(blob.crc32c).hex() if blob.crc32c else None
+    return FileInfo(bytes=int(blob.size or 0), crc32c=crc32c)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,150 @@
+"""What every back end promises, and what Google Cloud Storage does under faults."""
+
+import contextlib
+
+import pytest
+
+from extraction.errors import StorageUnavailableError, StoreError
+from extraction.storage import Storage, open_storage
+from extraction.storage.gcs import GcsStorage
+from extraction.storage.local import LocalStorage
+from tests.fake_gcs.faults import Fault
+from tests.fake_gcs.fixture import fake_gcs  # noqa: F401
+
+
+@pytest.fixture(params=["local", "gcs", "gcs, no prefix"])
+def storage(request, tmp_path, fake_gcs) -> Storage:  # noqa: F811
+    if request.param == "local":
+        return LocalStorage(tmp_path / "run")
+    address = "gs://bucket" if "no prefix" in request.param else "gs://bucket/a/run"
+    return GcsStorage(address, fake_gcs.client())
+
+
+def test_what_was_put_is_there(storage):
+    assert storage.names() == []
+    assert storage.infos("_run/") == {}
+    storage.put_new("b.bin", [b"one", memoryview(b"two")])
+    storage.put_new("a.bin", b"")
+    storage.put_new("_run/commits/000001.json", b"{}")
+    assert storage.names() == ["a.bin", "b.bin"]
+    assert storage.names("_run/commits/") == ["_run/commits/000001.json"]
+    assert storage.get("b.bin") == b"onetwo"
+    assert storage.get("a.bin") == b""
+    assert {name: info.bytes for name, info in storage.infos().items()} == {"a.bin": 0, "b.bin": 6}
+
+
+@pytest.mark.parametrize(("start", "length"), [(0, 3), (2, 3), (4, 9), (6, 1), (9, 9), (1, 0)])
+def test_ranges_end_at_the_end(storage, start, length):
+    storage.put_new("x", b"onetwo")
+    assert storage.get_range("x", start, length) == b"onetwo"[start : start + length]
+
+
+def test_a_published_file_is_not_overwritten(storage):
+    storage.put_new("x", b"first")
+    with pytest.raises(FileExistsError):
+        storage.put_new("x", b"other")
+    assert storage.get("x") == b"first"
+
+
+def test_what_is_derived_is_replaced(storage):
+    storage.replace("x", b"first")
+    storage.replace("x", b"second")
+    assert storage.get("x") == b"second"
+
+
+def test_removing_twice_is_no_error(storage):
+    storage.put_new("x", b"1")
+    storage.remove("x")
+    storage.remove("x")
+    assert storage.names() == []
+
+
+def test_missing_files_are_file_not_found(storage):
+    with pytest.raises(FileNotFoundError):
+        storage.get("x")
+    with pytest.raises(FileNotFoundError):
+        storage.get_range("x", 0, 4)
+
+
+def test_many_files_are_listed_whole(fake_gcs):  # noqa: F811
+    for number in range(2300):  # more than two of the server's pages
+        fake_gcs.put("bucket", f"run/{number:06d}", b"x")
+    assert len(GcsStorage("gs://bucket/run", fake_gcs.client()).names()) == 2300
+
+
+def test_addresses_choose_the_back_end(tmp_path, fake_gcs, monkeypatch):  # noqa: F811
+    for name, value in fake_gcs.environment.items():
+        monkeypatch.setenv(name, value)
+    assert isinstance(open_storage(tmp_path), LocalStorage)
+    assert isinstance(open_storage("gs://bucket/x"), GcsStorage)
+    with pytest.raises(StoreError, match="s3"):
+        open_storage("s3://bucket/x")
+    with pytest.raises(StoreError, match="gs://bucket/prefix"):
+        open_storage("gs://")
+
+
+TRANSIENT = ["408", "429", "500", "502", "503", "504",
+             "reset_before_body", "reset_in_body", "503_in_body", "reset_before_commit",
+             "reset_after_commit"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TRANSIENT)
+@pytest.mark.parametrize("size", [10, 9 << 20], ids=["one request", "resumable"])
+def test_a_transient_fault_costs_nothing(kind, size, fake_gcs):  # noqa: F811
+    storage = GcsStorage("gs://bucket/run", fake_gcs.client(), deadline=30)
+    within = {"after_bytes": 5} if "in_body" in kind else {}
+    fake_gcs.faults.add(Fault(kind=kind, path_contains="/upload/", times=1, **within))
+    data = bytes(range(256)) * (size // 256 + 1)
+    storage.put_new("x", data)
+    assert storage.get("x") == data
+    assert fake_gcs.writes("bucket") == {"run/x": 1}
+
+
+def test_damage_on_the_way_is_found(fake_gcs):  # noqa: F811
+    storage = GcsStorage("gs://bucket/run", fake_gcs.client(), deadline=5)
+    storage.put_new("x", b"right")
+    fake_gcs.faults.add(Fault(kind="corrupt_download", name_contains="x", times=1))
+    assert storage.get("x") == b"right"
+    with_fault = fake_gcs.faults.add(Fault(kind="corrupt_download", name_contains="x"))
+    with pytest.raises((StorageUnavailableError, StoreError), match="checksum"):
+        storage.get("x")
+    fake_gcs.faults.remove(with_fault)
+    fake_gcs.faults.add(Fault(kind="corrupt_upload", name_contains="y", times=1))
+    with contextlib.suppress(StorageUnavailableError):
+        storage.put_new("y", b"right")
+    assert storage.names() in (["x"], ["x", "y"])
+    if "y" in storage.names():
+        assert storage.get("y") == b"right"
+
+
+def test_other_content_under_the_name_is_left(fake_gcs):  # noqa: F811
+    fake_gcs.put("bucket", "run/x", b"theirs")
+    storage = GcsStorage("gs://bucket/run", fake_gcs.client())
+    with pytest.raises(FileExistsError):
+        storage.put_new("x", b"mine!!")
+    assert storage.get("x") == b"theirs"
+    storage.put_new("x", b"theirs")  # the same content again is our own retry
+    assert storage.info("x").bytes == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("401", "credentials"), ("403", "permission"), ("404", "bucket")]
+)
+def test_what_will_not_mend_itself_fails_at_once(kind, words, fake_gcs):  # noqa: F811
+    storage = GcsStorage("gs://bucket/run", fake_gcs.client())
+    if kind == "404":
+        storage = GcsStorage("gs://none/run", fake_gcs.client())
+    else:
+        fake_gcs.faults.add(Fault(kind=kind))
+    with pytest.raises(StoreError, match=words):
+        storage.names()
+    with pytest.raises(StoreError, match=words):
+        storage.put_new("x", b"1")
+
+
+def test_an_outage_longer_than_the_deadline_is_told(fake_gcs):  # noqa: F811
+    storage = GcsStorage("gs://bucket/run", fake_gcs.client(), deadline=2)
+    with fake_gcs.outage(), pytest.raises(StorageUnavailableError, match="could not be used"):
+        storage.put_new("x", b"1")
+    storage.put_new("x", b"1")
+    assert fake_gcs.writes("bucket") == {"run/x": 1}
