@@ -11,12 +11,13 @@ import json
 from typing import Any
 
 from extraction.errors import StoreError
+from extraction.statistics import RowStatistics
 from extraction.storage import Storage
 
 COMMITS = "_run/commits/"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class CommittedFile:
     """A file that a record vouches for.
 
@@ -33,7 +34,7 @@ class CommittedFile:
     sha256: str
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class CommitRecord:
     """What one unit committed.
 
@@ -41,9 +42,12 @@ class CommitRecord:
         batch_id: the unit's number plus one.
         n_rows: rows of every hook point.
         n_sequences: samples that have rows.
-        keys_sha256: of the rows' keys in order, alike for all hook points.
+        keys_sha256: of the rows' keys and the generated tokens, in order; two attempts at a unit
+            that agree in it may stand for each other.
         files: of each hook point; empty if the unit has no rows.
-        outputs: the samples' output lines.
+        sidecars: second files of hook points, for formats that have one.
+        outputs: the samples' output lines; None where a run has none.
+        statistics: of each hook point's rows.
         written_at: when, ISO 8601, UTC; for people, nothing is decided by it.
     """
 
@@ -52,8 +56,15 @@ class CommitRecord:
     n_sequences: int
     keys_sha256: str
     files: dict[str, CommittedFile]
-    outputs: CommittedFile
+    sidecars: dict[str, CommittedFile]
+    outputs: CommittedFile | None
+    statistics: dict[str, RowStatistics]
     written_at: str
+
+    def all_files(self) -> list[CommittedFile]:
+        """Every file that belongs to the unit."""
+        outputs = [] if self.outputs is None else [self.outputs]
+        return [*self.files.values(), *self.sidecars.values(), *outputs]
 
     def to_json(self) -> bytes:
         """The record's file."""
@@ -68,15 +79,32 @@ class CommitRecord:
         """
         try:
             raw: dict[str, Any] = json.loads(data)
-            raw["files"] = {hook: CommittedFile(**file) for hook, file in raw["files"].items()}
-            raw["outputs"] = CommittedFile(**raw["outputs"])
-            return cls(**raw)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            for key, kind in (
+                ("files", CommittedFile), ("sidecars", CommittedFile), ("statistics", RowStatistics)
+            ):  # fmt: skip
+                raw[key] = {hook: kind(**entry) for hook, entry in raw[key].items()}
+            if raw["outputs"] is not None:
+                raw["outputs"] = CommittedFile(**raw["outputs"])
+            record = cls(**raw)
+            counts = [record.batch_id, record.n_rows, record.n_sequences]
+            for file in record.all_files():
+                _check_name(file.file)
+                counts.append(file.bytes)
+            if not all(type(count) is int and count >= 0 for count in counts):
+                raise ValueError("a count is not a whole number")
+            return record
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise StoreError(f"{name} is no commit record: {error!r}") from None
 
 
+def _check_name(name: str) -> None:
+    """A record names files of its own folder only."""
+    if {"", ".", ".."} & set(name.split("/")) or "\\" in name or "\0" in name:
+        raise ValueError(f"a file outside the run's folder: {name!r}")
+
+
 class CommitLog:
-    """The records of a run.
+    """The records of a run; each is read once, as none ever changes.
 
     Args:
         storage: of the run.
@@ -84,16 +112,22 @@ class CommitLog:
 
     def __init__(self, storage: Storage):
         self._storage = storage
+        self._read: dict[int, CommitRecord] = {}
 
     def batch_ids(self) -> set[int]:
         """Batches that exist."""
-        names = self._storage.names(COMMITS)
-        return {int(name.removeprefix(COMMITS).removesuffix(".json")) for name in names}
+        ids = (_batch_id(name) for name in self._storage.names(COMMITS))
+        return {batch_id for batch_id in ids if batch_id is not None}
 
     def read(self, batch_id: int) -> CommitRecord:
         """One record."""
-        name = _record_name(batch_id)
-        return CommitRecord.from_json(self._storage.get(name), name)
+        if batch_id not in self._read:
+            name = record_name(batch_id)
+            record = CommitRecord.from_json(self._storage.get(name), name)
+            if record.batch_id != batch_id:
+                raise StoreError(f"{name} is the record of batch {record.batch_id}")
+            self._read[batch_id] = record
+        return self._read[batch_id]
 
     def records(self) -> list[CommitRecord]:
         """All records, by batch id."""
@@ -102,11 +136,18 @@ class CommitLog:
     def put(self, record: CommitRecord) -> bool:
         """Makes a batch exist; False if it does already, which changes nothing."""
         try:
-            self._storage.put_new(_record_name(record.batch_id), record.to_json())
+            self._storage.put_new(record_name(record.batch_id), record.to_json())
         except FileExistsError:
             return False
         return True
 
 
-def _record_name(batch_id: int) -> str:
+def record_name(batch_id: int) -> str:
+    """Name of a batch's record."""
     return f"{COMMITS}{batch_id:06d}.json"
+
+
+def _batch_id(name: str) -> int | None:
+    """The batch whose record has this name; None for any other file."""
+    stem = name.removeprefix(COMMITS).removesuffix(".json")
+    return int(stem) if stem.isdecimal() and record_name(int(stem)) == name else None

@@ -1,22 +1,29 @@
 """From the rows of a unit to a batch that exists: serialise, publish, record.
 
 The files come first and the record last, so a process that dies in between leaves files that
-nobody counts; the next attempt at the unit replaces them.
+nobody counts; the next attempt at the unit replaces them. A full disk is waited for: the unit stays
+in memory and nothing else goes on meanwhile.
 """
 
+import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import google_crc32c
 import numpy as np
 
+from extraction.checksums import crc32c, sha256
 from extraction.commit_log import CommitLog, CommitRecord, CommittedFile
-from extraction.extractor import timestamp
+from extraction.errors import ConflictError
 from extraction.formats import FORMATS
-from extraction.rows import RowBlock
-from extraction.storage import Storage
+from extraction.formats.batch import check_dtype
+from extraction.formats.float_types import stored_array, to_float32
+from extraction.patience import STALL_TIMEOUT, patiently
+from extraction.rows import RowBlock, timestamp
+from extraction.statistics import RowStatistics
+from extraction.storage import Buffers, Storage, pieces
 
 
 class Committer:
@@ -26,61 +33,116 @@ class Committer:
         storage: of the run.
         hook_points: names, in the order of their files.
         file_format: a name in `FORMATS`.
+        dtype: that activations are stored in.
+        stall_timeout: seconds that a full disk is waited for.
+
+    Raises:
+        StoreError: the format does not hold the dtype.
     """
 
-    def __init__(self, storage: Storage, hook_points: Sequence[str], file_format: str = "pickle"):
+    def __init__(
+        self,
+        storage: Storage,
+        hook_points: Sequence[str],
+        file_format: str = "pickle",
+        dtype: str = "float32",
+        *,
+        stall_timeout: float = STALL_TIMEOUT,
+    ):
         self._storage = storage
         self._hook_points = tuple(hook_points)
         self._format = FORMATS[file_format]
-        self._log = CommitLog(storage)
+        check_dtype(file_format, self._format.dtypes, dtype)
+        self._dtype = dtype
+        self._patiently = functools.partial(patiently, storage.address, stall_timeout=stall_timeout)
 
     def commit(
-        self, batch_id: int, block: RowBlock | None, outputs: Sequence[Mapping[str, Any]]
+        self,
+        batch_id: int,
+        block: RowBlock | None,
+        outputs: Sequence[Mapping[str, Any]] | None = None,
+        n_sequences: int | None = None,
     ) -> CommitRecord:
         """Writes the files of a unit and its record; afterwards the batch exists.
+
+        A batch that exists already is left as it is, and its record returned.
 
         Args:
             batch_id: of the unit, from 1.
             block: its rows; None if it has none.
-            outputs: the output lines of its samples, skipped ones among them.
+            outputs: the output lines of its samples, skipped ones among them; None: the run has
+                no output lines.
+            n_sequences: samples to count for it; None: all that have rows here.
+
+        Raises:
+            StorageUnavailableError: the disk stayed full, or fails. Nothing of the unit exists
+                then; what was committed before does.
+            ConflictError: another process committed the batch meanwhile.
         """
-        files = {}
+        with contextlib.suppress(FileNotFoundError):
+            # To write its files again would belie the record.
+            return CommitLog(self._storage).read(batch_id)
+        files, sidecars, statistics = {}, {}, {}
         if block is not None:
             for hook in self._hook_points:
-                name = f"{hook}_batch_{batch_id:06d}.{self._format.extension}"
-                files[hook] = self._publish(name, self._format.serialise(hook, block))
-        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in outputs)
+                batch = self._format.serialise(hook, block, self._dtype)
+                name = f"{hook}_batch_{batch_id:06d}"
+                files[hook] = self._publish(f"{name}.{self._format.extension}", batch.data)
+                if batch.sidecar is not None:
+                    sidecar = f"{name}.{self._format.sidecar_extension}"
+                    sidecars[hook] = self._publish(sidecar, [batch.sidecar])
+                statistics[hook] = RowStatistics.of(self._stored(block.activations[hook]))
+        lines = None
+        if outputs is not None:
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in outputs)
+            lines = self._publish(f"_run/outputs/{batch_id:06d}.jsonl", [text.encode()])
         record = CommitRecord(
             batch_id=batch_id,
             n_rows=0 if block is None else len(block),
-            n_sequences=0 if block is None else _count_sequences(block),
-            keys_sha256=keys_digest(block),
+            n_sequences=_count_sequences(block) if n_sequences is None else n_sequences,
+            keys_sha256=keys_digest(block, outputs or ()),
             files=files,
-            outputs=self._publish(f"_run/outputs/{batch_id:06d}.jsonl", lines.encode()),
+            sidecars=sidecars,
+            outputs=lines,
+            statistics=statistics,
             written_at=timestamp(),
         )
-        self._log.put(record)
+        log = CommitLog(self._storage)
+        if not self._patiently(lambda: log.put(record)) and log.read(batch_id) != record:
+            raise ConflictError(
+                f"{self._storage.address}: another process committed batch {batch_id} meanwhile;"
+                " run verify there"
+            )
         return record
 
-    def _publish(self, name: str, data: bytes) -> CommittedFile:
-        self._storage.replace(name, data)
+    def _stored(self, values: np.ndarray) -> np.ndarray:
+        """Activations as the file gives them back: rounded, and infinite where they run over."""
+        return to_float32(stored_array(values, self._dtype), self._dtype)
+
+    def _publish(self, name: str, data: Buffers) -> CommittedFile:
+        self._patiently(functools.partial(self._storage.replace, name, data))
         return CommittedFile(
             file=name,
-            bytes=len(data),
-            crc32c=f"{google_crc32c.value(data):08x}",
-            sha256=hashlib.sha256(data).hexdigest(),
+            bytes=sum(map(len, pieces(data))),
+            crc32c=crc32c(data),
+            sha256=sha256(data),
         )
 
 
-def keys_digest(block: RowBlock | None) -> str:
-    """sha256 over the keys of the rows, in order."""
+def keys_digest(block: RowBlock | None, outputs: Sequence[Mapping[str, Any]] = ()) -> str:
+    """sha256 over the keys of the rows and the generated tokens, in order."""
     digest = hashlib.sha256()
     if block is not None:
         digest.update(json.dumps(block.task_ids.tolist()).encode())
         for column in (block.sample_idx, block.step, block.position, block.token_id):
             digest.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
+    for line in outputs:
+        keys = ("task_id", "sample_idx", "generated_token_ids", "finish_reason")
+        digest.update(json.dumps([line.get(key) for key in keys]).encode())
     return digest.hexdigest()
 
 
-def _count_sequences(block: RowBlock) -> int:
+def _count_sequences(block: RowBlock | None) -> int:
+    if block is None:
+        return 0
     return len(set(zip(block.task_ids, block.sample_idx.tolist(), strict=True)))

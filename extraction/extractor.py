@@ -7,22 +7,22 @@ layer at a time, and ends in `add` too.
 
 import contextlib
 import dataclasses
-import datetime
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from extraction.commit_log import CommitLog, CommitRecord
+from extraction.committer import Committer
 from extraction.errors import ExistingRunError, StoreError
+from extraction.finalise import close as close_run
+from extraction.finalise import write_metadata
 from extraction.formats import FORMATS
-from extraction.metadata import METADATA_FILE, BatchFile, metadata_document
-from extraction.rows import UNKNOWN, RowBlock, text_column
-from extraction.storage import Storage
+from extraction.rows import UNKNOWN, RowBlock, text_column, timestamp
+from extraction.run_identity import RunIdentity, RunLock, begin, check_identity
+from extraction.storage import CloudStorage, Storage, open_cloud
 from extraction.storage.local import LocalStorage
-
-BATCH_FILE = re.compile(r".+_batch_\d{6,}\.\w+")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,11 @@ class ActivationExtractionConfig:
         hidden_dim: width of the residual stream.
         model_name: as it shall stand in the metadata.
         save_every_n_samples: rows per layer and file.
+        file_format: `pickle`, `safetensors`, `npz` or `raw`.
+        store_dtype: `float32`, or `bfloat16` where the format holds it.
+        gcs_bucket: `gs://bucket/prefix` to upload to; the folder is then emptied behind the
+            uploads.
+        upload_to_cloud: False keeps the files here although a bucket is named.
         run: settings and versions for the metadata.
     """
 
@@ -43,6 +48,10 @@ class ActivationExtractionConfig:
     hidden_dim: int
     model_name: str
     save_every_n_samples: int = 512
+    file_format: str = "pickle"
+    store_dtype: str = "float32"
+    gcs_bucket: str | None = None
+    upload_to_cloud: bool | None = None
     run: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -56,6 +65,10 @@ class ActivationExtractionConfig:
             raise StoreError(f"a layer is below 0 in {list(self.layers_to_extract)}")
         if len(set(self.layers_to_extract)) < len(self.layers_to_extract):
             raise StoreError(f"a layer is named twice in {list(self.layers_to_extract)}")
+        if self.file_format not in FORMATS:
+            raise StoreError(f"file_format {self.file_format!r} is none of {', '.join(FORMATS)}")
+        if self.upload_to_cloud and self.gcs_bucket is None:
+            raise StoreError("upload_to_cloud needs a gcs_bucket")
 
 
 class ActivationExtractor:
@@ -77,29 +90,55 @@ class ActivationExtractor:
         self.config = config
         self.hook_points = tuple(f"layer_{layer}" for layer in config.layers_to_extract)
         self._storage = LocalStorage(config.output_dir) if storage is None else storage
-        self._format_name = "pickle"
-        self._format = FORMATS[self._format_name]
+        self._cloud: CloudStorage | None = None
+        if config.gcs_bucket is not None and config.upload_to_cloud is not False:
+            self._cloud = open_cloud(config.gcs_bucket)
+        self._identity = RunIdentity.new(
+            model_name=config.model_name,
+            hook_points=self.hook_points,
+            hidden_dim=config.hidden_dim,
+            file_format=config.file_format,
+            dtype=config.store_dtype,
+            run=config.run,
+        )
+        self._identity.to_json()  # what JSON cannot hold is refused now, not after a batch
+        self._committer = Committer(
+            self._storage, self.hook_points, config.file_format, config.store_dtype
+        )
+        self._log = CommitLog(self._target)
+        self._uploader: Any = None
+        self._lock: RunLock | None = None
+        self._begun = False
         self._buffer: list[RowBlock] = []
         self._buffered = 0
-        self._batches: list[BatchFile] = []
+        self._records: list[CommitRecord] = []
         self._listed = 0  # batches in the last metadata.json
         self._sequences: set[tuple[str, int]] = set()  # of published rows
         self._failed = False
-        self._metadata(complete=False)  # what JSON cannot hold is refused now, not after a batch
         self._partial_rows: dict[tuple, dict[str, np.ndarray]] = {}
         self._next_step: dict[tuple[str, int], int] = {}
         self._closed = False
-        refuse_existing_run(self._storage, config.output_dir)
+        for place in {id(s): s for s in (self._storage, self._target)}.values():
+            check_identity(place, self._identity, resume=False)
+
+    @property
+    def _target(self) -> Storage:
+        return self._storage if self._cloud is None else self._cloud
 
     def __enter__(self) -> "ActivationExtractor":
         return self
 
     def __exit__(self, exception_type, exception, traceback) -> None:
-        if exception_type is None:
-            self.close()
-        elif self._batches:
-            with contextlib.suppress(OSError):  # the block's own exception tells more
-                self._write_metadata(complete=False)
+        try:
+            if exception_type is None:
+                self.close()
+            elif self._records:
+                # The block's own exception tells more than what goes wrong here.
+                with contextlib.suppress(OSError, StoreError):
+                    self._finish_uploads()
+                    write_metadata(self._target, self._log, stall_timeout=0)
+        finally:
+            self._release()
 
     def add(self, block: RowBlock) -> None:
         """Takes rows; writes every batch that they fill.
@@ -229,18 +268,23 @@ class ActivationExtractor:
         if self._buffered:
             self._write_batch(RowBlock.concatenate(self._buffer))
             self._buffer, self._buffered = [], 0
-        self._write_metadata(complete=True)
-        self._closed = True
+        self._failed = True  # until all is written
+        self._begin()
+        self._finish_uploads()
+        close_run(self._target, len(self._records))
+        write_metadata(self._target, self._log, [self._storage] if self._cloud else [])
+        self._failed, self._closed = False, True
+        self._release()
 
     @property
     def rows_written(self) -> int:
         """Rows per hook point in published files."""
-        return sum(b.n_samples for b in self._batches if b.hook_point == self.hook_points[0])
+        return sum(record.n_rows for record in self._records)
 
     @property
-    def batches(self) -> tuple[BatchFile, ...]:
-        """The published files."""
-        return tuple(self._batches)
+    def batches(self) -> tuple[CommitRecord, ...]:
+        """What was committed, a record for each batch."""
+        return tuple(self._records)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -248,55 +292,44 @@ class ActivationExtractor:
         if self._failed:
             raise StoreError("a write failed earlier; what was published stays, no more can follow")
 
+    def _begin(self) -> None:
+        """Claims the folder when the first batch is there, so that until then nothing is made."""
+        if self._begun:
+            return
+        if isinstance(self._storage, LocalStorage):
+            self._lock = RunLock(self._storage.folder)
+        for place in {id(s): s for s in (self._storage, self._target)}.values():
+            if begin(place, self._identity).run_id != self._identity.run_id:
+                raise ExistingRunError(f"another run was quicker to begin in {place.address}")
+        if self._cloud is not None:
+            from extraction.upload import Uploader  # the cloud's client only where it is used
+
+            self._uploader = Uploader(self._storage, self._cloud, self._identity.run_id)
+            self._uploader.__enter__()
+        self._begun = True
+
     def _write_batch(self, block: RowBlock) -> None:
-        batch_id = len(self._batches) // len(self.hook_points) + 1
-        files = []
         self._failed = True  # until all is written
-        for name in self.hook_points:
-            file = f"{name}_batch_{batch_id:06d}.{self._format.extension}"
-            self._storage.put_new(file, self._format.serialise(name, block))
-            files.append(
-                BatchFile(batch_id=batch_id, hook_point=name, file=file, n_samples=len(block))
-            )
-        self._batches += files
-        self._sequences |= set(zip(block.task_ids, block.sample_idx.tolist(), strict=True))
+        self._begin()
+        sequences = set(zip(block.task_ids, block.sample_idx.tolist(), strict=True))
+        record = self._committer.commit(
+            len(self._records) + 1, block, n_sequences=len(sequences - self._sequences)
+        )
+        self._records.append(record)
+        self._sequences |= sequences
+        if self._uploader is not None:
+            self._uploader.add(record)
         # Rewriting at every batch would cost time quadratic in their number.
-        if len(self._batches) >= 1.1 * self._listed:
-            self._write_metadata(complete=False)
+        elif len(self._records) >= 1.1 * self._listed:
+            write_metadata(self._storage, self._log)
+            self._listed = len(self._records)
         self._failed = False
 
-    def _metadata(self, *, complete: bool) -> bytes:
-        return metadata_document(
-            model_name=self.config.model_name,
-            hook_points=self.hook_points,
-            hidden_dim=self.config.hidden_dim,
-            batches=self._batches,
-            total_sequences=len(self._sequences),
-            complete=complete,
-            file_format=self._format_name,
-            run=self.config.run,
-        )
+    def _finish_uploads(self) -> None:
+        if self._uploader is not None:
+            uploader, self._uploader = self._uploader, None
+            uploader.__exit__(None, None, None)
 
-    def _write_metadata(self, *, complete: bool) -> None:
-        self._storage.replace(METADATA_FILE, self._metadata(complete=complete))
-        self._listed = len(self._batches)
-
-
-def refuse_existing_run(storage: Storage, folder: str | Path) -> None:
-    """Makes sure that a folder holds no run.
-
-    Raises:
-        ExistingRunError: it does.
-    """
-    holds = [n for n in storage.names() if n == METADATA_FILE or BATCH_FILE.fullmatch(n)]
-    holds += storage.names("_run/commits/")
-    if holds:
-        raise ExistingRunError(
-            f"{folder} already holds a run ({holds[0]} and {len(holds) - 1} more files); choose"
-            " another folder, nothing was changed"
-        )
-
-
-def timestamp() -> str:
-    """Now, UTC, ISO 8601 to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()

@@ -1,41 +1,68 @@
 """What is derived from the commit records, by any process, at any time.
 
 `metadata.json` says what the folder holds; `outputs.jsonl` joins the output lines of all batches
-in the order of the samples. Both are pure functions of the records, so it does not matter which
-process writes them last.
+in the order of the samples. Both are pure functions of `_run/`, so it does not matter which
+process writes them last, or whether it was one of the run's at all.
 """
 
+import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from extraction.commit_log import CommitLog, CommitRecord
+from extraction.errors import StoreError
 from extraction.metadata import METADATA_FILE, BatchFile, metadata_document
+from extraction.patience import STALL_TIMEOUT, patiently
+from extraction.run_identity import CLOSED_FILE, RunIdentity, read_identity
+from extraction.statistics import RowStatistics
 from extraction.storage import Storage
+
+SELF_CHECKS = "_run/self_check/"
+"""Folder of a file for each process: samples checked, largest error."""
 
 
 def write_metadata(
     storage: Storage,
+    log: CommitLog | None = None,
+    copies: Sequence[Storage] = (),
     *,
-    model_name: str,
-    hook_points: tuple[str, ...],
-    hidden_dim: int,
-    file_format: str,
-    planned_batches: int,
-    run: Mapping[str, Any],
+    stall_timeout: float = STALL_TIMEOUT,
 ) -> list[CommitRecord]:
-    """Writes `metadata.json` and returns the records it was made of.
+    """Writes `metadata.json` of all that is committed, and gives the records.
+
+    Another process may commit meanwhile and write it too, and be overwritten with less. So
+    afterwards each looks again: the last to write then wrote everything.
 
     Args:
         storage: of the run.
-        model_name: as the user named it.
-        hook_points: captured ones.
-        hidden_dim: width of the residual stream.
-        file_format: of the batches.
-        planned_batches: the run is complete when so many exist.
-        run: settings, versions and checks.
+        log: of the same storage, which remembers the records it has read.
+        copies: where the same document is to stand besides.
+        stall_timeout: seconds that a full disk is waited for.
+
+    Raises:
+        StoreError: the folder holds no run.
+        StorageUnavailableError: the disk stayed full, or fails.
     """
-    records = CommitLog(storage).records()
+    identity = read_identity(storage)
+    if identity is None:
+        raise StoreError(f"{storage.address} holds no run")
+    log = log or CommitLog(storage)
+    while True:
+        seen = log.batch_ids(), storage.names(SELF_CHECKS)
+        records = [log.read(batch_id) for batch_id in sorted(seen[0])]
+        document = derived_document(storage, identity, records)
+        for place in (storage, *copies):
+            write = functools.partial(place.replace, METADATA_FILE, document)
+            patiently(place.address, write, stall_timeout)
+        if seen == (log.batch_ids(), storage.names(SELF_CHECKS)):
+            return records
+
+
+def derived_document(
+    storage: Storage, identity: RunIdentity, records: Sequence[CommitRecord]
+) -> bytes:
+    """`metadata.json` of a run with these records."""
     batches = [
         BatchFile(
             batch_id=record.batch_id,
@@ -44,26 +71,66 @@ def write_metadata(
             n_samples=record.n_rows,
         )
         for record in records
-        for hook in hook_points
+        for hook in identity.hook_points
         if hook in record.files
     ]
-    document = metadata_document(
-        model_name=model_name,
-        hook_points=hook_points,
-        hidden_dim=hidden_dim,
+    statistics = {
+        hook: RowStatistics.merge(
+            record.statistics[hook] for record in records if hook in record.statistics
+        ).summary()
+        for hook in identity.hook_points
+    }
+    planned = planned_batches(storage, identity)
+    checks = [_self_check(storage, name) for name in storage.names(SELF_CHECKS)]
+    return metadata_document(
+        model_name=identity.model_name,
+        hook_points=identity.hook_points,
+        hidden_dim=identity.hidden_dim,
         batches=batches,
         total_sequences=sum(record.n_sequences for record in records),
-        complete=len(records) == planned_batches,
-        file_format=file_format,
-        run=run,
+        complete=len(records) == planned,
+        file_format=identity.file_format,
+        dtype=identity.dtype,
+        run={**identity.run, "self_check": checks} if checks else identity.run,
+        more={
+            "run_id": identity.run_id,
+            "created_at": identity.created_at,
+            "planned_batches": planned,
+            "fingerprint": dict(identity.fingerprint),
+            "statistics": statistics,
+        },
     )
-    storage.replace(METADATA_FILE, document)
-    return records
 
 
-def output_lines(storage: Storage, records: list[CommitRecord]) -> Iterator[dict[str, Any]]:
+def _self_check(storage: Storage, name: str) -> Any:
+    try:
+        return json.loads(storage.get(name))
+    except ValueError as error:
+        raise StoreError(f"{name} is damaged: {error!r}") from None
+
+
+def planned_batches(storage: Storage, identity: RunIdentity) -> int | None:
+    """Batches of the finished run; None while that is not known."""
+    if identity.planned_batches is not None:
+        return identity.planned_batches
+    try:
+        return int(json.loads(storage.get(CLOSED_FILE))["batches"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{CLOSED_FILE} is damaged: {error!r}") from None
+
+
+def close(storage: Storage, batches: int) -> None:
+    """Says that a run without a plan is over."""
+    document = (json.dumps({"batches": batches}) + "\n").encode()
+    patiently(storage.address, lambda: storage.replace(CLOSED_FILE, document))
+
+
+def output_lines(storage: Storage, records: Iterable[CommitRecord]) -> Iterator[dict[str, Any]]:
     """The output lines of all batches, batch by batch."""
     for record in records:
-        for line in storage.get(record.outputs.file).split(b"\n"):
-            if line:
-                yield json.loads(line)
+        if record.outputs is not None:
+            for line in storage.get(record.outputs.file).split(b"\n"):
+                if line:
+                    yield json.loads(line)

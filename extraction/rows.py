@@ -5,6 +5,7 @@ belongs to the same token, so hook points cannot drift apart.
 """
 
 import dataclasses
+import datetime
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -80,3 +81,8 @@ def text_column(values: Sequence[str]) -> np.ndarray:
     column = np.empty(len(values), dtype=object)
     column[:] = values
     return column
+
+
+def timestamp() -> str:
+    """Now, UTC, ISO 8601 to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

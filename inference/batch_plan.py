@@ -125,6 +125,35 @@ def _cut_window(
         yield 0, skipped
 
 
+def plan_in_order(
+    samples: Iterable[PlannedSample], rows_per_unit: int, window: int = WINDOW
+) -> Iterator[Unit]:
+    """Units of neighbouring samples, skipped ones among them, for loops without batches.
+
+    Args:
+        samples: of the run.
+        rows_per_unit: as in `PlanSettings`.
+        window: samples after which a new unit begins in any case.
+    """
+    members: list[PlannedSample] = []
+    number = 0
+
+    def unit() -> Unit:
+        longest = max(sample.tokens for sample in members)
+        bucket = bucket_length(longest) if longest else 0
+        return Unit(number=number, bucket=bucket, samples=tuple(s.number for s in members))
+
+    for sample in samples:
+        rows = sum(s.rows for s in members if s.tokens) + (sample.rows if sample.tokens else 0)
+        if members and (rows > rows_per_unit or sample.number % window == 0):
+            yield unit()
+            number += 1
+            members = []
+        members.append(sample)
+    if members:
+        yield unit()
+
+
 def own_units(
     units: Iterable[Unit], process: int, processes: int, committed: Container[int]
 ) -> Iterator[Unit]:

@@ -1,7 +1,8 @@
 """What the commands share: flags to settings, logging, and errors to exit statuses.
 
 Exit status 0: done; 2: bad input, refused before anything was computed or written, with one
-message.
+message; 74: the disk stayed full or the cloud could not be reached, and 143: asked to stop by
+SIGTERM; after both, `--resume` goes on.
 """
 
 import logging
@@ -12,12 +13,15 @@ from typing import NoReturn, TypeVar
 
 from transformers import HfArgumentParser
 
-from extraction.errors import StoreError
+from extraction.errors import StorageUnavailableError, StoreError
 from inference.errors import InputError
+from inference.interruption import Interrupted
 from inference.settings import ExtractionSettings
 from qwen_hooks.errors import ModelError
 
 BAD_INPUT = 2
+NO_STORAGE = 74  # EX_IOERR in sysexits.h
+STOPPED = 128 + 15  # as a shell tells of SIGTERM
 
 SettingsT = TypeVar("SettingsT", bound=ExtractionSettings)
 
@@ -66,6 +70,12 @@ def run_command(
         if unknown:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         run(settings)
+    except Interrupted:
+        print("stopped; --resume goes on from here", file=sys.stderr)
+        return STOPPED
+    except StorageUnavailableError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return NO_STORAGE
     except (InputError, ModelError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT

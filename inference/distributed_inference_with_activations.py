@@ -18,22 +18,17 @@ if __name__ == "__main__" and not __package__:
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import json
+import contextlib
+import dataclasses
 import logging
 import os
+import threading
 import time
 from collections.abc import Sequence
-from itertools import groupby
 
 import jax
 from tqdm import tqdm
 
-from extraction.commit_log import CommitLog, CommitRecord
-from extraction.committer import Committer
-from extraction.extractor import refuse_existing_run
-from extraction.finalise import output_lines, write_metadata
-from extraction.storage import Storage
-from extraction.storage.local import LocalStorage
 from inference.batch_plan import (
     PlannedSample,
     PlanSettings,
@@ -45,28 +40,55 @@ from inference.batch_plan import (
 )
 from inference.command_line import run_command
 from inference.generation import GenerationSettings
+from inference.interruption import Interrupted, stop_flag
 from inference.memory_estimate import check_memory
 from inference.multihost import (
     Workers,
-    check_shared_folder,
+    check_shared,
     plan_workers,
     prompt_attention,
     start_distributed,
+    wait_for_all,
 )
-from inference.outputs import OutputsFile, output_line, skipped_line, write_submission
-from inference.pretrained import Pretrained, describe_run, open_pretrained
+from inference.outputs import output_line, skipped_line
+from inference.pretrained import Pretrained, open_pretrained
 from inference.run_loop import Drain, SampleResult, run_batches, unit_rows
 from inference.samples import Sample, decode_text, make_samples, reason_to_skip
 from inference.self_check import check_sample
 from inference.settings import DistributedSettings
 from inference.tasks import read_tasks
+from inference.unit_run import UnitRun
 from qwen_hooks import create_model_with_hooks, load_params
 
 log = logging.getLogger(__name__)
 
+COMMAND = "distributed_inference_with_activations"
 COMPILATION_CACHE = "~/.cache/qwen_activation_extraction/xla"
-SELF_CHECKS = "_run/self_check/"
-"""Folder of a file for each process: samples checked, largest error."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that the units of a run need, checked, before anything is loaded.
+
+    Attributes:
+        settings: of the command.
+        pretrained: the model.
+        workers: who runs what on which devices.
+        attention: of prompts.
+        plan: settings of the plan.
+        units: of the run.
+        samples: of the tasks.
+        reasons: why each sample is skipped; None where it runs.
+    """
+
+    settings: DistributedSettings
+    pretrained: Pretrained
+    workers: Workers
+    attention: str
+    plan: PlanSettings
+    units: Sequence[Unit]
+    samples: Sequence[Sample]
+    reasons: Sequence[str | None]
 
 
 def run(settings: DistributedSettings) -> None:
@@ -80,29 +102,67 @@ def run(settings: DistributedSettings) -> None:
     )
     _use_compilation_cache(settings.compilation_cache_dir)
     pretrained = open_pretrained(settings)
-    config = pretrained.checkpoint.config
-    samples = list(make_samples(tasks, pretrained.tokenizer, config.vocab_size, settings))
+    samples = list(
+        make_samples(tasks, pretrained.tokenizer, pretrained.checkpoint.config.vocab_size, settings)
+    )
+    job = _plan(settings, pretrained, samples)
+    mesh = dict(job.workers.layout.mesh.shape)
+    unit_run = UnitRun(
+        COMMAND,
+        settings,
+        pretrained,
+        tasks,
+        samples,
+        job.units,
+        process=jax.process_index(),
+        run={"mesh": mesh, "processes": jax.process_count(), "attention": job.attention},
+    )
+    started = time.perf_counter()
+    with stop_flag() as stop, contextlib.ExitStack() as stack:
+        check_shared(unit_run.storage)
+        is_first = jax.process_index() == 0
+        if is_first:
+            unit_run.begin(stack)
+        wait_for_all("the run begins")
+        if not is_first:
+            unit_run.begin(stack, first=False)
+        committed = unit_run.committed()
+        errors = _run_units(job, unit_run, committed, stop)
+        stack.close()  # waits for the uploads
+        check = {"samples": len(errors), "largest_error": max(errors, default=0.0)}
+        records = unit_run.finish(check)
+    seconds = time.perf_counter() - started
+    if stop.is_set() and len(records) < len(job.units):
+        raise Interrupted
+
+    ran = [u for u in _own(job, committed) if u.bucket]
+    tokens = sum(len(samples[n].token_ids) for unit in ran for n in unit.samples)
+    skipped = sum(reason is not None for reason in job.reasons)
+    done_before = f", {len(committed)} of {len(job.units)} units done before" if committed else ""
+    print(f"samples      {len(samples)}, of which {skipped} skipped{done_before}")
+    print(f"mesh         {mesh}, {jax.process_count()} processes")
+    print(f"time         {seconds:.1f} s, {tokens / seconds:.0f} prompt tokens/s")
+    print(f"self-check   {check['samples']} samples, largest error {check['largest_error']:.1e}")
+    unit_run.print_summary(records)
+
+
+def _plan(settings: DistributedSettings, pretrained: Pretrained, samples: Sequence[Sample]) -> Job:
+    """Lays everything out, and refuses what cannot work."""
+    config, itemsize = pretrained.checkpoint.config, pretrained.dtype.itemsize
     reasons = [reason_to_skip(s, config.context_length, settings.max_new_tokens) for s in samples]
-    workers = plan_workers(config, settings.mesh_axes(), pretrained.dtype.itemsize)
+    workers = plan_workers(config, settings.mesh_axes(), itemsize)
     attention = prompt_attention(settings.attention, workers.layout, config, pretrained.dtype)
-    outputs = OutputsFile(settings.output_dir)
-    storage = LocalStorage(settings.activations_dir)
-    refuse_existing_run(storage, settings.activations_dir)
     plan = PlanSettings(
         tokens_per_batch=settings.tokens_per_batch,
         max_batch_size=settings.batch_size,
         rows_per_unit=settings.save_every_n_samples,
     )
     rows = rows_per_sample(settings.max_new_tokens)
-    units = list(
-        plan_units(
-            (
-                PlannedSample(number=s.number, tokens=0 if reason else len(s.token_ids), rows=rows)
-                for s, reason in zip(samples, reasons, strict=True)
-            ),
-            plan,
-        )
+    planned = (
+        PlannedSample(number=s.number, tokens=0 if reason else len(s.token_ids), rows=rows)
+        for s, reason in zip(samples, reasons, strict=True)
     )
+    units = list(plan_units(planned, plan))
     check_memory(
         config,
         workers.layout,
@@ -110,69 +170,47 @@ def run(settings: DistributedSettings) -> None:
         buckets=sorted({unit.bucket for unit in units if unit.bucket}),
         max_new_tokens=settings.max_new_tokens,
         captured_layers=len(pretrained.model.layers_to_extract),
-        itemsize=pretrained.dtype.itemsize,
+        itemsize=itemsize,
         device_memory=workers.device_memory,
     )
-    check_shared_folder(storage)
-    started = time.perf_counter()
-    errors = _run_units(
-        settings, pretrained, workers, attention, plan, units, samples, reasons, storage
+    return Job(
+        settings=settings,
+        pretrained=pretrained,
+        workers=workers,
+        attention=attention,
+        plan=plan,
+        units=units,
+        samples=samples,
+        reasons=reasons,
     )
-    seconds = time.perf_counter() - started
 
-    check = {"samples": len(errors), "largest_error": max(errors, default=0.0)}
-    name = f"{SELF_CHECKS}{jax.process_index():05d}.json"
-    storage.replace(name, json.dumps(check).encode())
-    records = _write_metadata(settings, pretrained, workers, len(units), storage)
-    tokens = sum(len(s.token_ids) for s, reason in zip(samples, reasons, strict=True) if not reason)
-    skipped = sum(reason is not None for reason in reasons)
-    print(f"samples      {len(samples)}, of which {skipped} skipped")
-    print(f"mesh         {dict(workers.layout.mesh.shape)}, {jax.process_count()} processes")
-    print(f"time         {seconds:.1f} s, {tokens / seconds:.0f} prompt tokens/s")
-    print(f"self-check   {check['samples']} samples, largest error {check['largest_error']:.1e}")
-    if len(records) < len(units):
-        print(f"committed    {len(records)} of {len(units)} units; other processes do the rest")
-        return
-    with outputs:
-        _write_outputs(outputs, units, plan, samples, storage)
-    written = sum(record.n_rows for record in records)
-    layers = len(pretrained.model.layers_to_extract)
-    print(f"activations  {written} rows for each of {layers} layers,"
-          f" {len(records)} batches in {settings.activations_dir}")  # fmt: skip
-    print(f"outputs      {outputs.path}")
-    write_submission(tasks, outputs.path, settings)
+
+def _own(job: Job, committed: set[int]) -> list[Unit]:
+    return list(own_units(job.units, job.workers.number, job.workers.count, committed))
 
 
 def _run_units(
-    settings: DistributedSettings,
-    pretrained: Pretrained,
-    workers: Workers,
-    attention: str,
-    plan: PlanSettings,
-    units: Sequence[Unit],
-    samples: Sequence[Sample],
-    reasons: Sequence[str | None],
-    storage: Storage,
+    job: Job, unit_run: UnitRun, committed: set[int], stop: threading.Event
 ) -> list[float]:
     """Runs and commits the units of this process; the errors that the self-check found."""
-    checkpoint, layout = pretrained.checkpoint, workers.layout
+    settings, pretrained, samples = job.settings, job.pretrained, job.samples
+    checkpoint, layout = pretrained.checkpoint, job.workers.layout
     layers = pretrained.model.layers_to_extract
-    committer = Committer(storage, [f"layer_{layer}" for layer in layers])
-    own = list(own_units(units, workers.number, workers.count, CommitLog(storage).batch_ids()))
+    own = _own(job, committed)
 
     def commit(unit: Unit, results: list[SampleResult]) -> None:
-        if not workers.writes:
+        if not job.workers.writes:
             return
         lines = [_result_line(result, pretrained, checkpoint.stop_token_ids) for result in results]
         if not unit.bucket:
-            lines = [skipped_line(samples[n], reasons[n] or "") for n in unit.samples]
-        committer.commit(unit.number + 1, unit_rows(results, layers), lines)
+            lines = [skipped_line(samples[n], job.reasons[n] or "") for n in unit.samples]
+        unit_run.commit(unit, unit_rows(results, layers), lines)
 
     for unit in own:
         if not unit.bucket:
             commit(unit, [])
     running = [unit for unit in own if unit.bucket]
-    if not running:
+    if not running or stop.is_set():
         return []
     log.info("loading %s in %s", settings.model_path, pretrained.dtype)
     scan = settings.scan_layers
@@ -181,7 +219,7 @@ def _run_units(
         create_model_with_hooks(
             layout.config(checkpoint.config), layers, pretrained.dtype, kind, scan_layers=scan
         )
-        for kind in (attention, "xla")
+        for kind in (job.attention, "xla")
     )
     generation = GenerationSettings(
         max_new_tokens=settings.max_new_tokens,
@@ -190,85 +228,35 @@ def _run_units(
         top_p=settings.top_p,
         seed=settings.random_seed,
     )
-    batches = list(pack_batches(running, plan, layout.mesh.shape["data"]))
+    batches = list(pack_batches(running, job.plan, layout.mesh.shape["data"]))
     every = max(1, len(batches) // max(1, settings.self_check))
     keep = [batch.rows[0][1] for batch in batches[::every]][: settings.self_check]
+    # Hosts that share a mesh must all run the same programs in the same order, so they check when
+    # all is done, and none stops alone; by itself a host stops at the first sign of trouble.
+    shared = layout.mesh.is_multi_process
     errors: list[float] = []
     with (
         Drain({unit.number: unit for unit in running}, samples, commit, keep) as drain,
         tqdm(total=len(batches), unit="batch", disable=None) as progress,
     ):
 
-        def after_batch() -> None:
+        def goes_on() -> bool:
             progress.update()
-            # Hosts that share a mesh must all run the same programs in the same order, so they
-            # check when all is done; alone, a host stops at the first sign of trouble.
-            if not layout.mesh.is_multi_process:
+            if not shared:
                 errors.extend(check_sample(alone, params, kept) for kept in drain.take_kept())
+            return shared or not stop.is_set()
 
         run_batches(
-            model, params, batches, samples, plan, generation, layout.mesh, drain, after_batch
+            model, params, batches, samples, job.plan, generation, layout.mesh, drain, goes_on
         )
     errors.extend(check_sample(alone, params, kept) for kept in drain.take_kept())
     return errors
-
-
-def _write_metadata(
-    settings: DistributedSettings,
-    pretrained: Pretrained,
-    workers: Workers,
-    planned: int,
-    storage: Storage,
-) -> list[CommitRecord]:
-    """Writes `metadata.json` of all that is committed, and gives the records.
-
-    Another process may commit meanwhile and write it too, and be overwritten with less. So
-    afterwards each looks again: the last to write then wrote everything.
-    """
-    while True:
-        seen = CommitLog(storage).batch_ids(), storage.names(SELF_CHECKS)
-        run_description = describe_run(
-            "distributed_inference_with_activations", settings, pretrained.dtype
-        ) | {
-            "mesh": dict(workers.layout.mesh.shape),
-            "processes": jax.process_count(),
-            "self_check": [json.loads(storage.get(name)) for name in seen[1]],
-        }
-        records = write_metadata(
-            storage,
-            model_name=settings.model_path,
-            hook_points=tuple(f"layer_{n}" for n in pretrained.model.layers_to_extract),
-            hidden_dim=pretrained.checkpoint.config.hidden_size,
-            file_format="pickle",
-            planned_batches=planned,
-            run=run_description,
-        )
-        if seen == (CommitLog(storage).batch_ids(), storage.names(SELF_CHECKS)):
-            return records
 
 
 def _result_line(result: SampleResult, pretrained: Pretrained, stop: tuple[int, ...]) -> dict:
     tokens = result.token_ids
     reason = "stop" if tokens and tokens[-1] in stop else "length"
     return output_line(result.sample, tokens, decode_text(pretrained.tokenizer, tokens), reason)
-
-
-def _write_outputs(
-    outputs: OutputsFile,
-    units: Sequence[Unit],
-    plan: PlanSettings,
-    samples: Sequence[Sample],
-    storage: Storage,
-) -> None:
-    """Joins the units' output lines in the order of the samples, a window at a time."""
-    commits = CommitLog(storage)
-    for window, members in groupby(units, key=lambda unit: unit.samples[0] // plan.window):
-        records = [commits.read(unit.number + 1) for unit in members]
-        first = window * plan.window
-        place = {(s.task_id, s.sample_idx): s.number for s in samples[first : first + plan.window]}
-        lines = list(output_lines(storage, records))
-        for line in sorted(lines, key=lambda line: place[line["task_id"], line["sample_idx"]]):
-            outputs.write(line)
 
 
 def _use_compilation_cache(folder: str | None) -> None:

@@ -111,10 +111,15 @@ def generate_batch(
         output = run(params, batch)
         # Where the mesh spans hosts, the one that writes needs all rows.
         over = None if mesh.is_multi_process else "data"
-        shardings = BatchOutput(
-            *(NamedSharding(mesh, spec) for spec in (P(None, None, over), P(over), P(over)))  # pyright: ignore
+
+        def lay(array: Array, spec: P) -> Array:
+            return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
+
+        return BatchOutput(
+            rows=lay(output.rows, P(None, None, over)),
+            tokens=lay(output.tokens, P(over)),
+            counts=lay(output.counts, P(over)),
         )
-        return jax.lax.with_sharding_constraint(output, shardings)
 
     def on_one_device(params: Params, batch: BatchInput) -> tuple[Array, Array, Array]:
         output = run(params, batch)

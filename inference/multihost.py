@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from extraction.storage.local import LocalStorage
+from extraction.storage import Storage
 from inference.errors import InputError
 from qwen_hooks.attention_backends import choose_attention
 from qwen_hooks.config import QwenConfig
@@ -166,8 +166,10 @@ def device_memory(device: Any) -> int:
     return host // len(jax.local_devices())
 
 
-def check_shared_folder(storage: LocalStorage) -> None:
+def check_shared(storage: Storage) -> None:
     """Makes sure that all processes see the same folder, by a nonce that process 0 writes there.
+
+    All processes wait for each other here, in a folder or a bucket alike.
 
     Raises:
         InputError: this process does not see what process 0 wrote.
@@ -181,6 +183,12 @@ def check_shared_folder(storage: LocalStorage) -> None:
     seen = storage.get(SHARED) if SHARED in storage.names("_run/") else b""
     if seen != str(nonce).encode():
         raise InputError(
-            f"{storage.folder} is not the same folder for process {jax.process_index()} as for"
-            " process 0; several processes need a folder that all of them share"
+            f"{storage.address} is not the same folder for process {jax.process_index()} as for"
+            " process 0; several processes need a folder that all of them share, or --gcs_bucket"
         )
+
+
+def wait_for_all(what: str) -> None:
+    """Waits until every process of the run has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)

@@ -61,14 +61,18 @@ def skipped_line(sample: "Sample", reason: str) -> dict[str, Any]:
 class OutputsFile:
     """Collects lines in a temporary file and publishes `outputs.jsonl` at a clean end.
 
+    Args:
+        folder: made if it does not exist.
+        may_exist: an `outputs.jsonl` there is replaced.
+
     Raises:
         ExistingRunError: the folder already holds one.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, *, may_exist: bool = False):
         self._storage = LocalStorage(folder)
         self.path = self._storage.folder / OUTPUTS_FILE
-        if self.path.exists():
+        if self.path.exists() and not may_exist:
             raise ExistingRunError(
                 f"{self.path} exists already; choose another --output_dir, nothing was changed"
             )

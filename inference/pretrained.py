@@ -73,14 +73,3 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     except Exception as error:  # every kind, depending on which of its files is damaged
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
         raise InputError(f"{folder}: the tokenizer cannot be loaded: {reason}") from None
-
-
-def describe_run(command: str, settings: ExtractionSettings, dtype: jnp.dtype) -> dict:
-    """How a run was made, for its metadata."""
-    return {
-        "command": command,
-        "settings": dataclasses.asdict(settings),
-        "compute_dtype": str(dtype),
-        "jax": jax.__version__,
-        "platform": jax.default_backend(),
-    }

@@ -17,8 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from extraction.extractor import timestamp
-from extraction.rows import RowBlock, text_column
+from extraction.rows import RowBlock, text_column, timestamp
 from inference.batch_plan import Batch, PlanSettings, Unit
 from inference.generation import (
     BatchInput,
@@ -145,7 +144,7 @@ def run_batches(
     generation: GenerationSettings,
     mesh: Mesh,
     drain: Drain,
-    after_batch: Callable[[], None],
+    goes_on: Callable[[], bool],
 ) -> None:
     """Dispatches every batch and hands it to the drain.
 
@@ -158,7 +157,7 @@ def run_batches(
         generation: settings of the program.
         mesh: to run on.
         drain: started.
-        after_batch: called in this thread after each dispatch.
+        goes_on: called in this thread after each dispatch; False ends the loop.
     """
     for batch in batches:
         placed = place_batch(batch, samples, plan.batch_size(batch.bucket), mesh)
@@ -168,7 +167,8 @@ def run_batches(
             for array in jax.tree.leaves(output):
                 array.copy_to_host_async()
             drain.put(batch, output)
-        after_batch()
+        if not goes_on():
+            return
 
 
 def place_batch(

@@ -51,7 +51,41 @@ class ExtractionSettings:
         default="auto",
         metadata=_help("Type to compute in. auto: float32 on CPU, bfloat16 on TPU and GPU."),
     )
-    save_every_n_samples: int = field(default=512, metadata=_help("Rows per layer and file."))
+    save_every_n_samples: int = field(
+        default=512,
+        metadata=_help(
+            "Rows per layer and file, at most; a sample with more is a file of its own."
+        ),
+    )
+    format: Literal["pickle", "safetensors", "npz", "raw"] = field(
+        default="pickle",
+        metadata=_help("Of the activation files. safetensors and raw are fast and hold bfloat16."),
+    )
+    store_dtype: Literal["auto", "float32", "bfloat16"] = field(
+        default="auto",
+        metadata=_help(
+            "Type to store. auto: what was computed in safetensors and raw files, else float32."
+        ),
+    )
+    resume: bool = field(
+        default=False,
+        metadata=_help("Go on with the run in the folder or bucket; an empty one begins a run."),
+    )
+    gcs_bucket: str | None = field(
+        default=None,
+        metadata=_help(
+            "gs://bucket/prefix to upload to. --activations_dir is then a spool that is emptied"
+            " behind the uploads."
+        ),
+    )
+    upload_to_cloud: bool | None = field(
+        default=None,
+        metadata=_help("False: keep the files here although a bucket is named."),
+    )
+    spool_gb: float = field(
+        default=8.0,
+        metadata=_help("GB that may wait to be uploaded before the run waits for the network."),
+    )
     temperature: float = field(
         default=0.0, metadata=_help("0: the likeliest token. Above: sample at this temperature.")
     )
@@ -83,6 +117,7 @@ class ExtractionSettings:
         "temperature": 0,
         "predictions_per_task": 1,
         "random_seed": 0,
+        "spool_gb": 0,
     }
     """Least values of the flags that have one."""
 
@@ -99,10 +134,27 @@ class ExtractionSettings:
             raise InputError("--temperature must be a finite number, not inf")
         if not 0 < self.top_p <= 1:
             raise InputError(f"--top_p must be above 0 and at most 1, not {self.top_p}")
+        if self.upload_to_cloud and self.gcs_bucket is None:
+            raise InputError("--upload_to_cloud True needs --gcs_bucket gs://bucket/prefix")
+        if self.store_dtype == "bfloat16" and self.format in ("pickle", "npz"):
+            raise InputError(
+                f"--format {self.format} holds float32 only; bfloat16 needs --format safetensors or"
+                " raw"
+            )
         if self.grid_encoder not in GRID_ENCODERS:
             raise InputError(
                 f"--grid_encoder {self.grid_encoder!r} is none of {', '.join(GRID_ENCODERS)}"
             )
+
+    def cloud(self) -> str | None:
+        """Where to upload to, if anywhere."""
+        return None if self.upload_to_cloud is False else self.gcs_bucket
+
+    def stored_dtype(self, computed: str) -> str:
+        """The type to store what was computed in another."""
+        if self.store_dtype != "auto":
+            return self.store_dtype
+        return computed if self.format in ("safetensors", "raw") else "float32"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ if __name__ == "__main__" and not __package__:
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -28,21 +29,24 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from extraction import ActivationExtractionConfig, ActivationExtractor, RowBlock
-from extraction.extractor import timestamp
-from extraction.rows import text_column
+from extraction.rows import RowBlock, text_column, timestamp
+from inference.batch_plan import PlannedSample, plan_in_order, rows_per_sample
 from inference.buckets import bucket_length
 from inference.command_line import run_command
-from inference.outputs import OutputsFile, output_line, skipped_line, write_submission
-from inference.pretrained import describe_run, open_pretrained
+from inference.interruption import Interrupted, stop_flag
+from inference.outputs import output_line, skipped_line
+from inference.pretrained import open_pretrained
 from inference.samples import Sample, decode_text, make_samples, reason_to_skip
 from inference.settings import ExtractionSettings
 from inference.tasks import read_tasks
 from inference.token_choice import choose_tokens, step_keys
+from inference.unit_run import UnitRun
 from qwen_hooks import KVCache, QwenModelWithActivations, load_params
 from qwen_hooks.model import Params, forward, unembed
 
 log = logging.getLogger(__name__)
+
+COMMAND = "simple_extraction_inference"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,10 +167,7 @@ def row_block(sample: Sample, generated: Generated, layers: Sequence[int]) -> Ro
         position=position,
         token_id=np.array([sequence[p] for p in position], np.int32),
         timestamps=text_column([timestamp()] * steps),
-        activations={
-            f"layer_{layer}": generated.rows[:, i].astype(np.float32)
-            for i, layer in enumerate(layers)
-        },
+        activations={f"layer_{layer}": generated.rows[:, i] for i, layer in enumerate(layers)},
     )
 
 
@@ -176,45 +177,63 @@ def run(settings: ExtractionSettings) -> None:
     pretrained = open_pretrained(settings)
     config, model = pretrained.checkpoint.config, pretrained.model
     samples = list(make_samples(tasks, pretrained.tokenizer, config.vocab_size, settings))
-    outputs = OutputsFile(settings.output_dir)
-    extractor = ActivationExtractor(
-        ActivationExtractionConfig(
-            output_dir=settings.activations_dir,
-            layers_to_extract=model.layers_to_extract,
-            hidden_dim=config.hidden_size,
-            model_name=settings.model_path,
-            save_every_n_samples=settings.save_every_n_samples,
-            run=describe_run("simple_extraction_inference", settings, pretrained.dtype),
-        )
+    reasons = [reason_to_skip(s, config.context_length, settings.max_new_tokens) for s in samples]
+    rows = rows_per_sample(settings.max_new_tokens)
+    planned = (
+        PlannedSample(number=s.number, tokens=0 if reason else len(s.token_ids), rows=rows)
+        for s, reason in zip(samples, reasons, strict=True)
     )
-    log.info("loading %s in %s", settings.model_path, pretrained.dtype)
-    params = load_params(pretrained.checkpoint, pretrained.dtype)
+    units = list(plan_in_order(planned, settings.save_every_n_samples))
+    unit_run = UnitRun(COMMAND, settings, pretrained, tasks, samples, units)
 
-    started, tokens, skipped = time.perf_counter(), 0, 0
-    with outputs, extractor, tqdm(samples, unit="sample", disable=None) as progress:
-        for sample in progress:
-            reason = reason_to_skip(sample, config.context_length, settings.max_new_tokens)
-            if reason:
-                outputs.write(skipped_line(sample, reason))
-                skipped += 1
-                continue
-            pad_to = bucket_length(len(sample.token_ids))
-            generated = generate(
-                model, params, sample, pretrained.checkpoint.stop_token_ids, settings, pad_to
-            )
-            extractor.add(row_block(sample, generated, model.layers_to_extract))
-            text = decode_text(pretrained.tokenizer, generated.token_ids)
-            outputs.write(output_line(sample, generated.token_ids, text, generated.finish_reason))
-            tokens += len(sample.token_ids) + len(generated.token_ids)
-            progress.set_postfix_str(f"{tokens / (time.perf_counter() - started):.0f} tokens/s")
+    tokens, started = 0, time.perf_counter()
+    with stop_flag() as stop, contextlib.ExitStack() as stack:
+        unit_run.begin(stack)
+        committed = unit_run.committed()
+        missing = [unit for unit in units if unit.number not in committed]
+        params = None
+        progress = stack.enter_context(
+            tqdm(total=sum(len(unit.samples) for unit in missing), unit="sample", disable=None)
+        )
+        for unit in missing:
+            blocks, lines = [], []
+            for sample in (samples[number] for number in unit.samples):
+                if stop.is_set():
+                    break
+                progress.update()
+                reason = reasons[sample.number]
+                if reason:
+                    lines.append(skipped_line(sample, reason))
+                    continue
+                if params is None:
+                    log.info("loading %s in %s", settings.model_path, pretrained.dtype)
+                    params = load_params(pretrained.checkpoint, pretrained.dtype)
+                pad_to = bucket_length(len(sample.token_ids))
+                generated = generate(
+                    model, params, sample, pretrained.checkpoint.stop_token_ids, settings, pad_to
+                )
+                blocks.append(row_block(sample, generated, model.layers_to_extract))
+                text = decode_text(pretrained.tokenizer, generated.token_ids)
+                lines.append(
+                    output_line(sample, generated.token_ids, text, generated.finish_reason)
+                )
+                tokens += len(sample.token_ids) + len(generated.token_ids)
+                rate = tokens / (time.perf_counter() - started)
+                progress.set_postfix_str(f"{rate:.0f} tokens/s")
+            if stop.is_set():
+                break
+            unit_run.commit(unit, RowBlock.concatenate(blocks) if blocks else None, lines)
+        stack.close()  # waits for the uploads
+        records = unit_run.finish()
+    if len(records) < len(units):
+        raise Interrupted
 
     seconds = time.perf_counter() - started
-    print(f"samples      {len(samples)}, of which {skipped} skipped")
+    skipped = sum(reason is not None for reason in reasons)
+    done_before = f", {len(committed)} of {len(units)} units done before" if committed else ""
+    print(f"samples      {len(samples)}, of which {skipped} skipped{done_before}")
     print(f"tokens       {tokens} in {seconds:.1f} s, {tokens / seconds:.0f} tokens/s")
-    print(f"activations  {extractor.rows_written} rows for each of {len(model.layers_to_extract)}"
-          f" layers, {len(extractor.batches)} files in {settings.activations_dir}")  # fmt: skip
-    print(f"outputs      {outputs.path}")
-    write_submission(tasks, outputs.path, settings)
+    unit_run.print_summary(records)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ is the parameters (where the device is the host) plus the largest tensor.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -35,6 +36,8 @@ from qwen_hooks.weight_names import (
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+DIGESTED = 1 << 20
+"""Bytes at each end of a weights file that its digest covers."""
 
 
 def find_checkpoint(model_path: str, revision: str | None = None) -> Path:
@@ -104,6 +107,24 @@ class Checkpoint:
         _check_tensors(folder, config, tensors)
         stop_token_ids = _read_stop_tokens(folder, config)
         return cls(folder=folder, config=config, tensors=tensors, stop_token_ids=stop_token_ids)
+
+    def weights_digest(self) -> str:
+        """sha256 over names, sizes, headers and the first and last MiB of each weights file.
+
+        So no host has to read what it does not need, and a changed checkpoint is told apart all
+        the same, unless somebody changes the middle of a file on purpose.
+        """
+        digest = hashlib.sha256()
+        for file in sorted({tensor.file for tensor in self.tensors.values()}):
+            size = file.stat().st_size
+            digest.update(json.dumps([file.name, size]).encode())
+            with file.open("rb") as stream:
+                header = 8 + int.from_bytes(stream.read(8), "little")
+                stream.seek(0)
+                digest.update(stream.read(header + DIGESTED))
+                stream.seek(max(stream.tell(), size - DIGESTED))
+                digest.update(stream.read())
+        return digest.hexdigest()
 
 
 def _read_stop_tokens(folder: Path, config: QwenConfig) -> tuple[int, ...]:

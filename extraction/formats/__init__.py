@@ -1,19 +1,28 @@
-"""File formats of activation batches. A format is one file here and one line in `FORMATS`."""
+"""File formats of activation batches. A format is one file here and one line in `FORMATS`.
 
-from typing import Protocol
+| name | file | activations | for |
+|---|---|---|---|
+| pickle | `.pkl` | float32 | founding document 004's loading code |
+| safetensors | `.safetensors` | float32, bfloat16 | speed; every framework reads it |
+| npz | `.npz` | float32 | `numpy.load` |
+| raw | `.bin`, `.keys.npz` | float32, bfloat16 | memory-mapping |
 
+Read in this order: `batch` (what a format offers), `float_types`, `key_arrays`, the formats;
+`safe_pickle` with `pickle_machine`, `pickle_objects` and `pickle_runs` reads pickles. All of it
+needs numpy and nothing else.
+"""
+
+from extraction.formats.batch import Format, ParsedBatch, SerialisedBatch
+from extraction.formats.npz_format import NpzFormat
 from extraction.formats.pickle_format import PickleFormat
-from extraction.rows import RowBlock
+from extraction.formats.raw_format import RawFormat
+from extraction.formats.safetensors_format import SafetensorsFormat
 
+__all__ = ["FORMATS", "Format", "ParsedBatch", "SerialisedBatch"]
 
-class Format(Protocol):
-    """How the rows of one hook point become the bytes of one file."""
-
-    extension: str
-
-    def serialise(self, hook_point: str, block: RowBlock) -> bytes:
-        """The file's content for one hook point of a block."""
-        ...
-
-
-FORMATS: dict[str, Format] = {"pickle": PickleFormat()}
+FORMATS: dict[str, Format] = {
+    "pickle": PickleFormat(),
+    "safetensors": SafetensorsFormat(),
+    "npz": NpzFormat(),
+    "raw": RawFormat(),
+}

@@ -5,15 +5,23 @@
 
 `layer` is the block's number for `layer_i`, and the hook point's name for any other. The pickle
 is protocol 3 and names numpy's functions as numpy 1 did, so numpy 1.24 and 2.x both read it;
-activations are always float32, because a pickled bfloat16 needs ml_dtypes to load.
+activations are always float32, because a pickled bfloat16 needs ml_dtypes to load. `safe_pickle`
+reads it.
 """
 
 import pickle
 import pickletools
 import re
 
-import numpy as np
-
+from extraction.formats.batch import (
+    Buffer,
+    ParsedBatch,
+    SerialisedBatch,
+    check_dtype,
+)
+from extraction.formats.float_types import stored_array
+from extraction.formats.key_arrays import text_values
+from extraction.formats.safe_pickle import parse_pickle
 from extraction.rows import RowBlock
 
 PROTOCOL = 3
@@ -22,18 +30,23 @@ NUMPY_1_NAME = b"cnumpy.core.multiarray\n"
 
 
 class PickleFormat:
-    """Writes `layer_6_batch_000001.pkl`."""
+    """`layer_6_batch_000001.pkl`."""
 
     extension = "pkl"
+    sidecar_extension = None
+    dtypes = ("float32",)
 
-    def serialise(self, hook_point: str, block: RowBlock) -> bytes:
-        """See the module's docstring."""
-        rows = np.asarray(block.activations[hook_point], dtype=np.float32)
+    def serialise(
+        self, hook_point: str, block: RowBlock, dtype: str = "float32"
+    ) -> SerialisedBatch:
+        """See `Format.serialise`."""
+        check_dtype("pickle", self.dtypes, dtype)
         columns = zip(
-            map(str, block.task_ids),  # a numpy string would pickle by numpy's private names
+            # Plain str: a numpy string would pickle by numpy's private names.
+            text_values(block.task_ids, "task_id"),
             block.sample_idx.tolist(),
-            rows,
-            map(str, block.timestamps),
+            stored_array(block.activations[hook_point], dtype),
+            text_values(block.timestamps, "timestamp"),
             block.step.tolist(),
             block.position.tolist(),
             block.token_id.tolist(),
@@ -52,7 +65,11 @@ class PickleFormat:
             for task_id, sample_idx, row, timestamp, step, position, token_id in columns
         ]
         document = {"layer": layer_field(hook_point), "activations": records}
-        return _with_numpy_1_names(pickle.dumps(document, protocol=PROTOCOL))
+        return SerialisedBatch(data=_with_numpy_1_names(pickle.dumps(document, protocol=PROTOCOL)))
+
+    def parse(self, data: Buffer, sidecar: Buffer | None = None) -> ParsedBatch:
+        """See `Format.parse`; `UnsafePickleError` tells what the pickle tried."""
+        return parse_pickle(data)
 
 
 def layer_field(hook_point: str) -> int | str:
@@ -61,7 +78,7 @@ def layer_field(hook_point: str) -> int | str:
     return int(match[1]) if match else hook_point
 
 
-def _with_numpy_1_names(data: bytes) -> bytes:
+def _with_numpy_1_names(data: bytes) -> list[Buffer]:
     """Renames the one reference to numpy 2's private module.
 
     The pickler memoises it, so it stands once, in the first record; it is found by its opcode, as
@@ -70,5 +87,6 @@ def _with_numpy_1_names(data: bytes) -> bytes:
     for opcode, argument, offset in pickletools.genops(data):
         if opcode.name == "GLOBAL" and argument == "numpy._core.multiarray _reconstruct":
             assert offset is not None
-            return data[:offset] + NUMPY_1_NAME + data[offset + len(NUMPY_2_NAME) :]
-    return data  # no rows, or written under numpy 1
+            rest = memoryview(data)[offset + len(NUMPY_2_NAME) :]
+            return [data[:offset] + NUMPY_1_NAME, rest]
+    return [data]  # no rows, or written under numpy 1

@@ -88,6 +88,19 @@ class Storage(Protocol):
         ...
 
 
+@runtime_checkable
+class CloudStorage(Storage, Protocol):
+    """Storage that knows size, checksum and attributes of a file without reading it."""
+
+    def info(self, name: str) -> FileInfo:
+        """Of a published file, or raises FileNotFoundError."""
+        ...
+
+    def attributes(self, name: str) -> Mapping[str, str]:
+        """What `put_new` was told to keep beside a file, or raises FileNotFoundError."""
+        ...
+
+
 BACK_ENDS = {
     "gs": ("extraction.storage.gcs", "GcsStorage"),
     "": ("extraction.storage.local", "LocalStorage"),
@@ -110,7 +123,19 @@ def open_storage(address: str | Path) -> Storage:
     return getattr(importlib.import_module(module), name)(address)
 
 
-def pieces(data: bytes | Buffers) -> list[memoryview]:
+def open_cloud(address: str) -> CloudStorage:
+    """The back end for an address that must be in the cloud.
+
+    Raises:
+        StoreError: it is not.
+    """
+    storage = open_storage(address)
+    if not isinstance(storage, CloudStorage):
+        raise StoreError(f"{address!r} must look like gs://bucket/prefix")
+    return storage
+
+
+def pieces(data: bytes | memoryview | Buffers) -> list[memoryview]:
     """The content as flat views."""
-    parts = [data] if isinstance(data, bytes | memoryview) else data
+    parts = [data] if isinstance(data, bytes | bytearray | memoryview) else data
     return [memoryview(part).cast("B") for part in parts]

@@ -102,7 +102,12 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     with contextlib.suppress(FileExistsError):  # another process was quicker
         os.mkdir(folder)
-    sync_folder(folder.parent)
+    try:
+        sync_folder(folder.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):  # so that the next attempt does not find it done
+            os.rmdir(folder)
+        raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -112,6 +117,19 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_above(folder: Path) -> None:
+    """Makes the folder's own entry durable, and those above it as far as they may be opened.
+
+    A process may have made them and been killed before it synced them.
+    """
+    for parent in folder.absolute().parents:
+        try:
+            sync_folder(parent)
+        except OSError as error:
+            if error.errno == errno.EIO:
+                raise
 
 
 def sync_and_close(stream: IO) -> None:

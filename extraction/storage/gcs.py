@@ -10,11 +10,12 @@ permission, fails at once and says what to do.
 
 import base64
 import contextlib
+import random
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import requests
 from google.api_core import exceptions as api_errors
 from google.auth import exceptions as auth_errors
@@ -22,6 +23,7 @@ from google.cloud import storage as google_storage
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from google.cloud.storage.retry import DEFAULT_RETRY
 
+from extraction.checksums import crc32c
 from extraction.errors import StorageUnavailableError, StoreError
 from extraction.storage import Buffers, FileInfo, pieces
 
@@ -33,6 +35,9 @@ REQUEST_TIMEOUT = (5, 60)
 
 REPLACE_TRIES = 20
 """Times that a derived file is written anew because another process was quicker."""
+
+SENDS = 10
+"""Times that a file is sent if it arrives damaged."""
 
 CHUNK = 8 << 20
 """Bytes of one request of a resumable upload, as files above 8 MiB are."""
@@ -140,7 +145,7 @@ class GcsStorage:
     def replace(self, name: str, data: bytes | Buffers) -> None:
         """See `Storage.replace`."""
         content = b"".join(pieces(data))
-        for _ in range(REPLACE_TRIES):
+        for tries in range(REPLACE_TRIES):
             try:
                 generation = int(self._stat(name).generation or 0)
             except FileNotFoundError:
@@ -152,6 +157,8 @@ class GcsStorage:
                 with contextlib.suppress(FileNotFoundError):
                     if self._is(name, content):
                         return
+                # Many hosts end at once; without jitter one may lose every time.
+                time.sleep(random.uniform(0, min(0.01 * 2**tries, 2.0)))
         raise StorageUnavailableError(
             f"{self.address}/{name} was written by others {REPLACE_TRIES} times in a row"
         )
@@ -172,20 +179,27 @@ class GcsStorage:
 
     def _is(self, name: str, content: bytes) -> bool:
         """Whether a file has this content."""
-        wanted = FileInfo(bytes=len(content), crc32c=f"{google_crc32c.value(content):08x}")
+        wanted = FileInfo(bytes=len(content), crc32c=crc32c(content))
         return self.info(name) == wanted
 
     def _upload(self, blob: google_storage.Blob, content: bytes, generation: int) -> None:
         # Downloads must not have it: in chunks, neither empty objects nor checksums work.
         blob.chunk_size = CHUNK if len(content) > CHUNK else None
         with self._explained():
-            blob.upload_from_string(
-                content,
-                content_type="application/octet-stream",
-                if_generation_match=generation,
-                checksum="crc32c",
-                **self._options,
-            )
+            for left in reversed(range(SENDS)):
+                try:
+                    blob.upload_from_string(
+                        content,
+                        content_type="application/octet-stream",
+                        if_generation_match=generation,
+                        checksum="crc32c",
+                        **self._options,
+                    )
+                    return
+                except api_errors.BadRequest as error:
+                    # Damaged on the way: the server found another checksum and stored nothing.
+                    if not left or "crc32c" not in str(error).lower():
+                        raise
 
     @contextlib.contextmanager
     def _explained(self, name: str | None = None) -> Iterator[None]:
@@ -225,8 +239,8 @@ class GcsStorage:
 
 
 def _info(blob: google_storage.Blob) -> FileInfo:
-    crc32c = base64.b64decode(blob.crc32c).hex() if blob.crc32c else None
-    return FileInfo(bytes=int(blob.size or 0), crc32c=crc32c)
+    known = base64.b64decode(blob.crc32c).hex() if blob.crc32c else None
+    return FileInfo(bytes=int(blob.size or 0), crc32c=known)
 
 
 def _first_line(error: Exception) -> str:

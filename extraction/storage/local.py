@@ -1,11 +1,17 @@
 """A run's files in a local folder."""
 
+import errno
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from extraction.errors import StoreError
+from extraction.patience import FULL, patiently
 from extraction.storage import Buffers, FileInfo, file_operations
+
+MAY_PASS = (*FULL, errno.EIO, errno.EMFILE, errno.ENFILE)
+"""Failures that are worth another try."""
 
 
 class LocalStorage:
@@ -82,18 +88,28 @@ class LocalStorage:
         file_operations.remove_if_there(self.folder / name)
 
     def make_folder(self) -> None:
-        """Makes the folder if need be.
+        """Makes the folder if need be, and its entry durable.
 
         Raises:
             StoreError: it cannot be made.
         """
         self._place("")
+        file_operations.sync_above(self.folder)
 
     def remove_left_overs(self) -> None:
-        """Takes away temporary files that a killed process left. Only for who holds the lock."""
+        """Takes away temporary files that a killed process left, and makes the others durable.
+
+        It may have been killed between naming a record and syncing the folder, and the record
+        counts from now on. Only for who holds the lock.
+
+        Raises:
+            StorageUnavailableError: the disk fails.
+        """
         for folder in (self.folder, *(p for p in self.folder.glob("_run/**/") if p.is_dir())):
             for path in folder.glob(f"{file_operations.TEMPORARY_PREFIX}*"):
                 file_operations.remove_if_there(path)
+            patiently(self.address, functools.partial(file_operations.sync_folder, folder))
+        patiently(self.address, functools.partial(file_operations.sync_above, self.folder))
 
     def _place(self, name: str) -> Path:
         """The path of a file, in a folder that exists.
@@ -115,6 +131,8 @@ class LocalStorage:
         except FileNotFoundError:
             raise StoreError(f"{self.folder} went away during the run") from None
         except OSError as error:
+            if error.errno in MAY_PASS:  # as when a file is written
+                raise
             raise StoreError(f"cannot make the folder {folder}: {error.strerror}") from None
         return path
 

@@ -54,6 +54,15 @@ def make_extractor(
     return ActivationExtractor(config, storage)
 
 
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its path there."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
 def batch_names(folder: Path, layer: int = 6) -> list[str]:
     """Names of one layer's files, in order of their numbers."""
     return sorted(path.name for path in folder.glob(f"layer_{layer}_batch_*"))

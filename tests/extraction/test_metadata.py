@@ -26,7 +26,8 @@ def assert_true_to_the_files(folder: Path):
         rows[batch["layer"]] += len(file["activations"])
         sequences |= {(row["task_id"], row["sample_idx"]) for row in file["activations"]}
     listed = [batch["file"] for batch in metadata["batches"]]
-    assert sorted([*listed, "metadata.json"]) == sorted(path.name for path in folder.iterdir())
+    files = [path.name for path in folder.iterdir() if path.is_file()]
+    assert sorted([*listed, "metadata.json"]) == sorted(files)
     assert set(rows.values()) == {metadata["total_samples"]}
     assert metadata["total_sequences"] == len(sequences)
 

@@ -46,7 +46,7 @@ def run(loaded, samples, commit, drain_type=Drain):
     batches = list(pack_batches(units, PLAN, 2))
     with drain_type({unit.number: unit for unit in units}, samples, commit) as drain:
         run_batches(
-            model, params, batches, samples, PLAN, GENERATION, mesh, drain, after_batch=lambda: None
+            model, params, batches, samples, PLAN, GENERATION, mesh, drain, goes_on=lambda: True
         )
     return units, batches
 

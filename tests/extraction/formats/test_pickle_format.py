@@ -41,7 +41,7 @@ print(json.dumps([str(activations_array.dtype), activations_array.tolist(), root
 
 
 def serialise(block, hook_point="layer_6") -> bytes:
-    return PickleFormat().serialise(hook_point, block)
+    return PickleFormat().serialise(hook_point, block).join()
 
 
 def load(data: bytes) -> dict:

@@ -1,0 +1,77 @@
+"""Float types of stored activations, with numpy alone.
+
+A bfloat16 is the upper half of a float32, so its 16 bits in a uint16 array serve where ml_dtypes
+would be needed otherwise.
+"""
+
+import numpy as np
+
+from extraction.errors import StoreError
+
+SOURCES = ("float16", "float32", "float64", "bfloat16")
+_NOT_A_NUMBER = 0x7FC0  # as XLA and ml_dtypes write it
+
+
+def stored_array(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Activations as they stand in a file.
+
+    Args:
+        values: float16, float32, float64 or ml_dtypes' bfloat16, any layout.
+        dtype: float32 or bfloat16.
+
+    Returns:
+        C-contiguous little-endian float32, or uint16 with the bits of bfloat16. It is `values`
+        itself, or a view, where nothing has to change.
+
+    Raises:
+        StoreError: values of another dtype.
+    """
+    values = np.asarray(values)
+    source = values.dtype.name
+    if source not in SOURCES:
+        raise StoreError(f"activations of dtype {source} are not stored, only {', '.join(SOURCES)}")
+    if source == "bfloat16":
+        bits = np.ascontiguousarray(values.view(np.uint16), dtype="<u2")
+        return bits if dtype == "bfloat16" else widened(bits)
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite beyond float32; signalling NaN
+        floats = np.ascontiguousarray(values, dtype="<f4")
+    return floats if dtype == "float32" else bfloat16_bits(floats)
+
+
+def to_float32(stored: np.ndarray, dtype: str) -> np.ndarray:
+    """Stored activations as float32; float32 itself is not copied.
+
+    Args:
+        stored: of any shape; uint16 bits for bfloat16.
+        dtype: its name.
+    """
+    if dtype == "bfloat16":
+        return widened(stored)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return stored.astype(np.float32, copy=False)
+
+
+def widened(bits: np.ndarray) -> np.ndarray:
+    """The float32 values that bfloat16 bits stand for, exactly."""
+    wide = bits.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
+
+
+def bfloat16_bits(floats: np.ndarray) -> np.ndarray:
+    """float32 rounded to bfloat16, to nearest and ties to even, as uint16.
+
+    Half of the last kept bit's worth, less one for even values, is added before the lower half is
+    cut off; a carry moves into the exponent, and into infinity, as it should.
+    """
+    bits = floats.view(np.uint32)
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    result = rounded.astype("<u2")
+    nan = np.isnan(floats)  # the sum above would run over
+    if nan.any():
+        result[nan] = np.where(np.signbit(floats[nan]), _NOT_A_NUMBER | 0x8000, _NOT_A_NUMBER)
+    return result

@@ -1,0 +1,93 @@
+"""Row keys as arrays that lie beside the activations: row i of each belongs to row i.
+
+Numbers are what they are in a `RowBlock`. Of texts (`task_id`, `timestamp`), which many rows
+share, each is stored once: `task_id.utf8` holds the UTF-8 of all, one behind the other,
+`task_id.offsets` where each starts (and the last ends), `task_id.index` which one a row has.
+"""
+
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+
+from extraction.errors import CorruptBatchError, StoreError
+from extraction.rows import RowBlock, text_column
+
+NUMBERS = {"sample_idx": "<i8", "step": "<i4", "position": "<i4", "token_id": "<i4"}
+TEXTS = {"task_id": "task_ids", "timestamp": "timestamps"}
+KEY_DTYPES = {
+    "sample_idx": "<i8",
+    **{f"{text}.offsets": "<i8" for text in TEXTS},
+    "step": "<i4",
+    "position": "<i4",
+    "token_id": "<i4",
+    **{f"{text}.index": "<i4" for text in TEXTS},
+    **{f"{text}.utf8": "|u1" for text in TEXTS},
+}
+"""Names and dtypes of the arrays, all of one axis, the widest first so that they stay aligned."""
+
+
+def key_arrays(block: RowBlock) -> dict[str, np.ndarray]:
+    """A block's keys, in the order of `KEY_DTYPES`.
+
+    Raises:
+        StoreError: a text holds half of a surrogate pair.
+    """
+    arrays = {name: getattr(block, name) for name in NUMBERS}
+    for name, column in TEXTS.items():
+        texts = text_values(getattr(block, column), name)
+        places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        encoded = [text.encode() for text in places]
+        arrays[f"{name}.offsets"] = np.cumsum([0, *map(len, encoded)])
+        arrays[f"{name}.index"] = np.array([places[text] for text in texts])
+        arrays[f"{name}.utf8"] = np.frombuffer(b"".join(encoded), np.uint8)
+    return {
+        name: np.ascontiguousarray(arrays[name], dtype=dtype) for name, dtype in KEY_DTYPES.items()
+    }
+
+
+def key_columns(arrays: Mapping[str, np.ndarray]) -> RowBlock:
+    """The keys as a block without hook points; numbers are views of the arrays.
+
+    Args:
+        arrays: with the names and dtypes of `KEY_DTYPES`, one axis each.
+
+    Raises:
+        CorruptBatchError: they do not fit each other.
+    """
+    columns = {name: arrays[name] for name in NUMBERS}
+    for name, column in TEXTS.items():
+        columns[column] = _texts(
+            name, arrays[f"{name}.utf8"], arrays[f"{name}.offsets"], arrays[f"{name}.index"]
+        )
+    rows = {name: len(values) for name, values in columns.items()}
+    if len(set(rows.values())) > 1:
+        raise CorruptBatchError(f"the row keys differ in length: {rows}")
+    return RowBlock(**columns, activations={})
+
+
+def text_values(column: np.ndarray, name: str) -> list[str]:
+    """A text column as plain str.
+
+    Raises:
+        StoreError: a text holds half of a surrogate pair, which no file could hold.
+    """
+    texts = list(map(str, column))
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        text = ascii(error.object[error.start : error.end])
+        raise StoreError(f"{name} holds {text}, half of a surrogate pair") from None
+    return texts
+
+
+def _texts(name: str, utf8: np.ndarray, offsets: np.ndarray, index: np.ndarray) -> np.ndarray:
+    if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(utf8):
+        raise CorruptBatchError(f"{name}.offsets does not span {name}.utf8")
+    if (offsets[1:] < offsets[:-1]).any():
+        raise CorruptBatchError(f"{name}.offsets falls")
+    if len(index) and not 0 <= index.min() <= index.max() < len(offsets) - 1:
+        raise CorruptBatchError(f"{name}.index points beyond the {len(offsets) - 1} texts")
+    encoded = utf8.tobytes()
+    bounds = itertools.pairwise(offsets.tolist())
+    return text_column([str(encoded[start:stop], "utf-8") for start, stop in bounds])[index]

@@ -1,0 +1,73 @@
+"""Memory-mappable: a `.bin` with the activations' bytes and nothing else, and the keys beside it.
+
+    numpy.memmap("layer_6_batch_000001.bin", "<f4", "r").reshape(-1, width)
+
+The `.keys.npz` holds `shape` (rows, width), `dtype` (`float32`, or `bfloat16`, which maps as
+`<u2`), `hook_point`, the latter two as UTF-8, and the arrays of `key_arrays`.
+"""
+
+import numpy as np
+
+from extraction.errors import CorruptBatchError
+from extraction.formats.batch import (
+    Buffer,
+    ParsedBatch,
+    SerialisedBatch,
+    check_dtype,
+    damage_refused,
+)
+from extraction.formats.float_types import stored_array
+from extraction.formats.key_arrays import key_arrays, key_columns
+from extraction.formats.npz_arrays import read_npz, write_npz
+from extraction.formats.npz_format import check_arrays, text_array
+from extraction.formats.safetensors_format import array_buffer
+from extraction.rows import RowBlock
+
+_NUMPY = {"float32": "<f4", "bfloat16": "<u2"}
+
+
+class RawFormat:
+    """`layer_6_batch_000001.bin` and `layer_6_batch_000001.keys.npz`."""
+
+    extension = "bin"
+    sidecar_extension = "keys.npz"
+    dtypes = ("float32", "bfloat16")
+
+    def serialise(
+        self, hook_point: str, block: RowBlock, dtype: str = "float32"
+    ) -> SerialisedBatch:
+        """See `Format.serialise`."""
+        check_dtype("raw", self.dtypes, dtype)
+        activations = stored_array(block.activations[hook_point], dtype)
+        arrays = {
+            "shape": np.array(activations.shape, "<i8"),
+            "dtype": text_array(dtype),
+            "hook_point": text_array(hook_point),
+            **key_arrays(block),
+        }
+        return SerialisedBatch(
+            data=[array_buffer(activations)], sidecar=b"".join(write_npz(arrays))
+        )
+
+    def parse(self, data: Buffer, sidecar: Buffer | None = None) -> ParsedBatch:
+        """See `Format.parse`."""
+        if sidecar is None:
+            raise CorruptBatchError(f"the file with .{self.sidecar_extension} beside it is missing")
+        with damage_refused("raw"):
+            arrays = read_npz(sidecar)
+            check_arrays(arrays, {"shape": "<i8", "dtype": "|u1", "hook_point": "|u1"})
+            rows, width = (int(size) for size in arrays.pop("shape"))
+            dtype = arrays.pop("dtype").tobytes().decode()
+            if dtype not in _NUMPY or min(rows, width) < 0:
+                raise CorruptBatchError(f"activations of dtype {dtype[:50]} and {rows} rows")
+            flat = np.frombuffer(data, np.uint8)
+            if rows * width * np.dtype(_NUMPY[dtype]).itemsize != len(flat):
+                raise CorruptBatchError(
+                    f"{len(flat)} bytes are no {rows} rows of {width} values of {dtype}"
+                )
+            return ParsedBatch(
+                hook_point=arrays.pop("hook_point").tobytes().decode(),
+                dtype=dtype,
+                stored=flat.view(_NUMPY[dtype]).reshape(rows, width),
+                keys=key_columns(arrays),
+            )

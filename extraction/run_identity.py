@@ -1,0 +1,241 @@
+"""Which run a folder belongs to, and who may write to it now.
+
+`_run/run.json` is put there once, when the run begins. Its *fingerprint* is everything that decides
+what the rows are: a run is only ever continued with the same one, so that a folder never mixes
+two. What may change from one attempt to the next (hosts, mesh, kernels) is not part of it.
+
+`RunLock` keeps two processes from writing in one local folder at a time; it is the operating
+system's own lock on an open file, so it goes with its process, however that ends.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from extraction.commit_log import COMMITS
+from extraction.errors import ExistingRunError, StoreError
+from extraction.patience import patiently
+from extraction.rows import timestamp
+from extraction.storage import Storage, file_operations
+
+RUN_FILE = "_run/run.json"
+CLOSED_FILE = "_run/closed.json"
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunIdentity:
+    """What `_run/run.json` holds.
+
+    Attributes:
+        run_id: random, 32 hexadecimal digits.
+        model_name: as the user named it.
+        hook_points: captured, in the order of the metadata.
+        hidden_dim: width of the residual stream.
+        file_format: of the batches.
+        dtype: that activations are stored in.
+        planned_batches: the run is complete when so many exist; None: when it was closed.
+        fingerprint: what decides the rows.
+        run: settings and versions of the first attempt, for people.
+        created_at: ISO 8601, UTC.
+        schema_version: of the folder's layout.
+    """
+
+    run_id: str
+    model_name: str
+    hook_points: tuple[str, ...]
+    hidden_dim: int
+    file_format: str
+    dtype: str
+    planned_batches: int | None
+    fingerprint: Mapping[str, Any]
+    run: Mapping[str, Any]
+    created_at: str
+    schema_version: int = SCHEMA_VERSION
+
+    @classmethod
+    def new(
+        cls,
+        *,
+        model_name: str,
+        hook_points: Sequence[str],
+        hidden_dim: int,
+        file_format: str = "pickle",
+        dtype: str = "float32",
+        planned_batches: int | None = None,
+        fingerprint: Mapping[str, Any] | None = None,
+        run: Mapping[str, Any] | None = None,
+    ) -> "RunIdentity":
+        """A run that begins now."""
+        return cls(
+            run_id=secrets.token_hex(16),
+            model_name=model_name,
+            hook_points=tuple(hook_points),
+            hidden_dim=hidden_dim,
+            file_format=file_format,
+            dtype=dtype,
+            planned_batches=planned_batches,
+            fingerprint=dict(fingerprint or {}),
+            run=dict(run or {}),
+            created_at=timestamp(),
+        )
+
+    def to_json(self) -> bytes:
+        """The file's content.
+
+        Raises:
+            StoreError: something in it is not what JSON can hold.
+        """
+        try:
+            text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+            return (text + "\n").encode()
+        except (TypeError, ValueError) as error:  # half of a surrogate pair, or a loop
+            raise StoreError(f"model_name and run must be what JSON can hold: {error}") from None
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "RunIdentity":
+        """Reads the file.
+
+        Raises:
+            StoreError: it is damaged, or of a later version.
+        """
+        try:
+            raw = json.loads(data)
+            if raw["schema_version"] > SCHEMA_VERSION:
+                raise StoreError(
+                    f"{RUN_FILE} is of version {raw['schema_version']}, newer than this program"
+                )
+            return cls(**(raw | {"hook_points": tuple(raw["hook_points"])}))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            if isinstance(error, StoreError):
+                raise
+            raise StoreError(f"{RUN_FILE} is damaged: {error!r}") from None
+
+
+def read_identity(storage: Storage) -> RunIdentity | None:
+    """The identity of the run in a folder, or None if it holds none."""
+    try:
+        return RunIdentity.from_json(storage.get(RUN_FILE))
+    except FileNotFoundError:
+        return None
+
+
+def check_identity(
+    storage: Storage, wanted: RunIdentity, *, resume: bool, exclusive: bool = False
+) -> None:
+    """Makes sure that a run may begin or go on in a folder. Writes nothing.
+
+    Args:
+        storage: the folder.
+        wanted: of the run that is to write there.
+        resume: it may go on.
+        exclusive: nobody else can write there now, so a run that never committed anything need
+            not be heeded.
+
+    Raises:
+        ExistingRunError: there is a run and `resume` is not set, or it is another one; names the
+            settings that differ.
+    """
+    found = read_identity(storage)
+    if found is None:
+        left = _batch_files(storage)
+        if left:
+            raise ExistingRunError(
+                f"{storage.address} already holds a run ({left[0]} and {len(left) - 1} more files)"
+                f" that has no {RUN_FILE} to go on from; choose another folder, nothing was changed"
+            )
+        return
+    if exclusive and not storage.names(COMMITS):
+        return
+    if not resume:
+        raise ExistingRunError(
+            f"{storage.address} already holds a run, begun {found.created_at}; --resume goes on"
+            " with it, another folder begins a new one; nothing was changed"
+        )
+    differing = _differing(found, wanted)
+    if differing:
+        raise ExistingRunError(
+            f"{storage.address} holds a run with other settings, which cannot be continued with"
+            " these; nothing was changed:\n  " + "\n  ".join(differing)
+        )
+
+
+def _differing(found: RunIdentity, wanted: RunIdentity) -> list[str]:
+    """What stands in the way of continuing one as the other."""
+    keys = ("hook_points", "hidden_dim", "file_format", "dtype", "planned_batches")
+    pairs = {key: (getattr(found, key), getattr(wanted, key)) for key in keys}
+    for key in sorted({*found.fingerprint, *wanted.fingerprint}):
+        # What went through JSON comes back with lists for tuples.
+        plain = json.loads(json.dumps(wanted.fingerprint.get(key)))
+        pairs[key] = (found.fingerprint.get(key), plain)
+    return [f"{key}: {was!r} there, {now!r} now" for key, (was, now) in pairs.items() if was != now]
+
+
+def begin(storage: Storage, wanted: RunIdentity, *, exclusive: bool = False) -> RunIdentity:
+    """Puts the identity there, or adopts the one that is there already. Check it before.
+
+    Args:
+        storage: the folder.
+        wanted: of the run.
+        exclusive: as in `check_identity`; a run that never committed anything is replaced.
+
+    Raises:
+        ExistingRunError: another run was quicker.
+        StorageUnavailableError: the disk stayed full, or fails.
+    """
+    replaces = exclusive and not storage.names(COMMITS)
+    put = storage.replace if replaces else storage.put_new
+    with contextlib.suppress(FileExistsError):
+        patiently(storage.address, lambda: put(RUN_FILE, wanted.to_json()))
+    check_identity(storage, wanted, resume=True)
+    found = read_identity(storage)
+    assert found is not None
+    return found
+
+
+def _batch_files(storage: Storage) -> list[str]:
+    """Files that only a run makes."""
+    names = [name for name in storage.names() if name == "metadata.json" or "_batch_" in name]
+    return names + storage.names(COMMITS)
+
+
+class RunLock:
+    """A process's claim to a local folder, held until it is released or the process ends.
+
+    Args:
+        folder: of the run; made if it does not exist.
+        process: number of the process among those of the run.
+
+    Raises:
+        ExistingRunError: another process holds it.
+        StoreError: it cannot be locked: no permission, or a file system without locks.
+    """
+
+    def __init__(self, folder: Path, process: int = 0):
+        path = folder / "_run" / f"lock.{process:05d}"
+        self._descriptor: int | None = None
+        try:
+            file_operations.make_folder(path.parent)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise ExistingRunError(
+                f"another process is writing to {folder} now; wait for it, or choose another folder"
+            ) from None
+        except OSError as error:
+            self.release()
+            raise StoreError(f"cannot lock {path}: {error.strerror}") from None
+
+    def release(self) -> None:
+        """Gives the folder free. Safe to call twice."""
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):  # closed it is, and why the run ended matters more
+                os.close(self._descriptor)
+            self._descriptor = None

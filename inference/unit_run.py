@@ -1,0 +1,268 @@
+"""A run of units, as both commands have it: refused or resumed, committed, finished.
+
+    check      the folder or bucket can be used, and holds no run or this one
+    begin      lock, `_run/run.json`, what an earlier attempt left behind
+    commit     a unit's rows and output lines
+    finish     `metadata.json`, `outputs.jsonl`, `submission.json`, once every unit is there
+
+With a bucket the local folder is a spool, and the bucket's commit records are the truth; without,
+the folder's are.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import logging
+import time
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from extraction.commit_log import CommitLog, CommitRecord
+from extraction.committer import Committer
+from extraction.errors import ExistingRunError
+from extraction.finalise import SELF_CHECKS, output_lines, write_metadata
+from extraction.rows import RowBlock
+from extraction.run_identity import RunIdentity, RunLock, begin, check_identity
+from extraction.storage import CloudStorage, Storage, open_cloud
+from extraction.storage.local import LocalStorage
+from inference.batch_plan import WINDOW, Unit
+from inference.outputs import OUTPUTS_FILE, SUBMISSION_FILE, OutputsFile, write_submission
+from inference.pretrained import TOKENIZER_FILES, Pretrained
+from inference.samples import Sample
+from inference.settings import ExtractionSettings
+from inference.tasks import Task
+
+log = logging.getLogger(__name__)
+
+DECIDING = (
+    "revision", "max_new_tokens", "save_every_n_samples", "temperature", "top_p", "random_seed",
+    "batch_size", "tokens_per_batch",
+)  # fmt: skip
+"""Settings that decide what the rows are or how they are cut into units."""
+
+
+REFRESH_SECONDS, REFRESH_SHARE = 60.0, 20.0
+"""`metadata.json` is written anew after a minute, and after twenty times what that took."""
+
+
+class UnitRun:
+    """Where a command's units go.
+
+    Args:
+        command: its name.
+        settings: of the command.
+        pretrained: the model, not loaded.
+        tasks: of the run.
+        samples: of the tasks.
+        units: the plan.
+        process: number of this process.
+        run: more for people to know, for the metadata.
+
+    Raises:
+        StoreError: the folder or the bucket cannot be used, or holds another run.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        settings: ExtractionSettings,
+        pretrained: Pretrained,
+        tasks: Sequence[Task],
+        samples: Sequence[Sample],
+        units: Sequence[Unit],
+        *,
+        process: int = 0,
+        run: dict[str, Any] | None = None,
+    ):
+        self.settings = settings
+        self.units = units
+        self._tasks, self._samples, self._process = tasks, samples, process
+        self._spool = LocalStorage(settings.activations_dir)
+        address = settings.cloud()
+        self._cloud: CloudStorage | None = open_cloud(address) if address else None
+        self.storage: Storage = self._cloud or self._spool
+        """Holds the truth: the bucket, or the folder."""
+        self._outputs = OutputsFile(settings.output_dir, may_exist=settings.resume)
+        hook_points = tuple(f"layer_{n}" for n in pretrained.model.layers_to_extract)
+        dtype = settings.stored_dtype(str(pretrained.dtype))
+        self._identity = RunIdentity.new(
+            model_name=settings.model_path,
+            hook_points=hook_points,
+            hidden_dim=pretrained.checkpoint.config.hidden_size,
+            file_format=settings.format,
+            dtype=dtype,
+            planned_batches=len(units),
+            fingerprint=_fingerprint(command, settings, pretrained, samples),
+            run=describe(command, settings, pretrained) | (run or {}),
+        )
+        for place in self._places():
+            check_identity(
+                place, self._identity, resume=settings.resume, exclusive=place is self._spool
+            )
+        self._committer = Committer(self._spool, hook_points, settings.format, dtype)
+        self._log = CommitLog(self.storage)
+        self._uploader: Any = None
+        self._next_refresh = time.monotonic() + REFRESH_SECONDS
+
+    def _places(self) -> list[Storage]:
+        return [self._spool] if self._cloud is None else [self._spool, self._cloud]
+
+    def begin(self, stack: contextlib.ExitStack, *, first: bool = True) -> None:
+        """Claims the run until the stack is closed; the end of the stack waits for all uploads.
+
+        Args:
+            stack: that the claim is put on.
+            first: this process begins the run; the others of the same run follow it.
+
+        Raises:
+            ExistingRunError: another process writes there, or was quicker.
+        """
+        lock = RunLock(self._spool.folder, self._process)
+        stack.callback(lock.release)
+        if first:
+            self._spool.remove_left_overs()
+        for place in self._places():
+            mine = self._identity
+            # The lock is held; the others of the same run follow the first.
+            found = begin(place, mine, exclusive=first and place is self._spool)
+            if found.run_id != mine.run_id:
+                if first and not self.settings.resume:
+                    raise ExistingRunError(f"another run was quicker to begin in {place.address}")
+                self._identity = found
+        if self._cloud is not None:
+            from extraction.upload import Uploader  # the cloud's client only where it is used
+
+            spool_bytes = int(self.settings.spool_gb * 1e9)
+            self._uploader = stack.enter_context(
+                Uploader(self._spool, self._cloud, self._identity.run_id, spool_bytes=spool_bytes)
+            )
+            self._uploader.add_left_over()
+
+    def committed(self) -> set[int]:
+        """Numbers of the units that need not run: committed, or waiting to be uploaded."""
+        ids = self._log.batch_ids() | CommitLog(self._spool).batch_ids()
+        return {batch_id - 1 for batch_id in ids}
+
+    def commit(self, unit: Unit, block: RowBlock | None, lines: Sequence[dict[str, Any]]) -> None:
+        """Makes a unit exist, here and then in the cloud."""
+        record = self._committer.commit(unit.number + 1, block, lines)
+        if self._uploader is not None:
+            self._uploader.add(record)
+        self._refresh_metadata()
+
+    def _refresh_metadata(self) -> None:
+        """Now and then, so that who looks into a running run sees what there is."""
+        if self._process == 0 and time.monotonic() > self._next_refresh:
+            started = time.monotonic()
+            write_metadata(self.storage, self._log)
+            took = time.monotonic() - started
+            self._next_refresh = time.monotonic() + max(REFRESH_SECONDS, REFRESH_SHARE * took)
+
+    def finish(self, self_check: dict[str, Any] | None = None) -> list[CommitRecord]:
+        """Derives what can be derived, and gives the records; call it when all is uploaded.
+
+        Args:
+            self_check: what this process found, for the metadata.
+        """
+        if self_check is not None:
+            name = f"{SELF_CHECKS}{self._process:05d}.json"
+            self.storage.replace(name, json.dumps(self_check).encode())
+        copies = [] if self._cloud is None else [self._spool]
+        records = write_metadata(self.storage, self._log, copies)
+        if len(records) == len(self.units):
+            self._write_outputs()
+        return records
+
+    def _write_outputs(self) -> None:
+        """Joins the units' output lines in the order of the samples, a window at a time."""
+        with self._outputs as outputs:
+            for window, members in groupby(self.units, key=lambda u: u.samples[0] // WINDOW):
+                records = (self._log.read(unit.number + 1) for unit in members)
+                part = self._samples[window * WINDOW : (window + 1) * WINDOW]
+                place = {(s.task_id, s.sample_idx): s.number for s in part}
+                lines = list(output_lines(self.storage, records))
+                for line in sorted(lines, key=lambda x: place[x["task_id"], x["sample_idx"]]):
+                    outputs.write(line)
+        write_submission(self._tasks, self._outputs.path, self.settings)
+        if self._cloud is not None:
+            for name in (OUTPUTS_FILE, SUBMISSION_FILE):
+                path = self._outputs.path.with_name(name)
+                if path.exists():
+                    self._cloud.replace(name, path.read_bytes())
+
+    def print_summary(self, records: Sequence[CommitRecord]) -> None:
+        """What was written, for the end of a command."""
+        if len(records) < len(self.units):
+            print(f"committed    {len(records)} of {len(self.units)} units; not finished yet")
+            return
+        rows = sum(record.n_rows for record in records)
+        layers = len(self._identity.hook_points)
+        print(f"activations  {rows} rows for each of {layers} layers,"
+              f" {len(records)} batches in {self.storage.address}")  # fmt: skip
+        print(f"outputs      {self._outputs.path}")
+
+
+def describe(command: str, settings: ExtractionSettings, pretrained: Pretrained) -> dict[str, Any]:
+    """How a run is made, so that any row of it can be computed again."""
+    folder = pretrained.checkpoint.folder
+    template = getattr(pretrained.tokenizer, "chat_template", None)
+    packages = ("jax", "jaxlib", "flax", "numpy", "transformers", "tokenizers")
+    return {
+        "command": command,
+        "settings": dataclasses.asdict(settings),
+        "compute_dtype": str(pretrained.dtype),
+        "platform": jax.default_backend(),
+        "weights_sha256": pretrained.checkpoint.weights_digest(),
+        "tokenizer_sha256": {
+            name: _file_digest(folder / name)
+            for name in TOKENIZER_FILES
+            if (folder / name).exists()
+        },
+        "chat_template_sha256": _digest(json.dumps(template).encode()) if template else None,
+        "tasks_file_sha256": _tasks_digest(Path(settings.tasks_file)),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _fingerprint(
+    command: str,
+    settings: ExtractionSettings,
+    pretrained: Pretrained,
+    samples: Sequence[Sample],
+) -> dict[str, Any]:
+    """What decides the rows. Tokenizer, template and tasks file decide by way of the samples."""
+    digest = hashlib.sha256()
+    for s in samples:
+        entry = [s.task_id, s.sample_idx, s.prompt, s.token_ids, dict(s.extra)]
+        digest.update(json.dumps(entry).encode() + b"\n")
+    values = dataclasses.asdict(settings)
+    return {
+        "command": command,
+        "weights_sha256": pretrained.checkpoint.weights_digest(),
+        "config": pretrained.checkpoint.config.to_dict(),
+        "stop_token_ids": list(pretrained.checkpoint.stop_token_ids),
+        "samples_sha256": digest.hexdigest(),
+        "compute_dtype": str(pretrained.dtype),
+        **{name: values[name] for name in DECIDING if name in values},
+    }
+
+
+def _tasks_digest(path: Path) -> str | None:
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.is_file())
+        return _digest(json.dumps([[p.name, _file_digest(p)] for p in files]).encode())
+    return _file_digest(path) if path.exists() else None
+
+
+def _file_digest(path: Path) -> str:
+    return _digest(path.read_bytes())
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

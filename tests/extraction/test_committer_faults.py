@@ -1,0 +1,255 @@
+"""What a unit's commit does on a disk that is full, fails once, or fails for ever."""
+
+import errno
+import itertools
+import logging
+import resource
+import threading
+import time
+
+import pytest
+
+from extraction import patience
+from extraction.commit_log import CommitLog
+from extraction.committer import Committer
+from extraction.errors import StorageUnavailableError
+from extraction.storage import file_operations
+from extraction.storage.file_operations import TEMPORARY_PREFIX
+from extraction.storage.local import LocalStorage
+from tests.extraction.failing_os import FailingOs
+from tests.extraction.known_rows import bytes_of, known_block
+from tests.extraction.test_committer import HOOKS, LINES, assert_vouches
+
+FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """A full disk is looked at again at once."""
+    monkeypatch.setattr(patience, "FIRST_WAIT", 0.001)
+
+
+def commit(folder, batch_id: int = 1, **options):
+    """Commits four rows of two layers and two output lines: six files."""
+    committer = Committer(LocalStorage(folder), HOOKS, "raw", **options)
+    return committer.commit(batch_id, known_block(0, 4, (6, 12)), LINES)
+
+
+def commit_little(folder, batch_id: int = 1):
+    """Commits one row of one layer and two output lines: three files."""
+    committer = Committer(LocalStorage(folder), HOOKS[:1])
+    return committer.commit(batch_id, known_block(0, 1), LINES)
+
+
+def batch_ids(folder) -> set[int]:
+    return CommitLog(LocalStorage(folder)).batch_ids()
+
+
+def assert_whole(folder):
+    """Every batch that exists is whole."""
+    for record in CommitLog(LocalStorage(folder)).records():
+        assert_vouches(folder, record)
+
+
+def left_overs(folder) -> list[str]:
+    return [name for name in bytes_of(folder) if TEMPORARY_PREFIX in name]
+
+
+class FailingStorage(LocalStorage):
+    """Writes fail from the n-th on."""
+
+    def __init__(self, folder, first: int):
+        super().__init__(folder)
+        self.first, self.writes = first, 0
+
+    def put_new(self, name, data, attributes=None):
+        self.count()
+        super().put_new(name, data, attributes)
+
+    def replace(self, name, data):
+        self.count()
+        super().replace(name, data)
+
+    def count(self):
+        self.writes += 1
+        if self.writes >= self.first:
+            raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("first", range(1, 7))  # two files for each layer, lines, record
+def test_a_failure_at_any_write_leaves_no_record(tmp_path, first):
+    commit(tmp_path, 1)
+    storage = FailingStorage(tmp_path, first)
+    with pytest.raises(StorageUnavailableError, match="Input/output error"):
+        Committer(storage, HOOKS, "raw").commit(2, known_block(4, 4, (6, 12)), LINES)
+    assert storage.writes == first + 1  # and nothing was tried after that
+    assert batch_ids(tmp_path) == {1}
+    assert_whole(tmp_path)
+    commit(tmp_path, 2)
+    assert batch_ids(tmp_path) == {1, 2}
+    assert_whole(tmp_path)
+
+
+def operations(tmp_path, monkeypatch) -> int:
+    """How many operations a commit to a new folder needs."""
+    counting = FailingOs(lambda number, name: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(file_operations, "os", counting)
+        commit_little(tmp_path / "counted" / "run")
+    return len(counting.calls)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_any_operation_may_fail_once(tmp_path, monkeypatch, no_waiting, code):
+    total = operations(tmp_path, monkeypatch)
+    assert total > 3 * 9  # three files, each opened, reserved, written, synced, closed, named, ...
+    for n in range(1, total + 1):
+        failing = FailingOs(lambda number, name, n=n: code if number == n else None)
+        folder = tmp_path / str(n) / "run"
+        with monkeypatch.context() as patch:
+            patch.setattr(file_operations, "os", failing)
+            record = commit_little(folder)
+        assert CommitLog(LocalStorage(folder)).records() == [record]
+        assert_vouches(folder, record)
+        if failing.calls[n - 1][0] != "unlink":
+            assert left_overs(folder) == []
+
+
+def test_any_operation_and_all_after_it_may_fail(tmp_path, monkeypatch):
+    total = operations(tmp_path, monkeypatch)
+    for n in range(1, total + 1):
+        folder = tmp_path / str(n)
+        commit_little(folder, 1)
+        failing = FailingOs(lambda number, name, n=n: errno.EIO if number >= n else None)
+        with monkeypatch.context() as patch:
+            patch.setattr(file_operations, "os", failing)
+            try:
+                commit_little(folder, 2)
+            except StorageUnavailableError:
+                assert len(failing.calls) >= n
+            else:
+                # Its folders are there, so there is less to do than in a new one; and a record
+                # that could not be taken back, as even unlinking fails, stands for whole files.
+                assert batch_ids(folder) == {1, 2}
+        assert_whole(folder)
+        commit_little(folder, 2)
+        assert batch_ids(folder) == {1, 2}
+        assert_whole(folder)
+
+
+@pytest.mark.parametrize("code", FULL)
+def test_a_disk_that_is_full_for_a_while_is_waited_for(tmp_path, monkeypatch, caplog, code):
+    monkeypatch.setattr(patience, "FIRST_WAIT", 0.02)
+    room_from = time.monotonic() + 0.3
+    failing = FailingOs(
+        lambda number, name: (
+            code if name == "posix_fallocate" and time.monotonic() < room_from else None
+        )
+    )
+    monkeypatch.setattr(file_operations, "os", failing)
+    with caplog.at_level(logging.WARNING):
+        record = commit(tmp_path, stall_timeout=30)
+    assert time.monotonic() >= room_from
+    assert_vouches(tmp_path, record)
+    assert left_overs(tmp_path) == []
+    tries = len(caplog.records)
+    assert 2 <= tries <= 6  # each wait is twice the last
+    assert str(tmp_path) in caplog.text
+
+
+def test_a_limit_of_the_system_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(patience, "FIRST_WAIT", 0.02)
+    block = known_block(0, 2)
+    block.activations["layer_6"].resize((2, 250_000), refcheck=False)  # 2 MB
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def lift():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    timer = threading.Timer(0.2, lift)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    timer.start()
+    try:
+        record = Committer(LocalStorage(tmp_path), HOOKS[:1], "raw").commit(1, block)
+    finally:
+        timer.join()
+        lift()
+    assert record.files["layer_6"].bytes == 2_000_000
+    assert_vouches(tmp_path, record)
+
+
+@pytest.mark.parametrize("timeout", [0.0, 0.4])
+@pytest.mark.parametrize("name", ["posix_fallocate", "write", "mkdir"])
+def test_a_disk_that_stays_full_is_told_in_time(tmp_path, monkeypatch, timeout, name):
+    monkeypatch.setattr(patience, "FIRST_WAIT", 0.02)
+    full = FailingOs(lambda number, called: errno.ENOSPC if called == name else None)
+    monkeypatch.setattr(file_operations, "os", full)
+    started = time.monotonic()
+    with pytest.raises(StorageUnavailableError, match=r"No space left on device.*--resume") as told:
+        commit(tmp_path, stall_timeout=timeout)
+    assert timeout / 4 <= time.monotonic() - started < timeout + 1
+    assert str(tmp_path) in str(told.value)
+    assert batch_ids(tmp_path) == set()
+    assert left_overs(tmp_path) == []
+
+
+def test_after_a_failed_fsync_another_file_is_written(tmp_path, monkeypatch):
+    synced = itertools.count(1)
+    failing = FailingOs(
+        lambda number, name: errno.EIO if name == "fsync" and next(synced) == 1 else None
+    )
+    (tmp_path / "_run" / "commits").mkdir(parents=True)  # no folder need be made, nor synced
+    (tmp_path / "_run" / "outputs").mkdir()
+    monkeypatch.setattr(file_operations, "os", failing)
+    record = commit(tmp_path)
+    assert_vouches(tmp_path, record)
+    names = [name for name, _ in failing.calls]
+    assert names[:6] == ["open", "posix_fallocate", "write", "fsync", "close", "unlink"]
+    first, again = (failing.calls[at][1] for at in (0, 6))
+    assert failing.calls[5][1] == first
+    assert names[6] == "open"
+    assert again != first  # the pages of the first count as clean, though they are not written
+
+
+def test_a_folder_that_was_not_made_durable_is_made_again(tmp_path, monkeypatch):
+    synced = itertools.count(1)
+    failing = FailingOs(
+        lambda number, name: errno.EIO if name == "fsync" and next(synced) == 1 else None
+    )
+    monkeypatch.setattr(file_operations, "os", failing)
+    record = commit_little(tmp_path / "run")
+    assert failing.calls.count(("mkdir", tmp_path / "run")) == 2
+    assert_vouches(tmp_path / "run", record)
+
+
+def test_a_disk_that_fails_for_ever_is_told_at_once(tmp_path, monkeypatch):
+    failing = FailingOs(lambda number, name: errno.EIO if name == "fsync" else None)
+    (tmp_path / "_run").mkdir()
+    monkeypatch.setattr(file_operations, "os", failing)
+    started = time.monotonic()
+    with pytest.raises(StorageUnavailableError, match="Input/output error"):
+        commit(tmp_path)  # with the usual timeout, of minutes
+    assert time.monotonic() - started < 2
+    assert [name for name, _ in failing.calls].count("fsync") == 2
+    assert left_overs(tmp_path) == []
+
+
+def test_a_full_disk_does_not_use_up_the_second_try(tmp_path, monkeypatch, no_waiting):
+    """Full, failing, full: each write is tried again after a failure, however often it waited."""
+    script = iter([errno.ENOSPC, errno.EIO, errno.ENOSPC, errno.ENOSPC])
+    failing = FailingOs(
+        lambda number, name: next(script, None) if name == "posix_fallocate" else None
+    )
+    monkeypatch.setattr(file_operations, "os", failing)
+    assert_vouches(tmp_path, commit(tmp_path))
+
+
+def test_a_folder_that_became_another_is_told(tmp_path):
+    committer = Committer(LocalStorage(tmp_path / "run"), HOOKS[:1])
+    committer.commit(1, known_block(0, 1))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match="replaced by another folder"):
+        committer.commit(2, known_block(1, 1))
+    assert bytes_of(tmp_path / "run") == {}
+    assert_whole(tmp_path / "moved")
