@@ -119,7 +119,8 @@ class ActivationExtractor:
         self._next_step: dict[tuple[str, int], int] = {}
         self._closed = False
         for place in {id(s): s for s in (self._storage, self._target)}.values():
-            check_identity(place, self._identity, resume=False)
+            exclusive = isinstance(place, LocalStorage)  # there the lock keeps others out
+            check_identity(place, self._identity, resume=False, exclusive=exclusive)
 
     @property
     def _target(self) -> Storage:
@@ -299,7 +300,8 @@ class ActivationExtractor:
         if isinstance(self._storage, LocalStorage):
             self._lock = RunLock(self._storage.folder)
         for place in {id(s): s for s in (self._storage, self._target)}.values():
-            if begin(place, self._identity).run_id != self._identity.run_id:
+            exclusive = isinstance(place, LocalStorage)
+            if begin(place, self._identity, exclusive=exclusive).run_id != self._identity.run_id:
                 raise ExistingRunError(f"another run was quicker to begin in {place.address}")
         if self._cloud is not None:
             from extraction.upload import Uploader  # the cloud's client only where it is used

@@ -210,7 +210,8 @@ class RunLock:
 
     Args:
         folder: of the run; made if it does not exist.
-        process: number of the process among those of the run.
+        process: number of the process among those of the run. Number 0 begins before the others,
+            so whoever of them holds a lock then is of an earlier attempt, and still writes.
 
     Raises:
         ExistingRunError: another process holds it.
@@ -224,6 +225,8 @@ class RunLock:
             file_operations.make_folder(path.parent)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if process == 0:
+                _look_for_others(path)
         except BlockingIOError:
             self.release()
             raise ExistingRunError(
@@ -239,3 +242,14 @@ class RunLock:
             with contextlib.suppress(OSError):  # closed it is, and why the run ended matters more
                 os.close(self._descriptor)
             self._descriptor = None
+
+
+def _look_for_others(own: Path) -> None:
+    """Raises BlockingIOError if a process of another number holds its lock."""
+    for path in own.parent.glob("lock.*"):
+        if path != own:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            finally:
+                os.close(descriptor)

@@ -12,6 +12,7 @@ the same unit of the same run it is taken as it stands, else the upload stops an
 import dataclasses
 import logging
 import queue
+import re
 import threading
 from collections.abc import Callable
 
@@ -63,12 +64,18 @@ def upload_unit(local: Storage, cloud: CloudStorage, record: CommitRecord, run_i
 def _adopt(cloud: CloudStorage, file: CommittedFile, attributes: dict[str, str]) -> CommittedFile:
     """The object that has the name already, if an earlier attempt at this unit made it."""
     found = cloud.attributes(file.file)
-    for key in ("run_id", "keys_sha256"):
-        if found.get(key) != attributes[key]:
-            raise ConflictError(
-                f"{cloud.address}/{file.file} exists and is not this run's"
-                f" ({key} {found.get(key)!r}, not {attributes[key]!r}); it was left as it is"
-            )
+    if found.get("run_id") != attributes["run_id"]:
+        raise ConflictError(
+            f"{cloud.address}/{file.file} exists and is of run {found.get('run_id')!r}, not of"
+            f" {attributes['run_id']!r}; it was left as it is"
+        )
+    if found.get("keys_sha256") != attributes["keys_sha256"]:
+        raise ConflictError(
+            f"{cloud.address}/{file.file} is from an attempt at this batch that was cut off and"
+            " generated other tokens, as another kind of machine may; it was left as it is. When no"
+            " other process of the run is alive, `python -m extraction repair --quarantine"
+            f" {cloud.address}` moves it away"
+        )
     info = cloud.info(file.file)
     assert info.crc32c is not None  # Google Cloud Storage tells it of every object
     return CommittedFile(
@@ -165,6 +172,10 @@ class Uploader:
                 self._empty(record)
             else:
                 self.add(record)
+        for name in (*self._spool.names(), *self._spool.names("_run/outputs/")):
+            batch = re.search(r"(?:_batch_|^_run/outputs/)(\d{6,})\.[a-z.]+$", name)
+            if batch and int(batch[1]) in in_cloud:  # its record went, and then its process
+                self._spool.remove(name)
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

@@ -74,7 +74,8 @@ class OutputsFile:
         self.path = self._storage.folder / OUTPUTS_FILE
         if self.path.exists() and not may_exist:
             raise ExistingRunError(
-                f"{self.path} exists already; choose another --output_dir, nothing was changed"
+                f"{self.path} exists already; --resume True goes on with its run, another"
+                " --output_dir begins a new one; nothing was changed"
             )
 
     def __enter__(self) -> "OutputsFile":

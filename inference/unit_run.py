@@ -127,11 +127,16 @@ class UnitRun:
         stack.callback(lock.release)
         if first:
             self._spool.remove_left_overs()
-        for place in self._places():
-            mine = self._identity
+        # The truth's identity first: the spool then takes on the same.
+        for place in reversed(self._places()):
             # The lock is held; the others of the same run follow the first.
-            found = begin(place, mine, exclusive=first and place is self._spool)
-            if found.run_id != mine.run_id:
+            found = begin(place, self._identity, exclusive=first and place is self._spool)
+            if found.run_id != self._identity.run_id:
+                if place is not self.storage:
+                    raise ExistingRunError(
+                        f"{place.address} holds another run than {self.storage.address}; choose"
+                        " another --activations_dir, nothing was changed"
+                    )
                 if first and not self.settings.resume:
                     raise ExistingRunError(f"another run was quicker to begin in {place.address}")
                 self._identity = found
@@ -146,7 +151,9 @@ class UnitRun:
 
     def committed(self) -> set[int]:
         """Numbers of the units that need not run: committed, or waiting to be uploaded."""
-        ids = self._log.batch_ids() | CommitLog(self._spool).batch_ids()
+        # The spool first: what is uploaded in between is then in one of the two.
+        ids = CommitLog(self._spool).batch_ids()
+        ids |= self._log.batch_ids()
         return {batch_id - 1 for batch_id in ids}
 
     def commit(self, unit: Unit, block: RowBlock | None, lines: Sequence[dict[str, Any]]) -> None:

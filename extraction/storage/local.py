@@ -1,5 +1,6 @@
 """A run's files in a local folder."""
 
+import contextlib
 import errno
 import functools
 import os
@@ -42,10 +43,11 @@ class LocalStorage:
 
     def infos(self, prefix: str = "") -> dict[str, FileInfo]:
         """See `Storage.infos`."""
-        return {
-            prefix + entry.name: FileInfo(bytes=entry.stat().st_size)
-            for entry in self._entries(prefix)
-        }
+        found = {}
+        for entry in self._entries(prefix):
+            with contextlib.suppress(FileNotFoundError):  # taken away since it was listed
+                found[prefix + entry.name] = FileInfo(bytes=entry.stat().st_size)
+        return found
 
     def _entries(self, prefix: str) -> list[os.DirEntry]:
         try:

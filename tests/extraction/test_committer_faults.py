@@ -140,21 +140,19 @@ def test_any_operation_and_all_after_it_may_fail(tmp_path, monkeypatch):
 @pytest.mark.parametrize("code", FULL)
 def test_a_disk_that_is_full_for_a_while_is_waited_for(tmp_path, monkeypatch, caplog, code):
     monkeypatch.setattr(patience, "FIRST_WAIT", 0.02)
-    room_from = time.monotonic() + 0.3
+    fallocated = itertools.count(1)
     failing = FailingOs(
-        lambda number, name: (
-            code if name == "posix_fallocate" and time.monotonic() < room_from else None
-        )
+        lambda number, name: code if name == "posix_fallocate" and next(fallocated) <= 4 else None
     )
     monkeypatch.setattr(file_operations, "os", failing)
+    started = time.monotonic()
     with caplog.at_level(logging.WARNING):
         record = commit(tmp_path, stall_timeout=30)
-    assert time.monotonic() >= room_from
+    assert time.monotonic() - started >= 0.02 + 0.04 + 0.08 + 0.16  # each wait is twice the last
     assert_vouches(tmp_path, record)
     assert left_overs(tmp_path) == []
-    tries = len(caplog.records)
-    assert 2 <= tries <= 6  # each wait is twice the last
-    assert str(tmp_path) in caplog.text
+    assert len(caplog.records) == 4
+    assert all(str(tmp_path) in line.getMessage() for line in caplog.records)
 
 
 def test_a_limit_of_the_system_is_waited_for(tmp_path, monkeypatch):
@@ -187,7 +185,7 @@ def test_a_disk_that_stays_full_is_told_in_time(tmp_path, monkeypatch, timeout, 
     started = time.monotonic()
     with pytest.raises(StorageUnavailableError, match=r"No space left on device.*--resume") as told:
         commit(tmp_path, stall_timeout=timeout)
-    assert timeout / 4 <= time.monotonic() - started < timeout + 1
+    assert timeout / 4 <= time.monotonic() - started < timeout + 5
     assert str(tmp_path) in str(told.value)
     assert batch_ids(tmp_path) == set()
     assert left_overs(tmp_path) == []
@@ -229,7 +227,7 @@ def test_a_disk_that_fails_for_ever_is_told_at_once(tmp_path, monkeypatch):
     started = time.monotonic()
     with pytest.raises(StorageUnavailableError, match="Input/output error"):
         commit(tmp_path)  # with the usual timeout, of minutes
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     assert [name for name, _ in failing.calls].count("fsync") == 2
     assert left_overs(tmp_path) == []
 

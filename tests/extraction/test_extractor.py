@@ -176,7 +176,6 @@ def test_a_layer_named_twice_is_refused_at_the_start(tmp_path):
         "whole run",
         "metadata.json",
         "layer_6_batch_000001.pkl",
-        "_run/run.json",
         "_run/commits/000001.json",
     ],
 )
@@ -318,3 +317,15 @@ def test_a_disk_that_stays_broken_does_not_hide_the_blocks_own_exception(tmp_pat
         extractor.add(known_block(0, 3, LAYERS))
         raise KeyError
     assert_holds_rows(tmp_path, 2, LAYERS)
+
+
+def test_a_run_that_committed_nothing_is_no_run(tmp_path):
+    """Its process died between `run.json` and the first batch."""
+    with make_extractor(tmp_path, save_every=2) as extractor:
+        extractor.add(known_block(0, 3))
+    for name in bytes_of(tmp_path):
+        if name != "_run/run.json":
+            (tmp_path / name).unlink()
+    with make_extractor(tmp_path, save_every=2) as extractor:
+        extractor.add(known_block(5, 2))
+    assert [record["task_id"] for record in read_records(tmp_path)] == ["task_5", "task_6"]

@@ -115,7 +115,8 @@ def test_another_object_of_that_name_is_left_alone(tmp_path, fake_gcs, whose, wh
     metadata = {key: this[key] if value == "this" else value for key, value in whose.items()}
     name = FILES[which].format(1)
     fake_gcs.put("bucket", f"run/{name}", b"theirs", metadata=metadata)
-    with pytest.raises(ConflictError, match=rf"{name} exists and is not this run's"):
+    words = "exists and is of run" if metadata.get("run_id") != made.run_id else "other tokens"
+    with pytest.raises(ConflictError, match=f"{name} .*{words}.*left as it is"):
         upload_folder(LocalStorage(tmp_path), cloud_of(fake_gcs))
     found = objects(fake_gcs)[name]
     assert (found.data, found.writes) == (b"theirs", 1)
@@ -205,6 +206,25 @@ def test_what_is_left_over_in_the_spool_and_in_the_cloud_is_taken_away(tmp_path,
         uploader.add_left_over()
     assert batch_files(tmp_path) == set()
     assert_cloud_is_whole(fake_gcs, {1, 2, 3})
+
+
+def test_files_whose_record_went_first_are_taken_away(tmp_path, fake_gcs):
+    """A process died while it emptied the spool; what it did not write itself stays."""
+    made = make_folder(tmp_path, 2)
+    with Uploader(LocalStorage(tmp_path), cloud_of(fake_gcs), made.run_id) as uploader:
+        uploader.add(CommitLog(LocalStorage(tmp_path)).read(1))
+    commit(tmp_path, 1)
+    commit(tmp_path, 3)
+    for number in (1, 3):  # the first is in the cloud, the third may yet be committed
+        (tmp_path / record_name(number)).unlink()
+    others = {"notes_000001.txt", "layer_6_batch_000001.pkl.mine~", "000001.pkl"}
+    for name in others:
+        (tmp_path / name).write_bytes(b"mine")
+    with Uploader(LocalStorage(tmp_path), cloud_of(fake_gcs), made.run_id) as uploader:
+        uploader.add_left_over()
+    assert {name for name in bytes_of(tmp_path) if "000001" in name} == others
+    assert {file.format(3) for file in FILES} <= batch_files(tmp_path)
+    assert_cloud_is_whole(fake_gcs, {1, 2})
 
 
 class OldListing(LocalStorage):

@@ -55,12 +55,11 @@ def collected():
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    """The client's pauses between tries are a fiftieth of what they are, and it waits 0.2 s."""
+    """The client's pauses between tries are a fiftieth of what they are."""
     clock = SimpleNamespace(
         monotonic=time.monotonic, sleep=lambda seconds: time.sleep(seconds / 50)
     )
     monkeypatch.setattr(retry_unary, "time", clock)
-    monkeypatch.setattr(gcs, "REQUEST_TIMEOUT", (5, 0.2))
 
 
 def patient(server) -> GcsStorage:
@@ -69,9 +68,11 @@ def patient(server) -> GcsStorage:
 
 
 @pytest.mark.parametrize("kind", TRANSIENT)
-def test_transient_faults_cost_nothing(tmp_path, fake_gcs, kind):
+def test_transient_faults_cost_nothing(tmp_path, fake_gcs, monkeypatch, kind):
     made = make_folder(tmp_path, 8)
     stalls = kind.startswith("stall")
+    if stalls:
+        monkeypatch.setattr(gcs, "REQUEST_TIMEOUT", (5, 0.2))
     fault = Fault(kind=kind, probability=0.1 if stalls else 0.3, seed=1, **TRANSIENT[kind])
     fake_gcs.faults.add(fault)
     cloud = patient(fake_gcs)
@@ -171,6 +172,21 @@ def test_sixteen_attempts_at_one_unit(tmp_path, fake_gcs):
 def test_many_hosts_write_one_derived_file_at_once(fake_gcs):
     in_threads(48, lambda number: patient(fake_gcs).replace("metadata.json", b"%d" % number))
     assert objects(fake_gcs)["metadata.json"].data in {b"%d" % number for number in range(48)}
+
+
+def test_between_tries_at_a_derived_file_there_are_pauses(fake_gcs, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(gcs, "time", SimpleNamespace(sleep=pauses.append))
+    storage = cloud_of(fake_gcs)
+    storage.replace("metadata.json", b"theirs")
+    fake_gcs.faults.add(Fault(kind="412", path_contains="/upload/", times=6))
+    storage.replace("metadata.json", b"mine")
+    assert len(set(pauses)) == 6
+    assert all(0 <= pause <= 2 for pause in pauses)
+    assert objects(fake_gcs)["metadata.json"].data == b"mine"
+    fake_gcs.faults.add(Fault(kind="412", path_contains="/upload/"))
+    with pytest.raises(StorageUnavailableError, match="20 times in a row"):
+        storage.replace("metadata.json", b"mine again")
 
 
 def size_of(folder) -> int:

@@ -1,0 +1,311 @@
+"""Commands for runs that are written: check, mend, look at, join, convert, upload.
+
+    python -m extraction verify   RUN [--level 1|2|3] [--json FILE]
+    python -m extraction inspect  RUN
+    python -m extraction repair   RUN [--quarantine]
+    python -m extraction merge    OUT RUN [RUN ...]
+    python -m extraction convert  RUN OUT --format FORMAT [--store_dtype float32|bfloat16]
+    python -m extraction upload   FOLDER gs://bucket/prefix
+    python -m extraction selftest gs://bucket/prefix
+
+A run is a folder or gs://bucket/prefix. Exit status 0: done; 2: refused, with one message; 74: the
+disk stayed full or the bucket could not be reached. `verify` also says 1: damaged, 3: there is no
+run that it knows, 4: good so far, but incomplete.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from extraction.commit_log import CommitLog
+from extraction.convert import convert
+from extraction.errors import StorageUnavailableError, StoreError
+from extraction.finalise import planned_batches
+from extraction.formats import FORMATS
+from extraction.inspect_run import ROWS, inspect_run
+from extraction.merge import merge
+from extraction.progress import ProgressLine
+from extraction.repair import repair
+from extraction.run_identity import read_identity
+from extraction.selftest import selftest
+from extraction.storage import CloudStorage, Storage, open_storage
+from extraction.storage.local import LocalStorage
+from extraction.verify import verify
+
+BAD_INPUT, NO_STORAGE, STOPPED = 2, 74, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # argparse would print the usage first and bury the message.
+        self.exit(BAD_INPUT, f"error: {message} (--help lists the flags)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and gives its exit status.
+
+    Args:
+        arguments: instead of the process's own.
+    """
+    settings = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        with ProgressLine() as progress:
+            status = settings.run(settings, progress)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("stopped; the command can be repeated", file=sys.stderr)
+        return STOPPED
+    except StorageUnavailableError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return NO_STORAGE
+    except (StoreError, FileNotFoundError, PermissionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return NO_STORAGE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m extraction",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(run: Callable[..., int], help_text: str, examples: str) -> argparse.ArgumentParser:
+        name = run.__name__.removeprefix("_")
+        lines = "\n".join(f"  python -m extraction {name} {line}" for line in examples.split("\n"))
+        command = commands.add_parser(
+            name,
+            help=help_text,
+            description=f"{(run.__doc__ or '').strip()}\n\nexamples:\n{lines}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.set_defaults(run=run)
+        return command
+
+    command = add(
+        _verify,
+        "is a run whole?",
+        "./activations\ngs://bucket/run --level 3\n./activations --level 2 --json report.json",
+    )
+    command.add_argument("source", metavar="RUN", help="folder or gs://bucket/prefix")
+    command.add_argument(
+        "--level",
+        type=int,
+        choices=(1, 2, 3),
+        default=1,
+        help="1: records, names, sizes; 2: reads every file; 3: also sha256, unique keys, output"
+        " lines, statistics (default: 1)",
+    )
+    command.add_argument(
+        "--json", metavar="FILE", help="write the report as JSON; - prints it instead of the text"
+    )
+
+    command = add(_inspect, "what does a run hold?", "./activations\ngs://bucket/run --rows 10")
+    command.add_argument("source", metavar="RUN", help="folder or gs://bucket/prefix")
+    command.add_argument(
+        "--rows", type=int, default=ROWS, help=f"rows that are shown (default: {ROWS})"
+    )
+
+    command = add(_repair, "write metadata.json anew", "./activations\n./activations --quarantine")
+    command.add_argument("source", metavar="RUN", help="folder or gs://bucket/prefix")
+    command.add_argument(
+        "--quarantine",
+        action="store_true",
+        help="move batch files that no record names, and records that cannot be read, to"
+        " _run/quarantine/",
+    )
+
+    command = add(
+        _merge,
+        "join runs of the same model",
+        "./all ./host0 ./host1\ngs://bucket/all gs://bucket/part0 gs://bucket/part1",
+    )
+    command.add_argument("out", metavar="OUT", help="empty, or of the same merge before")
+    command.add_argument("sources", metavar="RUN", nargs="+", help="folder or gs://bucket/prefix")
+
+    command = add(
+        _convert,
+        "one file format into another",
+        "./activations ./fast --format safetensors\n"
+        "./activations ./half --format safetensors --store_dtype bfloat16",
+    )
+    command.add_argument("source", metavar="RUN", help="folder or gs://bucket/prefix")
+    command.add_argument("out", metavar="OUT", help="empty, or of the same conversion before")
+    command.add_argument("--format", required=True, choices=list(FORMATS), help="to write")
+    command.add_argument(
+        "--store_dtype",
+        choices=("float32", "bfloat16"),
+        help="to write; default: the run's own, or float32 where the format cannot hold it."
+        " bfloat16 rounds a float32 run",
+    )
+
+    command = add(_upload, "finish or repeat an upload", "./activations gs://bucket/run")
+    command.add_argument("folder", metavar="FOLDER", help="of the run")
+    command.add_argument("bucket", metavar="gs://bucket/prefix", help="where it goes")
+
+    command = add(
+        _selftest, "does a bucket keep what commits rely on?", "gs://bucket/prefix\n./folder"
+    )
+    command.add_argument("address", metavar="gs://bucket/prefix", help="or a folder")
+    return parser
+
+
+def _open(address: str, *, writable: bool = False) -> Storage:
+    """The storage of an address that a user gave."""
+    if "://" not in address:
+        return LocalStorage(address, writable=writable)
+    try:
+        return open_storage(address)
+    except ImportError as error:
+        raise StoreError(
+            f"{address} needs google-cloud-storage, which is not installed ({error}); run"
+            " `pip install google-cloud-storage`"
+        ) from None
+
+
+def _verify(settings: argparse.Namespace, progress: ProgressLine) -> int:
+    """Checks that a run is whole. Reads only; nothing is changed.
+
+    Level 1 compares records with the listing and with metadata.json and reads no activations.
+    Level 2 reads every file. Level 3 also checks what the files say of each other.
+
+    Exit status 0: good; 1: damaged, the files are named; 3: there is no run, or one that cannot be
+    verified; 4: good so far, but batches are missing.
+    """
+    report = verify(_open(settings.source), settings.level, progress)
+    document = json.dumps(report.document(), indent=1, ensure_ascii=False)
+    if settings.json == "-":
+        print(document)
+        return report.exit_status
+    if settings.json:
+        Path(settings.json).write_text(document + "\n", encoding="utf-8")
+    for line in report.lines():
+        print(line)
+    return report.exit_status
+
+
+def _inspect(settings: argparse.Namespace, progress: ProgressLine) -> int:
+    """Shows a run: model, state, shapes, statistics of each hook point, the first rows."""
+    for line in inspect_run(_open(settings.source), settings.rows, progress):
+        print(line)
+    return 0
+
+
+def _repair(settings: argparse.Namespace, progress: ProgressLine) -> int:
+    """Writes metadata.json anew from the run's records, or from its files if _run is gone, and
+    outputs.jsonl if it stands in the run's folder. Deletes nothing.
+
+    Exit status 1: something is damaged that cannot be derived.
+    """
+    storage = _open(settings.source, writable=True)
+    result = repair(storage, quarantine=settings.quarantine, progress=progress)
+    for line in result.done:
+        print(line)
+    for line in result.damage:
+        print(f"damaged: {line}")
+    return 1 if result.damage else 0
+
+
+def _merge(settings: argparse.Namespace, progress: ProgressLine) -> int:
+    """Joins runs with the same model, hook points, format and settings into one, OUT.
+
+    Batches are numbered on, files are copied as they are; the sources stay. Rows with the same
+    (task_id, sample_idx, position) in two runs are refused. Cut off, it goes on when repeated.
+    """
+    _refuse_same(settings.out, settings.sources)
+    out = _open(settings.out, writable=True)
+    merge(out, [_open(source) for source in settings.sources], progress)
+    print(f"{len(settings.sources)} runs merged: {_summary(out)}")
+    return 0
+
+
+def _convert(settings: argparse.Namespace, progress: ProgressLine) -> int:
+    """Writes a run anew in another file format, OUT, and compares every row with what is read back.
+
+    The source stays. Cut off, it goes on when repeated.
+    """
+    _refuse_same(settings.out, [settings.source])
+    out = _open(settings.out, writable=True)
+    convert(_open(settings.source), out, settings.format, settings.store_dtype, progress)
+    print(f"converted: {_summary(out)}")
+    return 0
+
+
+def _upload(settings: argparse.Namespace, progress: ProgressLine) -> int:
+    """Uploads what the bucket does not have yet of a folder's run; the folder stays as it is.
+
+    It can be repeated, and goes on where it was cut off. Nothing in the bucket is overwritten.
+    """
+    from extraction.upload import upload_folder
+
+    local, cloud = _open(settings.folder), _open(settings.bucket, writable=True)
+    if not isinstance(cloud, CloudStorage):
+        raise StoreError(f"{settings.bucket!r} must look like gs://bucket/prefix")
+    total, before = len(CommitLog(local).batch_ids()), len(CommitLog(cloud).batch_ids())
+    done = 0
+
+    def count(_record: object) -> None:
+        nonlocal done
+        done += 1
+        progress("batches uploaded", done, total)
+
+    upload_folder(local, cloud, count)
+    uploaded = len(CommitLog(cloud).batch_ids()) - before
+    print(f"{uploaded} of {total} batches uploaded, the others were there: {_summary(cloud)}")
+    return 0
+
+
+def _selftest(settings: argparse.Namespace, _progress: ProgressLine) -> int:
+    """Writes a few files below <prefix>/_selftest-<random>/, checks that the bucket keeps what the
+    commit protocol relies on, and takes them away again.
+
+    Exit status 0: all passed; 1: something failed.
+    """
+    try:
+        return 0 if selftest(settings.address) else 1
+    except ImportError:
+        _open(settings.address)  # says what to install
+        raise
+
+
+def _refuse_same(out: str, sources: Sequence[str]) -> None:
+    for source in sources:
+        if _canonical(source) == _canonical(out):
+            raise StoreError(f"OUT is {source} itself; choose another place")
+
+
+def _canonical(address: str) -> str:
+    return address.rstrip("/") if "://" in address else str(Path(address).expanduser().resolve())
+
+
+def _summary(storage: Storage) -> str:
+    """Of a run that was just written."""
+    identity, records = read_identity(storage), CommitLog(storage).records()
+    assert identity is not None
+    planned = planned_batches(storage, identity)
+    rows = sum(record.n_rows for record in records)
+    state = "complete" if planned == len(records) else f"incomplete, of {planned or 'unknown many'}"
+    return (
+        f"{len(records)} batches ({state}), {rows:,} rows for each of"
+        f" {len(identity.hook_points)} hook points, in {storage.address}"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

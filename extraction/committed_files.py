@@ -1,0 +1,153 @@
+"""Reading what a commit record vouches for, and publishing a copy of it.
+
+Every command that reads batches reads them here, so none passes on what is damaged.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+from extraction.checksums import crc32c, sha256
+from extraction.commit_log import CommitRecord, CommittedFile
+from extraction.errors import (
+    ConflictError,
+    CorruptBatchError,
+    StorageUnavailableError,
+    StoreError,
+)
+from extraction.formats import FORMATS, ParsedBatch
+from extraction.patience import patiently
+from extraction.run_identity import RunIdentity, RunLock
+from extraction.storage import Buffers, Storage, pieces
+from extraction.storage.local import LocalStorage
+
+BATCH_FILE = re.compile(r"(?P<hook>.+)_batch_(?P<batch>\d{6,})\.(?P<extension>[a-z.]+)")
+"""Names of batches' files, and of their second ones."""
+
+
+def read_committed(storage: Storage, file: CommittedFile, *, with_sha256: bool = True) -> bytes:
+    """The content of a file, checked against its record.
+
+    Raises:
+        CorruptBatchError: it is missing, cannot be read, or is another.
+    """
+    try:
+        data = storage.get(file.file)
+    except FileNotFoundError:
+        raise CorruptBatchError("is missing") from None
+    except StorageUnavailableError:
+        raise
+    except StoreError as error:  # damaged on its way, each time
+        raise CorruptBatchError(str(error)) from None
+    except OSError as error:
+        raise CorruptBatchError(f"cannot be read: {error.strerror or error}") from None
+    if len(data) != file.bytes:
+        raise CorruptBatchError(f"{len(data)} bytes, {file.bytes} by its record")
+    found = crc32c(data)
+    if found != file.crc32c:
+        raise CorruptBatchError(f"crc32c {found}, {file.crc32c} by its record")
+    if with_sha256 and sha256(data) != file.sha256:
+        raise CorruptBatchError("sha256 is not that of its record")
+    return data
+
+
+def parse_committed(
+    identity: RunIdentity,
+    record: CommitRecord,
+    hook_point: str,
+    data: bytes,
+    sidecar: bytes | None,
+) -> ParsedBatch:
+    """The rows of one hook point of a batch.
+
+    Args:
+        identity: of the run.
+        record: of the batch.
+        hook_point: whose file it is.
+        data: of the file, as `read_committed` gives it.
+        sidecar: of the second file, if the format has one.
+
+    Raises:
+        CorruptBatchError: it holds something else than the record says.
+    """
+    batch = FORMATS[identity.file_format].parse(data, sidecar)
+    expected = (hook_point, record.n_rows, identity.dtype)
+    found = (batch.hook_point, len(batch.keys), batch.dtype)
+    if found != expected:
+        raise CorruptBatchError(
+            "holds {} with {} rows of {}, not {} with {} rows of {}".format(*found, *expected)
+        )
+    return batch
+
+
+def read_batch(
+    storage: Storage,
+    identity: RunIdentity,
+    record: CommitRecord,
+    hook_point: str,
+    *,
+    with_sha256: bool = True,
+) -> ParsedBatch:
+    """Both of the above for one hook point of a batch.
+
+    Raises:
+        CorruptBatchError: a file is damaged; the message names it.
+    """
+    file, second = record.files[hook_point], record.sidecars.get(hook_point)
+    data, sidecar = (
+        None if part is None else read_named(storage, part, with_sha256=with_sha256)
+        for part in (file, second)
+    )
+    assert data is not None
+    with _named(storage, file):
+        return parse_committed(identity, record, hook_point, data, sidecar)
+
+
+def read_named(storage: Storage, file: CommittedFile, *, with_sha256: bool = True) -> bytes:
+    """As `read_committed`, with an error that names the file."""
+    with _named(storage, file):
+        return read_committed(storage, file, with_sha256=with_sha256)
+
+
+@contextlib.contextmanager
+def _named(storage: Storage, file: CommittedFile) -> Iterator[None]:
+    try:
+        yield
+    except CorruptBatchError as error:
+        raise CorruptBatchError(
+            f"{storage.address}/{file.file}: {error}; `verify` tells what else is damaged"
+        ) from None
+
+
+def publish_once(storage: Storage, name: str, data: bytes | Buffers) -> CommittedFile:
+    """Publishes a file, or finds that an earlier attempt did.
+
+    Raises:
+        ConflictError: another file has the name.
+        StorageUnavailableError: the disk stayed full, or fails.
+    """
+    try:
+        patiently(storage.address, lambda: storage.put_new(name, data))
+    except FileExistsError:
+        if storage.get(name) != b"".join(pieces(data)):
+            raise ConflictError(
+                f"{storage.address}/{name} exists and is another file; it was left as it is"
+            ) from None
+    return CommittedFile(
+        file=name, bytes=sum(map(len, pieces(data))), crc32c=crc32c(data), sha256=sha256(data)
+    )
+
+
+@contextlib.contextmanager
+def locked(storage: Storage) -> Iterator[None]:
+    """Nobody else of this program writes to the folder meanwhile; a bucket needs no lock.
+
+    Raises:
+        ExistingRunError: another process writes to it.
+    """
+    lock = RunLock(storage.folder) if isinstance(storage, LocalStorage) else None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()

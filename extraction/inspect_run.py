@@ -1,0 +1,166 @@
+"""What a run holds, for people: model, shapes, statistics, and a few rows with their tokens."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from extraction.checks.contents import parse_lines
+from extraction.checks.report import number_ranges
+from extraction.commit_log import CommitLog, CommitRecord
+from extraction.committed_files import read_batch, read_named
+from extraction.errors import StoreError
+from extraction.finalise import planned_batches
+from extraction.progress import Progress, silent
+from extraction.read_ahead import in_order, is_local, threads_for
+from extraction.run_identity import RunIdentity, read_identity
+from extraction.statistics import BINS_PER_OCTAVE, OUTLIER_FACTOR, ZERO, RowStatistics
+from extraction.storage import Storage
+
+ROWS = 3
+VALUES = 4
+PROMPT_TAIL = 60
+"""Characters of a prompt's end that are shown."""
+
+
+def inspect_run(storage: Storage, rows: int = ROWS, progress: Progress = silent) -> Iterator[str]:
+    """The lines to print.
+
+    Args:
+        storage: of the run.
+        rows: of its first batch that are shown.
+        progress: told how far it is.
+
+    Raises:
+        StoreError: there is no run, or a record is damaged.
+    """
+    identity = read_identity(storage)
+    if identity is None:
+        raise StoreError(f"{storage.address} holds no run (no _run/run.json)")
+    records = _records(storage, progress)
+    yield from _overview(storage, identity, records)
+    yield ""
+    yield from _statistics(identity, records)
+    with_rows = next((record for record in records if record.n_rows), None)
+    if with_rows is not None and rows > 0:
+        yield ""
+        yield from _some_rows(storage, identity, with_rows, rows)
+
+
+def _records(storage: Storage, progress: Progress) -> list[CommitRecord]:
+    log = CommitLog(storage)
+    ids = sorted(log.batch_ids())
+    records = []
+    for _, record in in_order(log.read, ids, 1 if is_local(storage) else threads_for(storage)):
+        records.append(record)
+        progress("records read", len(records), len(ids))
+    return records
+
+
+def _overview(
+    storage: Storage, identity: RunIdentity, records: Sequence[CommitRecord]
+) -> Iterator[str]:
+    planned = planned_batches(storage, identity)
+    files = [file for record in records for file in record.all_files()]
+    n_rows = sum(record.n_rows for record in records)
+    n_hooks = len(identity.hook_points)
+    yield f"run          {identity.run_id}, begun {identity.created_at}"
+    yield f"model        {identity.model_name}"
+    yield f"state        {_state(records, planned)}"
+    yield f"hook points  {', '.join(identity.hook_points)}"
+    yield f"rows         {n_rows:,} for each of {n_hooks} hook points, of" + (
+        f" {sum(record.n_sequences for record in records):,} sequences"
+    )
+    yield f"stored       {identity.file_format}, {identity.dtype}, {len(files):,} files," + (
+        f" {_size(sum(file.bytes for file in files))}, in {storage.address}"
+    )
+    if records:
+        yield f"last batch   {max(record.written_at for record in records)}"
+    settings = identity.run.get("settings")
+    if isinstance(settings, Mapping) and "max_new_tokens" in settings:
+        yield f"new tokens   at most {settings['max_new_tokens']}"
+
+
+def _state(records: Sequence[CommitRecord], planned: int | None) -> str:
+    if planned is None:
+        return f"{len(records)} batches so far, not closed: it goes on, or was cut off"
+    if len(records) == planned:
+        return f"complete, {planned} batches"
+    there = {record.batch_id for record in records}
+    missing = [number for number in range(1, planned + 1) if number not in there]
+    return f"incomplete, {len(records)} of {planned} batches; missing {number_ranges(missing)}"
+
+
+def _size(number: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}" if unit != "bytes" else f"{int(number)} bytes"
+        number /= 1000
+    return f"{number:.4g} TB"
+
+
+def _statistics(identity: RunIdentity, records: Sequence[CommitRecord]) -> Iterator[str]:
+    columns = ("mean", "mean square", "median norm", f">{OUTLIER_FACTOR:.0f}x median")
+    width = max(len("hook point"), *map(len, identity.hook_points)) + 2
+    yield (
+        "hook point".ljust(width)
+        + "shape".rjust(18)
+        + "".join(column.rjust(14) for column in columns)
+        + "non-finite".rjust(12)
+    )
+    for hook in identity.hook_points:
+        parts = [record.statistics[hook] for record in records if hook in record.statistics]
+        found = RowStatistics.merge(parts)
+        finite = found.rows - found.nonfinite_rows
+        row_width = found.values // finite if finite else None
+        shape = f"[{found.rows}, {'?' if row_width is None else row_width}]"
+        cells = ["-"] * 4
+        if found.values:
+            cells = [
+                f"{found.total / found.values:.4g}",
+                f"{found.total_squares / found.values:.4g}",
+                f"{found.median_norm():.4g}",
+                f"{outlier_share(found):.2%}",
+            ]
+        yield (
+            hook.ljust(width)
+            + shape.rjust(18)
+            + "".join(cell.rjust(14) for cell in cells)
+            + str(found.nonfinite_rows).rjust(12)
+        )
+
+
+def outlier_share(statistics: RowStatistics) -> float:
+    """Share of the finite rows whose norm is beyond `OUTLIER_FACTOR` medians, by the histogram's
+    bins: attention sinks, mostly."""
+    limit = OUTLIER_FACTOR * statistics.median_norm()
+    beyond = sum(
+        count
+        for name, count in statistics.norms.items()
+        if name != ZERO and 2 ** (int(name) / BINS_PER_OCTAVE) >= limit
+    )
+    return beyond / sum(statistics.norms.values())
+
+
+def _some_rows(
+    storage: Storage, identity: RunIdentity, record: CommitRecord, rows: int
+) -> Iterator[str]:
+    hook = next(hook for hook in identity.hook_points if hook in record.files)
+    block = read_batch(storage, identity, record, hook).block()
+    lines: dict[tuple[str, int], dict[str, Any]] = {}
+    if record.outputs is not None:
+        told = parse_lines(read_named(storage, record.outputs))
+        lines = {(line["task_id"], line["sample_idx"]): line for line in told}
+    yield f"first rows of {record.files[hook].file}"
+    for i in range(min(rows, len(block))):
+        key = (block.task_ids[i], int(block.sample_idx[i]))
+        values = ", ".join(f"{value:.4g}" for value in block.activations[hook][i, :VALUES])
+        yield (
+            f"  task_id {json.dumps(key[0], ensure_ascii=False)}, sample_idx {key[1]},"
+            f" step {block.step[i]}, position {block.position[i]}, token_id {block.token_id[i]}:"
+            f" [{values}, ...]"
+        )
+        prompt = lines.get(key, {}).get("prompt")
+        if isinstance(prompt, str) and block.step[i] == 0:
+            tail = prompt[-PROMPT_TAIL:]
+            dots = "..." if len(prompt) > len(tail) else ""
+            yield f"    the prompt ends {dots}{json.dumps(tail, ensure_ascii=False)}"

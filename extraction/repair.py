@@ -1,0 +1,188 @@
+"""Writes anew what is derived from a run's records, or from its files where those are gone.
+
+Nothing is ever deleted. Files that no record names do no harm and stay, unless `quarantine` is
+asked for: then they are moved to `_run/quarantine/`, and unreadable records with them, so that a
+run with --resume does their batches again.
+"""
+
+import contextlib
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from extraction.checks.records import OUTPUTS_FOLDER, record_problems
+from extraction.commit_log import CommitLog, CommitRecord, record_name
+from extraction.committed_files import BATCH_FILE, read_committed
+from extraction.errors import CorruptBatchError, StorageUnavailableError, StoreError
+from extraction.finalise import derived_document, planned_batches, write_metadata
+from extraction.formats import FORMATS
+from extraction.metadata import METADATA_FILE
+from extraction.patience import patiently
+from extraction.progress import Progress, silent
+from extraction.rebuild_from_files import rebuild_from_files
+from extraction.run_identity import RunIdentity, RunLock, read_identity
+from extraction.storage import Storage
+from extraction.storage.local import LocalStorage
+
+QUARANTINE = "_run/quarantine/"
+OUTPUTS_FILE = "outputs.jsonl"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Repair:
+    """What was done.
+
+    Attributes:
+        done: lines for people.
+        damage: what could not be mended; empty: all is well, as far as records go.
+    """
+
+    done: list[str] = dataclasses.field(default_factory=list)
+    damage: list[str] = dataclasses.field(default_factory=list)
+
+
+def repair(storage: Storage, *, quarantine: bool = False, progress: Progress = silent) -> Repair:
+    """Rebuilds `metadata.json`, and `outputs.jsonl` where it stands in the run's folder.
+
+    Args:
+        storage: of the run.
+        quarantine: move away what no record names.
+        progress: told how far it is.
+
+    Raises:
+        StoreError: there is no run, or a quarantine is not safe now.
+    """
+    result = Repair()
+    identity = read_identity(storage)
+    if identity is None:
+        if quarantine:
+            raise StoreError(
+                f"{storage.address} has no _run folder, so nothing says which files are of no use;"
+                " repair it without --quarantine"
+            )
+        rebuilt = rebuild_from_files(storage, progress)
+        result.done.append(
+            f"{METADATA_FILE} lists {rebuilt.batches} batches, as the files tell; without the _run"
+            " folder nothing says whether any is missing"
+        )
+        result.damage += rebuilt.left_out
+        return result
+    records, unreadable = _read_records(storage, identity)
+    if quarantine:
+        _quarantine(storage, identity, records, unreadable, result)
+    elif unreadable:
+        result.damage += [f"{name}: {problem}" for name, problem in unreadable.items()]
+        result.damage.append(
+            "batches whose record is damaged are left out; --quarantine moves the records away, so"
+            " that the run can do these batches again with --resume"
+        )
+    if result.damage:
+        document = derived_document(storage, identity, records)
+        patiently(storage.address, lambda: storage.replace(METADATA_FILE, document))
+    else:
+        records = write_metadata(storage)
+    result.done.append(f"{METADATA_FILE} lists {len(records)} batches")
+    _refresh_outputs(storage, records, result)
+    return result
+
+
+def _read_records(
+    storage: Storage, identity: RunIdentity
+) -> tuple[list[CommitRecord], dict[str, str]]:
+    """Good records, and what is wrong with the others."""
+    log = CommitLog(storage)
+    records, unreadable = [], {}
+    for batch_id in sorted(log.batch_ids()):
+        try:
+            record = log.read(batch_id)
+            problems = list(record_problems(record, identity))
+            if problems:
+                raise StoreError("; ".join(problems))
+            records.append(record)
+        except StorageUnavailableError:
+            raise
+        except StoreError as error:
+            unreadable[record_name(batch_id)] = str(error)
+    return records, unreadable
+
+
+def _quarantine(
+    storage: Storage,
+    identity: RunIdentity,
+    records: Sequence[CommitRecord],
+    unreadable: dict[str, str],
+    result: Repair,
+) -> None:
+    with _nobody_writes(storage, identity, len(records) + len(unreadable)):
+        named = {file.file for record in records for file in record.all_files()}
+        found = [name for name in storage.names() if _is_batch_file(name)]
+        found += [n for n in storage.names(OUTPUTS_FOLDER) if re.fullmatch(r".*/\d{6,}\.jsonl", n)]
+        for name in [*unreadable, *(name for name in found if name not in named)]:
+            place = _move(storage, name)
+            result.done.append(f"{name} moved to {place}")
+
+
+def _is_batch_file(name: str) -> bool:
+    match = BATCH_FILE.fullmatch(name)
+    extensions = {f.extension for f in FORMATS.values()}
+    extensions |= {f.sidecar_extension for f in FORMATS.values() if f.sidecar_extension}
+    return match is not None and match["extension"] in extensions
+
+
+@contextlib.contextmanager
+def _nobody_writes(storage: Storage, identity: RunIdentity, batches: int) -> Iterator[None]:
+    """A file that no record names yet may be one that a run is about to record."""
+    with contextlib.ExitStack() as stack:
+        if isinstance(storage, LocalStorage):
+            numbers = {0}
+            for name in storage.names("_run/"):
+                match = re.fullmatch(r"_run/lock\.(\d+)", name)
+                numbers |= {int(match[1])} if match else set()
+            for number in sorted(numbers):
+                stack.callback(RunLock(storage.folder, number).release)
+        elif batches != planned_batches(storage, identity):
+            raise StoreError(
+                f"{storage.address} is not finished, and another machine may be writing to it;"
+                " finish the run with --resume, then quarantine what is left"
+            )
+        yield
+
+
+def _move(storage: Storage, name: str) -> str:
+    """Copies a file to the quarantine, then takes it away."""
+    data = storage.get(name)
+    base = QUARANTINE + name.rpartition("/")[2]
+    for number in range(1000):
+        place = base if number == 0 else f"{base}.{number}"
+        try:
+            storage.put_new(place, data)
+        except FileExistsError:
+            if storage.get(place) != data:
+                continue
+        storage.remove(name)
+        return place
+    raise StoreError(f"{QUARANTINE} holds {name} a thousand times")
+
+
+def _refresh_outputs(storage: Storage, records: Sequence[CommitRecord], result: Repair) -> None:
+    """`outputs.jsonl` again, if it stands here and its lines are not those of the batches.
+
+    The order of its samples is known to the run alone, so a file with the right lines stays.
+    """
+    if OUTPUTS_FILE not in storage.names():
+        return
+    lines: list[bytes] = []
+    for record in records:
+        if record.outputs is not None:
+            try:
+                data = read_committed(storage, record.outputs)
+            except CorruptBatchError as error:
+                result.damage.append(f"{record.outputs.file}: {error}")
+                return
+            lines += [line for line in data.split(b"\n") if line]
+    there = [line for line in storage.get(OUTPUTS_FILE).split(b"\n") if line]
+    if Counter(there) != Counter(lines):
+        document = b"".join(line + b"\n" for line in lines)
+        patiently(storage.address, lambda: storage.replace(OUTPUTS_FILE, document))
+        result.done.append(f"{OUTPUTS_FILE} written anew, {len(lines)} lines in the batches' order")

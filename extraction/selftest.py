@@ -1,0 +1,241 @@
+"""Does a bucket, or a folder, keep what the commit protocol relies on?
+
+Everything happens below `_selftest-<random>/`, which is taken away at the end.
+"""
+
+import contextlib
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from extraction.checksums import crc32c
+from extraction.errors import StorageUnavailableError, StoreError
+from extraction.storage import CloudStorage, Storage
+from extraction.storage.local import LocalStorage
+
+DEADLINE = 60.0
+"""Seconds that one operation is retried for."""
+
+LARGE = 9 << 20
+"""Bytes of a file that is uploaded in parts."""
+
+WRITES, FILES, PAGE = 3, 7, 3
+
+
+class CheckFailedError(Exception):
+    """A check did not find what it should."""
+
+
+def selftest(address: str, say: Callable[[str], None] = print) -> bool:
+    """Runs all checks; True if all passed.
+
+    Args:
+        address: a folder or `gs://bucket/prefix`.
+        say: takes a line for each check.
+
+    Raises:
+        StoreError: the address cannot be used at all; nothing was written then.
+    """
+    address = address.rstrip("/") + f"/_selftest-{secrets.token_hex(6)}"
+    storage, list_in_pages = _open(address)
+    storage.names()  # credentials, permission, bucket: if they are wrong nothing else needs telling
+    say(f"writing below {address}/")
+    passed = True
+    try:
+        for name, check in _checks(storage, list_in_pages):
+            problem = _problem(check)
+            say(f"passed  {name}" if problem is None else f"FAILED  {name}: {problem}")
+            passed &= problem is None
+    except StorageUnavailableError as error:
+        say(f"FAILED  {error}")
+        passed = False
+    finally:
+        passed &= _clean_up(storage, say)
+    return passed
+
+
+def _open(address: str) -> tuple[Storage, Callable[[], list[str]] | None]:
+    """The storage, and for a bucket a listing in pages of a few objects."""
+    if not address.startswith("gs://"):
+        return LocalStorage(address), None
+    from google.cloud import storage as google_storage  # only where it is used
+
+    from extraction.storage.gcs import GcsStorage
+
+    storage = GcsStorage(address, deadline=DEADLINE)
+    client = google_storage.Client()
+    bucket, _, prefix = address.removeprefix("gs://").partition("/")
+
+    def list_in_pages() -> list[str]:
+        blobs = client.list_blobs(bucket, prefix=f"{prefix}/pages/", page_size=PAGE)
+        return [blob.name.removeprefix(f"{prefix}/") for blob in blobs]
+
+    return storage, list_in_pages
+
+
+def _problem(check: Callable[[], None]) -> str | None:
+    try:
+        check()
+    except StorageUnavailableError:
+        raise
+    except CheckFailedError as error:
+        return str(error)
+    except Exception as error:  # whatever it is, it is what was to be found out
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _checks(
+    storage: Storage, list_in_pages: Callable[[], list[str]] | None
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    yield "a file comes back as it was written", lambda: _write_and_read(storage)
+    yield "a second write under the same name is refused", lambda: _refuse_second(storage)
+    if isinstance(storage, CloudStorage):
+        yield "the same content again is recognised", lambda: storage.put_new("new", b"first")
+        yield "attributes are kept beside a file", lambda: _keep_attributes(storage)
+    yield "of two writers at a time one wins", lambda: _race(storage)
+    yield "the listing tells sizes and checksums", lambda: _list(storage)
+    yield "parts of a file can be read", lambda: _read_parts(storage)
+    yield "a large file is uploaded in parts, once", lambda: _write_large(storage)
+    yield "two writers replace a file, whole each time", lambda: _replace_in_turns(storage)
+    yield "many files are all listed", lambda: _list_many(storage, list_in_pages)
+    yield "files can be deleted", lambda: _delete(storage)
+
+
+def _expect(found: object, expected: object, what: str) -> None:
+    if found != expected:
+        raise CheckFailedError(f"{what} is {str(found)[:80]}, not {str(expected)[:80]}")
+
+
+def _write_and_read(storage: Storage) -> None:
+    data = bytes(range(256)) * 8 + b"\r\n\0"
+    storage.put_new("first", data)
+    _expect(storage.get("first"), data, "the content")
+    storage.put_new("empty", b"")
+    _expect(storage.get("empty"), b"", "the content of an empty file")
+
+
+def _refuse_second(storage: Storage) -> None:
+    storage.put_new("new", b"first")
+    with contextlib.suppress(FileExistsError):
+        storage.put_new("new", b"other")
+        raise CheckFailedError("it was accepted; commits are not safe here")
+    _expect(storage.get("new"), b"first", "the content after it")
+
+
+def _keep_attributes(storage: CloudStorage) -> None:
+    storage.put_new("attributes", b"1", {"run_id": "7"})
+    _expect(dict(storage.attributes("attributes")), {"run_id": "7"}, "what came back")
+
+
+def _together(*tasks: Callable[[], None]) -> None:
+    """Runs them in threads at the same time; raises what the first of them raised."""
+    errors: list[BaseException] = []
+
+    def run(task: Callable[[], None]) -> None:
+        try:
+            task()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(task,)) for task in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _race(storage: Storage) -> None:
+    for number in range(WRITES):
+        won: list[bytes] = []
+
+        def write(content: bytes, name: str = f"race/{number}", won: list[bytes] = won) -> None:
+            with contextlib.suppress(FileExistsError):
+                storage.put_new(name, content)
+                won.append(content)
+
+        _together(lambda write=write: write(b"one"), lambda write=write: write(b"two"))
+        _expect(len(won), 1, "the number of writers that were told they won")
+        _expect(storage.get(f"race/{number}"), won[0], "the content")
+
+
+def _list(storage: Storage) -> None:
+    data = b"listed" * 100
+    storage.put_new("listed/one", data)
+    info = storage.infos("listed/").get("listed/one")
+    if info is None:
+        raise CheckFailedError("a file just written is not listed")
+    _expect(info.bytes, len(data), "the size")
+    if isinstance(storage, CloudStorage):
+        _expect(info.crc32c, crc32c(data), "the crc32c")
+
+
+def _read_parts(storage: Storage) -> None:
+    storage.put_new("parts", b"0123456789")
+    _expect(storage.get_range("parts", 3, 4), b"3456", "bytes 3 to 6")
+    _expect(storage.get_range("parts", 8, 9), b"89", "what lies behind byte 8")
+    _expect(storage.get_range("parts", 10, 1), b"", "what lies behind the end")
+
+
+def _write_large(storage: Storage) -> None:
+    data = secrets.token_bytes(1 << 20) * (LARGE >> 20)
+    storage.put_new("large", data)
+    with contextlib.suppress(FileExistsError):
+        storage.put_new("large", data[::-1])
+        raise CheckFailedError("a second one was accepted; commits are not safe here")
+    _expect(crc32c(storage.get("large")), crc32c(data), "the crc32c of what came back")
+
+
+def _replace_in_turns(storage: Storage) -> None:
+    contents = [letter * 100_000 for letter in (b"a", b"b")]
+
+    def write(content: bytes) -> None:
+        for _ in range(WRITES):
+            storage.replace("replaced", content)
+
+    _together(lambda: write(contents[0]), lambda: write(contents[1]))
+    if storage.get("replaced") not in contents:
+        raise CheckFailedError("what is there is neither of what was written")
+
+
+def _list_many(storage: Storage, list_in_pages: Callable[[], list[str]] | None) -> None:
+    names = [f"pages/{number:03d}" for number in range(FILES)]
+    for name in names:
+        storage.put_new(name, b"x")
+    _expect(storage.names("pages/"), names, "the listing")
+    if list_in_pages is not None:
+        _expect(sorted(list_in_pages()), names, f"the listing in pages of {PAGE}")
+
+
+def _delete(storage: Storage) -> None:
+    storage.put_new("gone", b"1")
+    storage.remove("gone")
+    storage.remove("gone")
+    with contextlib.suppress(FileNotFoundError):
+        storage.get("gone")
+        raise CheckFailedError("it is still there")
+
+
+def _clean_up(storage: Storage, say: Callable[[str], None]) -> bool:
+    """Takes away what was written; False if something stays."""
+    folders = ["", "race/", "listed/", "pages/"]
+    try:
+        for folder in folders:
+            for name in storage.names(folder):
+                storage.remove(name)
+        left = [name for folder in folders for name in storage.names(folder)]
+    except StoreError as error:
+        say(f"FAILED  everything is taken away again: {error}")
+        return False
+    if left:
+        say(f"FAILED  everything is taken away again: {', '.join(left)} stay")
+        return False
+    if isinstance(storage, LocalStorage):
+        for folder in reversed(folders):
+            with contextlib.suppress(OSError):
+                Path(storage.folder, folder).rmdir()
+    say("passed  everything is taken away again")
+    return True

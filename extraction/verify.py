@@ -1,0 +1,335 @@
+"""Is a run whole: what its records promise, against what is there.
+
+    level 1  records, names, sizes (in a bucket also checksums, from the listing), metadata.json,
+             and whether all planned batches exist; reads no activations
+    level 2  each file: checksum, safe parse, hook point, rows, width, dtype, non-finite rows
+    level 3  sha256, unique keys, the same keys for all hook points, output lines, statistics
+
+A batch exists when its record does. What is missing from a run that is not finished is told apart
+from damage, and files that no record names do no harm.
+"""
+
+import contextlib
+import functools
+import json
+from collections.abc import Collection, Sequence
+
+from extraction.checks.contents import Contents, check_contents, parse_lines
+from extraction.checks.metadata_file import check_metadata
+from extraction.checks.records import OUTPUTS_FOLDER, record_problems
+from extraction.checks.report import Report, number_ranges
+from extraction.checks.run_sums import RunSums
+from extraction.checks.unique_keys import Key, KeyIndex, row_keys
+from extraction.commit_log import COMMITS, CommitRecord, CommittedFile, record_name
+from extraction.committed_files import BATCH_FILE, read_batch, read_committed
+from extraction.errors import CorruptBatchError, StorageUnavailableError, StoreError
+from extraction.finalise import SELF_CHECKS, planned_batches
+from extraction.formats import FORMATS
+from extraction.metadata import METADATA_FILE
+from extraction.progress import Progress, silent
+from extraction.read_ahead import in_order, is_local, threads_for
+from extraction.run_identity import CLOSED_FILE, RUN_FILE, SCHEMA_VERSION, RunIdentity
+from extraction.storage import FileInfo, Storage, file_operations
+from extraction.storage.local import LocalStorage
+
+DERIVED = {METADATA_FILE, "outputs.jsonl", "submission.json"}
+
+
+def verify(storage: Storage, level: int = 1, progress: Progress = silent) -> Report:
+    """Checks a run.
+
+    Args:
+        storage: of the run; nothing is written.
+        level: 1 to 3.
+        progress: told how far it is.
+
+    Raises:
+        StorageUnavailableError: it cannot be reached.
+    """
+    report = Report(address=storage.address, level=level)
+    identity = _read_identity(storage, report)
+    if identity is None:
+        return report
+    report.run_id = identity.run_id
+    # In this order a run that goes on meanwhile does no harm: metadata.json lists what has a
+    # record, and what has a record is there.
+    metadata = _get(storage, METADATA_FILE)
+    batch_ids = _batch_ids(storage, report)
+    files = storage.infos() | storage.infos(OUTPUTS_FOLDER)
+    is_empty = not batch_ids and not any(map(BATCH_FILE.fullmatch, files))
+    sums, bad_files = _check_records(storage, identity, batch_ids, files, report, progress)
+    _look_for_missing(storage, identity, sums.records, report)
+    _note_others(storage, files, report)
+    if is_empty and metadata is not None and report.unfinished:
+        report.unfinished.append(
+            f"no batch is here, although {METADATA_FILE} may list some: a run with --gcs_bucket"
+            " keeps them in its bucket, verify that"
+        )
+        return report
+    if _is_derivable(storage, report):
+        read = functools.partial(_read_record, storage)
+        check_metadata(metadata, storage, identity, sums, read, files, report)
+    if level >= 2:
+        _check_contents(storage, identity, sums.records, report, bad_files, progress)
+    return report
+
+
+def _get(storage: Storage, name: str) -> bytes | None:
+    try:
+        return storage.get(name)
+    except FileNotFoundError:
+        return None
+
+
+def _read_identity(storage: Storage, report: Report) -> RunIdentity | None:
+    """The identity, or None and why in the report."""
+    data = _get(storage, RUN_FILE)
+    if data is None:
+        if storage.names(COMMITS):
+            report.add(RUN_FILE, "is missing; without it a run cannot go on")
+            return None
+        left = [n for n in storage.names() if n == METADATA_FILE or BATCH_FILE.fullmatch(n)]
+        report.foreign = "holds no run"
+        if left:
+            report.verdict_if_foreign = "unverifiable"
+            report.foreign = (
+                f"holds files of a run ({left[0]} and {len(left) - 1} more) without its _run"
+                " folder, so nothing says what they should be; copy _run too, it is small"
+            )
+        return None
+    try:
+        version = json.loads(data)["schema_version"]
+        if type(version) is int and version > SCHEMA_VERSION:
+            report.foreign = f"holds a run of version {version}, newer than this program"
+            return None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass  # told below
+    try:
+        identity = RunIdentity.from_json(data)
+    except StoreError as error:
+        report.add(RUN_FILE, str(error))
+        return None
+    plan = identity.planned_batches
+    fields_fit = (
+        type(identity.run_id) is str
+        and type(identity.hidden_dim) is int
+        and (plan is None or (type(plan) is int and plan >= 0))
+        and all(type(hook) is str for hook in identity.hook_points)
+        and type(identity.fingerprint) is dict
+        and type(identity.run) is dict
+    )
+    if not fields_fit or identity.file_format not in FORMATS:
+        report.add(RUN_FILE, "its fields are none of a run")
+        return None
+    return identity
+
+
+def _batch_ids(storage: Storage, report: Report) -> list[int]:
+    """Batches that have a record, in order."""
+    ids = []
+    for name in storage.names(COMMITS):
+        stem = name.removeprefix(COMMITS).removesuffix(".json")
+        if stem.isdecimal() and name == record_name(int(stem)):
+            ids.append(int(stem))
+        else:
+            report.notes.append(f"{name} is no record")
+    return sorted(ids)
+
+
+def _check_records(
+    storage: Storage,
+    identity: RunIdentity,
+    batch_ids: Sequence[int],
+    files: dict[str, FileInfo],
+    report: Report,
+    progress: Progress,
+) -> tuple[RunSums, set[str]]:
+    """Level 1: every record, and the listing of every file that it names.
+
+    Args:
+        storage: of the run.
+        identity: of the run.
+        batch_ids: of the records, in order.
+        files: the listing; those that a record names are taken out.
+        report: takes what is found.
+        progress: told how far it is.
+
+    Returns:
+        The good records, and the files that are damaged.
+    """
+
+    def read(batch_id: int) -> CommitRecord | str:
+        try:
+            return _read_record(storage, batch_id)
+        except StorageUnavailableError:
+            raise
+        except (StoreError, OSError) as error:
+            return str(error)
+
+    sums = RunSums()
+    bad: set[str] = set()
+    named: set[str] = set()
+    size = count = 0
+    threads = 1 if is_local(storage) else threads_for(storage)
+    for batch_id, record in in_order(read, batch_ids, threads):
+        name = record_name(batch_id)
+        progress("records checked", len(sums.records), len(batch_ids))
+        if isinstance(record, str):
+            report.add(name, record, batch_id)
+            continue
+        problems = list(record_problems(record, identity))
+        if record.batch_id != batch_id:
+            problems.append(f"it is the record of batch {record.batch_id}")
+        for file in record.all_files():
+            if file.file in named:
+                problems.append(f"{file.file} is named by another record too")
+        for problem in problems:
+            report.add(name, problem, batch_id)
+        if problems:
+            continue
+        sums.add(record)
+        for file in record.all_files():
+            named.add(file.file)
+            count += 1
+            size += file.bytes
+            problem = _listed_wrong(file, files.pop(file.file, None))
+            if problem is not None:
+                bad.add(file.file)
+                report.add(file.file, problem, batch_id)
+    report.counts = {
+        "batches": len(sums.records),
+        "files": count,
+        "bytes": size,
+        "rows": sum(record.n_rows for record in sums.records),
+        "sequences": sum(record.n_sequences for record in sums.records),
+    }
+    return sums, bad
+
+
+def _listed_wrong(file: CommittedFile, info: FileInfo | None) -> str | None:
+    if info is None:
+        return "is missing"
+    if info.bytes != file.bytes:
+        return f"{info.bytes} bytes, {file.bytes} by its record"
+    if info.crc32c is not None and info.crc32c != file.crc32c:
+        return f"crc32c {info.crc32c}, {file.crc32c} by its record"
+    return None
+
+
+def _look_for_missing(
+    storage: Storage, identity: RunIdentity, records: Sequence[CommitRecord], report: Report
+) -> None:
+    """Which planned batches do not exist."""
+    try:
+        planned = planned_batches(storage, identity)
+    except StoreError as error:
+        report.add(CLOSED_FILE, str(error))
+        return
+    if planned is None:
+        report.unfinished.append("the run was not closed: it goes on, or was cut off")
+        return
+    report.counts["planned_batches"] = planned
+    damaged = {problem.batch_id for problem in report.problems}
+    there = {record.batch_id for record in records}
+    missing = [n for n in range(1, planned + 1) if n not in there and n not in damaged]
+    if missing:
+        report.unfinished.append(
+            f"{len(missing)} of {planned} batches are missing: {number_ranges(missing)}"
+        )
+    for record in records:
+        if record.batch_id > planned or record.batch_id < 1:
+            name = record_name(record.batch_id)
+            report.add(name, f"the run has {planned} batches only", record.batch_id)
+
+
+def _note_others(storage: Storage, files: Collection[str], report: Report) -> None:
+    """Files that no record names."""
+    damaged = any(problem.file.startswith(COMMITS) for problem in report.problems)
+    more = ", as far as records are readable" if damaged else ""
+    report.notes += [f"{n}: no record names it{more}" for n in sorted({*files} - DERIVED)]
+    if isinstance(storage, LocalStorage):
+        for folder in ("", "_run", "_run/commits", "_run/outputs"):
+            for path in (storage.folder / folder).glob(f"{file_operations.TEMPORARY_PREFIX}*"):
+                name = path.relative_to(storage.folder)
+                report.notes.append(f"{name}: temporary, of a process that writes or was killed")
+
+
+def _is_derivable(storage: Storage, report: Report) -> bool:
+    """Whether all that `metadata.json` is derived from is readable."""
+    for name in storage.names(SELF_CHECKS):
+        try:
+            json.loads(storage.get(name))
+        except ValueError as error:
+            report.add(name, f"is not JSON: {error}")
+    if any(
+        problem.file.startswith((COMMITS, CLOSED_FILE, SELF_CHECKS)) for problem in report.problems
+    ):
+        report.notes.append(f"{METADATA_FILE} was not compared with records that are damaged")
+        return False
+    return True
+
+
+def _check_contents(
+    storage: Storage,
+    identity: RunIdentity,
+    records: Sequence[CommitRecord],
+    report: Report,
+    bad_files: set[str],
+    progress: Progress,
+) -> None:
+    """Levels 2 and 3."""
+    rows: KeyIndex[int] = KeyIndex()
+    sequences: KeyIndex[int] = KeyIndex()
+    lines: KeyIndex[int] = KeyIndex()
+    widths: dict[str, int] = {}
+    total, done = report.counts["bytes"], 0
+
+    def check(batch_id: int) -> Contents:
+        record = _read_record(storage, batch_id)
+        return check_contents(storage, identity, record, report.level, bad_files)
+
+    batch_ids = [record.batch_id for record in records]
+    for batch_id, found in in_order(check, batch_ids, threads_for(storage)):
+        report.problems += found.problems
+        done += found.bytes_read
+        progress("bytes checked", done, total)
+        for hook, width in found.widths.items():
+            if widths.setdefault(hook, width) != width:
+                problem = f"{hook} has rows of {width} numbers, {widths[hook]} in batches before"
+                report.add(record_name(batch_id), problem, batch_id)
+        rows.add(batch_id, found.rows)
+        sequences.add(batch_id, found.sequences)
+        lines.add(batch_id, found.lines)
+    report.counts["bytes_read"] = done
+    if report.level < 3:
+        return
+    distinct, told = sequences.distinct(), report.counts["sequences"]
+    if not report.problems and distinct != told:
+        report.add(COMMITS, f"{distinct} sequences have rows, the records tell of {told}")
+
+    def keys_of(batch_id: int) -> list[Key]:
+        record = _read_record(storage, batch_id)
+        for hook in record.files:
+            with contextlib.suppress(CorruptBatchError):  # told already; all have the same keys
+                return row_keys(read_batch(storage, identity, record, hook).keys)
+        return []
+
+    def samples_of(batch_id: int) -> list[Key]:
+        outputs = _read_record(storage, batch_id).outputs
+        assert outputs is not None
+        told = parse_lines(read_committed(storage, outputs))
+        return [(line["task_id"], line["sample_idx"]) for line in told]
+
+    for index, read, what in (
+        (rows, keys_of, "keys (task_id, sample_idx, position) of rows"),
+        (lines, samples_of, "samples (task_id, sample_idx) of output lines"),
+    ):
+        for key, first, second, count in index.duplicates(read):
+            where = f"in batches {first} and {second}" if first != second else f"in batch {first}"
+            report.add(record_name(second), f"{count} {what} stand twice, {where}: {key}", second)
+
+
+def _read_record(storage: Storage, batch_id: int) -> CommitRecord:
+    """A record, which is not kept as in a `CommitLog`: there may be very many."""
+    name = record_name(batch_id)
+    return CommitRecord.from_json(storage.get(name), name)

@@ -1,0 +1,44 @@
+import threading
+import time
+
+import pytest
+
+from extraction.read_ahead import in_order
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_results_come_in_the_order_of_the_items(threads):
+    def slow_first(number):
+        time.sleep(0.01 if number % 3 == 0 else 0)
+        return number * number
+
+    assert list(in_order(slow_first, range(20), threads)) == [(n, n * n) for n in range(20)]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_only_a_few_are_held(threads):
+    begun = []
+    results = in_order(begun.append, range(100), threads)
+    next(results)
+    time.sleep(0.05)
+    assert len(begun) <= 2 * threads
+    results.close()
+    assert len(begun) <= 2 * threads
+
+
+def test_many_run_at_a_time():
+    together = threading.Barrier(4, timeout=30)
+    list(in_order(lambda _: together.wait(), range(8), 4))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_goes_wrong_is_raised_here(threads):
+    def fail(number):
+        if number == 5:
+            raise KeyError(number)
+        return number
+
+    results = in_order(fail, range(50), threads)
+    assert [next(results)[0] for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(KeyError):
+        next(results)
