@@ -18,7 +18,7 @@ from extraction.errors import CorruptBatchError, StoreError
 from extraction.formats.batch import Buffer
 
 ALIGNMENT = 64
-SIZE_LIMIT = (1 << 32) - 1  # beyond it zip needs other records
+SIZE_LIMIT = (1 << 32) - (1 << 16)  # with the heads below 4 GiB, beyond which zip differs
 DTYPES = ("<f4", "<i8", "<i4", "|u1")
 
 _LOCAL = struct.Struct("<4s5H3L2H")
@@ -43,6 +43,8 @@ def write_npz(arrays: Mapping[str, np.ndarray]) -> list[Buffer]:
     Raises:
         StoreError: the file would be larger than a zip can be.
     """
+    if sum(array.nbytes for array in arrays.values()) > SIZE_LIMIT:
+        raise StoreError("a batch beyond 4 GiB does not fit npz; write fewer rows per file")
     buffers: list[Buffer] = []
     directory = []
     at = 0
@@ -50,8 +52,6 @@ def write_npz(arrays: Mapping[str, np.ndarray]) -> list[Buffer]:
         member = f"{name}.npy".encode()
         content = [_npy_header(array), array.reshape(-1).view(np.uint8).data]
         size = sum(map(len, content))
-        if at + size > SIZE_LIMIT:
-            raise StoreError("a batch beyond 4 GiB does not fit npz; write fewer rows per file")
         check = zlib.crc32(content[1], zlib.crc32(content[0]))
         padding = -(at + _LOCAL.size + len(member) + 4) % ALIGNMENT
         extra = struct.pack("<2H", _PADDING, padding) + bytes(padding)
@@ -61,8 +61,6 @@ def write_npz(arrays: Mapping[str, np.ndarray]) -> list[Buffer]:
         buffers += [head, *content]
         at += len(head) + size
     entries = b"".join(directory)
-    if at + len(entries) > SIZE_LIMIT:
-        raise StoreError("a batch beyond 4 GiB does not fit npz; write fewer rows per file")
     return [*buffers, entries + _end(len(directory), at, at + len(entries))]
 
 
@@ -96,17 +94,17 @@ def _members(view: memoryview) -> dict[str, memoryview]:
         at += name_length + extra_length
         if magic != b"PK\1\2" or comment or flags & ~0x800 or name in members:
             raise CorruptBatchError(f"the zip directory's entry of {name[:50]!r} is damaged")
+        if not name.endswith(".npy"):
+            raise CorruptBatchError(f"{name[:50]!r} is no array")
         if method != 0:
             raise CorruptBatchError(f"{name[:50]!r} is compressed; only stored arrays are read")
         if size != real_size or offset != data_end:
             raise CorruptBatchError(f"{name[:50]!r} overlaps another member, or leaves a hole")
         local = _LOCAL.unpack_from(view, offset)
         head_end = offset + _LOCAL.size + name_length + local[10]
-        stored_name = view[offset + _LOCAL.size :][:name_length]
-        if local[0] != b"PK\3\4" or local[3] != 0 or local[9] != name_length:
-            raise CorruptBatchError(f"the head of {name[:50]!r} is damaged")
         data_end = head_end + size
-        if stored_name != name.encode():
+        stored_name = view[offset + _LOCAL.size :][:name_length]
+        if local[0] != b"PK\3\4" or local[3] != 0 or stored_name != name.encode():
             raise CorruptBatchError(f"the head of {name[:50]!r} is damaged")
         members[name] = view[head_end:data_end]
         if zlib.crc32(members[name]) != check:

@@ -58,8 +58,8 @@ class RawFormat:
             check_arrays(arrays, {"shape": "<i8", "dtype": "|u1", "hook_point": "|u1"})
             rows, width = (int(size) for size in arrays.pop("shape"))
             dtype = arrays.pop("dtype").tobytes().decode()
-            if dtype not in _NUMPY or min(rows, width) < 0:
-                raise CorruptBatchError(f"activations of dtype {dtype[:50]} and {rows} rows")
+            if dtype not in _NUMPY:
+                raise CorruptBatchError(f"activations are of dtype {dtype[:50]}")
             flat = np.frombuffer(data, np.uint8)
             if rows * width * np.dtype(_NUMPY[dtype]).itemsize != len(flat):
                 raise CorruptBatchError(

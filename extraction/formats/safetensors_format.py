@@ -128,7 +128,8 @@ def _check_places(header: Mapping[str, Any], size: int) -> None:
             raise CorruptBatchError(f"{name!r} is of dtype {str(code)[:50]}")
         if type(shape) is not list or type(offsets) is not list or len(offsets) != 2:
             raise CorruptBatchError(f"the header's entry of {name!r} is none")
-        if not all(type(number) is int for number in (*shape, *offsets)):
+        # numpy would take the first negative number for "as many as fit".
+        if not all(type(number) is int and number >= 0 for number in (*shape, *offsets)):
             raise CorruptBatchError(f"the header's entry of {name!r} is none")
         places.append(offsets)
     end = 0

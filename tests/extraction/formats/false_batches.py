@@ -52,6 +52,12 @@ def false_files() -> dict[str, bytes]:
         "a second pickle": good + good,
         "a newline behind": good + b"\n",
         "something below": START + b"N" + good[2:],
+        "something on top": good[:-1] + b"N.",
+        "a batch on top of another": good[:-1] + good[2:],
+        "a frame beyond the end": START + b"\x95" + bytes(7) + b"\1" + good[2:],
+        "an entry out of order": START + b"}q\5" + good[3:],
+        "an entry given twice": START + b"}q\0q\0" + good[3:],
+        "a fetched entry that is none": START + b"}q\0" + good[3:-2] + b"h\1u.",
         "an open mark": START + b"(" + good[2:],
         "items from below a mark": START + b"NN(\x86t.",
         "an entry far beyond": START + b"j\xff\xff\xff\xff.",
@@ -63,6 +69,7 @@ def false_files() -> dict[str, bytes]:
         "a document without a layer": START + b"}(" + rows + b"]u.",
         "a document in itself": START + b"}q\0(" + layer + rows + b"h\0u.",
         "a layer below 0": document(one, layer=b"J\xff\xff\xff\xff"),
+        "a layer beyond 64 bits": document(one, layer=long_number(1 << 70, 9)),
         "a layer that is none": document(one, layer=b"N"),
         "a layer that is true": document(one, layer=b"\x88"),
         "a layer that is an array": document(one, layer=array()),
@@ -80,6 +87,7 @@ def false_records() -> dict[str, bytes]:
         "a number among the records": document(one, b"K\1"),
         "a text among the records": document(one, text("a")),
         "an empty record": document(one, b"}"),
+        "a record twice": document(one + b"q\0", b"h\0"),
         "a record in itself": document(b"}q\0(" + text("task_id") + b"h\0u"),
         "a record filled twice": document(one + one[1:]),
         "a key too few": document(b"}(" + text("task_id") + text("a") + b"u"),
@@ -108,6 +116,10 @@ def false_records() -> dict[str, bytes]:
         "an activation that is none": with_record(activation=b"N"),
         "an activation that is bytes": with_record(activation=content(bytes(8))),
         "an activation that is a dtype": with_record(activation=dtype()),
+        "shapes that fit their bytes only together": document(
+            record(activation=array(payload=content(bytes(4))), more=steps()),
+            record(activation=array(payload=content(bytes(12))), more=steps()),
+        ),
         "widths that differ": document(one, width_1),
         "dtypes that differ": document(one, half),
         "widths that differ after many": document(*[one] * 50, width_1, *[one] * 50),
@@ -116,6 +128,8 @@ def false_records() -> dict[str, bytes]:
 
 def false_activations() -> dict[str, bytes]:
     bare = name("numpy", "dtype") + text("f4") + b"\x89\x88\x87R"
+    encoded = name("_codecs", "encode") + text("12345678") + text("utf-8") + b"\x86R"
+    from_buffer = name("numpy.core.numeric", "_frombuffer") + b"(" + content(bytes(8)) + dtype()
     return {
         "no content": with_record(activation=EMPTY_ARRAY),
         "content given twice": with_record(activation=array() + array()[len(EMPTY_ARRAY) :]),
@@ -129,6 +143,7 @@ def false_activations() -> dict[str, bytes]:
         "a shape larger than its bytes": with_activation(b"K\3\x85"),
         "a shape smaller than its bytes": with_activation(b"K\1\x85"),
         "bytes that are text": with_activation(payload=text("12345678")),
+        "bytes that are a text in another encoding": with_activation(payload=encoded),
         "bytes that are a list": with_activation(payload=b"]"),
         "bytes that are an array": with_activation(payload=array()),
         "Fortran order": with_activation(fortran=b"\x88"),
@@ -136,6 +151,12 @@ def false_activations() -> dict[str, bytes]:
         "a state with more": with_activation(version=b"K\1K\1"),
         "big-endian": with_activation(kind=dtype(order=">")),
         "native order": with_activation(kind=dtype(order="=")),
+        "a buffer in Fortran order": with_record(
+            activation=from_buffer + b"K\2\x85" + text("F") + b"tR"
+        ),
+        "an aligned dtype": with_activation(
+            kind=dtype().replace(b"\x89\x88\x87R", b"\x88" * 2 + b"\x87R")
+        ),
         "a dtype without its state": with_activation(kind=bare),
         "a dtype with its state twice": with_activation(kind=dtype() + dtype()[len(bare) :]),
         "a dtype that is text": with_activation(kind=text("f4")),

@@ -187,7 +187,7 @@ def greedy_cases() -> dict[str, bytes]:
         "a million lists": START + b"]" * MILLION + b".",
         "a million dictionaries": START + b"}" * MILLION + b".",
         "a million dictionaries remembered": start_4 + b"}\x94" * MILLION + b".",
-        "a million marks": START + b"(" * MILLION + b".",
+        "100,000 marks": START + b"(" * 100_000 + b".",
         "a million marked tuples": START + b"(t" * MILLION + b".",
         "a million nothings": START + b"N" * MILLION + b".",
         "a million numbers": START + b"M\xff\xff" * MILLION + b".",

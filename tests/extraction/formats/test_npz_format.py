@@ -98,9 +98,15 @@ def test_other_arrays_are_refused(array):
         FORMAT.parse(saved(step=array))
 
 
+@pytest.mark.parametrize("dtype", ["O", "V4", "U4", ">i4", "i2", "c8"])
+def test_a_dtype_is_refused_before_an_array_is_made(dtype):
+    with pytest.raises(CorruptBatchError, match=r"'step\.npy' is of dtype"):
+        FORMAT.parse(saved(step=np.zeros(5, dtype)))
+
+
 def test_an_array_more_is_refused():
-    with pytest.raises(CorruptBatchError, match="more"):
-        FORMAT.parse(saved(more=np.zeros(1)))
+    with pytest.raises(CorruptBatchError, match=r"the arrays are .*'more'"):
+        FORMAT.parse(saved(more=np.zeros(1, np.uint8)))
 
 
 HEADERS = {
@@ -147,13 +153,18 @@ def test_damage_to_the_container_is_refused():
     data = written()
     content = members(data)
     central = data.index(b"PK\1\2")
+    end = data[-22:]
+    moved = (int.from_bytes(end[16:20], "little") + 8).to_bytes(4, "little")
+    longer = (int.from_bytes(end[12:16], "little") + 8).to_bytes(4, "little")
     hostile = {
         "comment": zipped(content, comment=b"hello"),
         "data before": b"#!/bin/sh\n" + data,
-        "hole": data[:central] + bytes(8) + data[central:],
+        "hole": data[:central] + bytes(8) + data[central:-6] + moved + end[20:],
+        "hole in the directory": data[:-22] + bytes(8) + end[:12] + longer + end[16:],
         "no members": zipped({}),
-        "no npy": zipped({**content, "step.npy": b""}),
-        "many members": zipped({f"{number}.npy": b"" for number in range(40)}),
+        "an empty array": zipped({**content, "step.npy": b""}),
+        "a name without npy": zipped({**content, "step": content["step.npy"]}),
+        "many members": zipped({**content, **{f"{number}.npy": b"" for number in range(400)}}),
         "local name differs": patched(b"step.npy", b"stop.npy"),
         "flipped bit": patched(HOOK.encode(), b"layer_7"),
         "encrypted": data[: central + 8] + b"\1\0" + data[central + 10 :],
@@ -165,6 +176,15 @@ def test_damage_to_the_container_is_refused():
         print(name)
         with pytest.raises(CorruptBatchError):
             FORMAT.parse(file)
+
+
+def test_every_byte_of_the_end_counts():
+    data = written()
+    for at in range(len(data) - 22, len(data)):
+        damaged = bytearray(data)
+        damaged[at] ^= 1
+        with pytest.raises(CorruptBatchError):
+            FORMAT.parse(damaged)
 
 
 def test_a_name_that_stands_twice_is_refused():

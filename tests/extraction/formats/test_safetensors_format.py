@@ -95,6 +95,14 @@ def test_activations_lie_first_so_that_they_can_be_mapped(tmp_path):
     assert np.asarray(mapped).tobytes() == expected.tobytes()
 
 
+def test_a_shape_of_true_is_refused_though_it_is_one():
+    header, tensors = parts(written(rows=1))
+    FORMAT.parse(put_together(header, tensors))
+    header["step"]["shape"] = [True]
+    with pytest.raises(CorruptBatchError, match="entry of 'step'"):
+        FORMAT.parse(put_together(header, tensors))
+
+
 def test_a_key_that_stands_twice_is_refused_though_the_library_takes_it():
     header, tensors = parts(written())
     entry = json.dumps(header["step"])

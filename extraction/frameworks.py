@@ -1,0 +1,66 @@
+"""Rows as numpy's, JAX's or torch's arrays; neither is imported before somebody asks for it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from extraction.errors import StoreError
+
+Rows = dict[str, np.ndarray]
+"""`[rows, width]` of each hook point."""
+
+
+def presenter(framework: str, single: str | None, bfloat16: bool) -> Callable[[Rows], Any]:
+    """From a stream's rows to what the user gets.
+
+    Args:
+        framework: numpy, jax or torch; it is imported here.
+        single: the hook point whose array is given alone; None: a dictionary of all.
+        bfloat16: the rows are the bits of bfloat16, in uint16.
+
+    Raises:
+        StoreError: there is no such framework.
+        ImportError: it is not installed.
+    """
+    if framework not in ("numpy", "jax", "torch"):
+        raise StoreError(f"framework must be numpy, jax or torch, not {framework!r}")
+    if framework == "torch":
+        import torch
+
+        def convert(rows: np.ndarray) -> Any:
+            if bfloat16:
+                return torch.from_numpy(rows.view(np.int16)).view(torch.bfloat16)
+            return torch.from_numpy(rows)
+
+    elif framework == "jax":
+        import jax
+
+        def convert(rows: np.ndarray) -> Any:
+            return jax.device_put(with_dtype(rows, bfloat16))
+
+    else:
+
+        def convert(rows: np.ndarray) -> Any:
+            return with_dtype(rows, bfloat16)
+
+    if single is not None:
+        return lambda rows: convert(rows[single])
+    return lambda rows: {hook: convert(values) for hook, values in rows.items()}
+
+
+def with_dtype(rows: np.ndarray, bfloat16: bool) -> np.ndarray:
+    """Bits of bfloat16 as such, other rows as they are.
+
+    Raises:
+        StoreError: ml_dtypes, which numpy needs for bfloat16, is not installed.
+    """
+    if not bfloat16:
+        return rows
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise StoreError(
+            "numpy has no bfloat16 without ml_dtypes; install it, or read with dtype='float32'"
+        ) from None
+    return rows.view(ml_dtypes.bfloat16)
