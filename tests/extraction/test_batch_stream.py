@@ -284,6 +284,20 @@ def test_what_is_no_position_is_refused(folder, start):
         ActivationDataset(folder, 6).batches(2, start=start)
 
 
+@pytest.mark.parametrize("seed", [None, 0])
+def test_what_comes_before_a_position_is_not_read_again(tmp_path, seed):
+    folder = write_run(tmp_path / "run", ROWS)
+    dataset = ActivationDataset(folder, 6)
+    first = dataset.batches(4, shuffle_seed=seed, pool_rows=4, epochs=2)
+    begun = [number for batch in taken(first, 4) for number in batch]
+    rest = taken(first)
+    for number in {row // 4 for row in begun}:
+        (folder / f"layer_6_batch_{number + 1:06d}.safetensors").unlink()
+    position = dataset.batches(4, shuffle_seed=seed, pool_rows=4).position | {"row": 16}
+    again = dataset.batches(4, shuffle_seed=seed, pool_rows=4, start=position)
+    assert taken(again) == rest[:2]
+
+
 def test_no_thread_outlives_a_closed_stream(folder):
     before = threading.active_count()
     for seed in (None, 0):
@@ -300,11 +314,14 @@ from extraction.reader import ActivationDataset
 dataset = ActivationDataset(sys.argv[1], 6, verify_checksums=False)
 gc.set_threshold(30, 2, 2)  # collected in any thread, at any time
 for seed in (None, 0):
-    for _ in range(100):
-        next(dataset.batches(3, shuffle_seed=seed, epochs=None))
+    for cycle in (False, True):
+        for _ in range(100):
+            stream = dataset.batches(3, shuffle_seed=seed, epochs=None)
+            stream.itself = stream if cycle else None  # only the collector can end it
+            next(stream)
 held = [dataset.batches(3, epochs=None) for _ in range(20)]
 for stream in held:
-    stream.itself = stream  # so that only the collector can end it
+    stream.itself = stream
     next(stream)
 del held, stream
 gc.collect()

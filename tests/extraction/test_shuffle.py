@@ -56,6 +56,11 @@ def test_seeds_and_epochs_give_orders_of_their_own():
         for epoch in range(4)
     ]
     assert len({tuple(order) for order in orders}) == 16
+    batches = [
+        tuple(pool.batches for pool in RowOrder(sizes=sizes, seed=1, pool_rows=5).pools(epoch))
+        for epoch in range(4)
+    ]
+    assert len(set(batches)) == 4  # not only the rows of a pool change places
 
 
 def test_an_order_is_the_same_on_every_machine_and_for_ever():
