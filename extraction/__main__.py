@@ -32,6 +32,7 @@ from extraction.merge import merge
 from extraction.progress import ProgressLine
 from extraction.repair import repair
 from extraction.run_identity import read_identity
+from extraction.run_totals import RunTotals
 from extraction.selftest import selftest
 from extraction.storage import CloudStorage, Storage, open_storage
 from extraction.storage.local import LocalStorage
@@ -230,8 +231,8 @@ def _merge(settings: argparse.Namespace, progress: ProgressLine) -> int:
     """
     _refuse_same(settings.out, settings.sources)
     out = _open(settings.out, writable=True)
-    merge(out, [_open(source) for source in settings.sources], progress)
-    print(f"{len(settings.sources)} runs merged: {_summary(out)}")
+    totals = merge(out, [_open(source) for source in settings.sources], progress)
+    print(f"{len(settings.sources)} runs merged: {_summary(out, totals)}")
     return 0
 
 
@@ -242,8 +243,9 @@ def _convert(settings: argparse.Namespace, progress: ProgressLine) -> int:
     """
     _refuse_same(settings.out, [settings.source])
     out = _open(settings.out, writable=True)
-    convert(_open(settings.source), out, settings.format, settings.store_dtype, progress)
-    print(f"converted: {_summary(out)}")
+    source = _open(settings.source)
+    totals = convert(source, out, settings.format, settings.store_dtype, progress)
+    print(f"converted: {_summary(out, totals)}")
     return 0
 
 
@@ -265,9 +267,11 @@ def _upload(settings: argparse.Namespace, progress: ProgressLine) -> int:
         done += 1
         progress("batches uploaded", done, total)
 
-    upload_folder(local, cloud, count)
-    uploaded = len(CommitLog(cloud).batch_ids()) - before
-    print(f"{uploaded} of {total} batches uploaded, the others were there: {_summary(cloud)}")
+    totals = upload_folder(local, cloud, count)
+    uploaded = len(totals) - before
+    print(
+        f"{uploaded} of {total} batches uploaded, the others were there: {_summary(cloud, totals)}"
+    )
     return 0
 
 
@@ -294,15 +298,14 @@ def _canonical(address: str) -> str:
     return address.rstrip("/") if "://" in address else str(Path(address).expanduser().resolve())
 
 
-def _summary(storage: Storage) -> str:
+def _summary(storage: Storage, totals: RunTotals) -> str:
     """Of a run that was just written."""
-    identity, records = read_identity(storage), CommitLog(storage).records()
+    identity = read_identity(storage)
     assert identity is not None
     planned = planned_batches(storage, identity)
-    rows = sum(record.n_rows for record in records)
-    state = "complete" if planned == len(records) else f"incomplete, of {planned or 'unknown many'}"
+    state = "complete" if planned == len(totals) else f"incomplete, of {planned or 'unknown many'}"
     return (
-        f"{len(records)} batches ({state}), {rows:,} rows for each of"
+        f"{len(totals)} batches ({state}), {totals.n_rows:,} rows for each of"
         f" {len(identity.hook_points)} hook points, in {storage.address}"
     )
 

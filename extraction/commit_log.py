@@ -8,6 +8,7 @@ derived from the records.
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from extraction.errors import StoreError
@@ -104,7 +105,7 @@ def _check_name(name: str) -> None:
 
 
 class CommitLog:
-    """The records of a run; each is read once, as none ever changes.
+    """The records of a run. None is kept in memory: a run may have very many.
 
     Args:
         storage: of the run.
@@ -112,7 +113,6 @@ class CommitLog:
 
     def __init__(self, storage: Storage):
         self._storage = storage
-        self._read: dict[int, CommitRecord] = {}
 
     def batch_ids(self) -> set[int]:
         """Batches that exist."""
@@ -120,18 +120,22 @@ class CommitLog:
         return {batch_id for batch_id in ids if batch_id is not None}
 
     def read(self, batch_id: int) -> CommitRecord:
-        """One record."""
-        if batch_id not in self._read:
-            name = record_name(batch_id)
-            record = CommitRecord.from_json(self._storage.get(name), name)
-            if record.batch_id != batch_id:
-                raise StoreError(f"{name} is the record of batch {record.batch_id}")
-            self._read[batch_id] = record
-        return self._read[batch_id]
+        """One record.
 
-    def records(self) -> list[CommitRecord]:
-        """All records, by batch id."""
-        return [self.read(batch_id) for batch_id in sorted(self.batch_ids())]
+        Raises:
+            FileNotFoundError: there is none.
+            StoreError: it is damaged.
+        """
+        name = record_name(batch_id)
+        record = CommitRecord.from_json(self._storage.get(name), name)
+        if record.batch_id != batch_id:
+            raise StoreError(f"{name} is the record of batch {record.batch_id}")
+        return record
+
+    def records(self) -> Iterator[CommitRecord]:
+        """All records that there are now, by batch id."""
+        for batch_id in sorted(self.batch_ids()):
+            yield self.read(batch_id)
 
     def put(self, record: CommitRecord) -> bool:
         """Makes a batch exist; False if it does already, which changes nothing."""

@@ -3,13 +3,18 @@
 The files come first and the record last, so a process that dies in between leaves files that
 nobody counts; the next attempt at the unit replaces them. A full disk is waited for: the unit stays
 in memory and nothing else goes on meanwhile.
+
+One thread, the caller's, touches the disk. While it writes a file, two others work out the file's
+checksums and statistics and the content of the next one, so that the disk need not wait for them.
 """
 
 import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -18,12 +23,15 @@ from extraction.checksums import crc32c, sha256
 from extraction.commit_log import CommitLog, CommitRecord, CommittedFile
 from extraction.errors import ConflictError
 from extraction.formats import FORMATS
-from extraction.formats.batch import check_dtype
+from extraction.formats.batch import SerialisedBatch, check_dtype
 from extraction.formats.float_types import stored_array, to_float32
 from extraction.patience import STALL_TIMEOUT, patiently
 from extraction.rows import RowBlock, timestamp
 from extraction.statistics import RowStatistics
 from extraction.storage import Buffers, Storage, pieces
+
+HELPERS = 2
+"""Threads beside the one that writes."""
 
 
 class Committer:
@@ -83,19 +91,21 @@ class Committer:
             # To write its files again would belie the record.
             return CommitLog(self._storage).read(batch_id)
         files, sidecars, statistics = {}, {}, {}
-        if block is not None:
-            for hook in self._hook_points:
-                batch = self._format.serialise(hook, block, self._dtype)
-                name = f"{hook}_batch_{batch_id:06d}"
-                files[hook] = self._publish(f"{name}.{self._format.extension}", batch.data)
-                if batch.sidecar is not None:
-                    sidecar = f"{name}.{self._format.sidecar_extension}"
-                    sidecars[hook] = self._publish(sidecar, [batch.sidecar])
-                statistics[hook] = RowStatistics.of(self._stored(block.activations[hook]))
-        lines = None
-        if outputs is not None:
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in outputs)
-            lines = self._publish(f"_run/outputs/{batch_id:06d}.jsonl", [text.encode()])
+        with ThreadPoolExecutor(HELPERS, "commit") as helpers:
+            if block is not None:
+                for hook, batch, found in self._contents(block, helpers):
+                    name = f"{hook}_batch_{batch_id:06d}"
+                    file = f"{name}.{self._format.extension}"
+                    files[hook] = self._publish(file, batch.data, helpers)
+                    if batch.sidecar is not None:
+                        sidecar = f"{name}.{self._format.sidecar_extension}"
+                        sidecars[hook] = self._publish(sidecar, [batch.sidecar], helpers)
+                    statistics[hook] = found.result()
+            lines = None
+            if outputs is not None:
+                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in outputs)
+                name = f"_run/outputs/{batch_id:06d}.jsonl"
+                lines = self._publish(name, [text.encode()], helpers)
         record = CommitRecord(
             batch_id=batch_id,
             n_rows=0 if block is None else len(block),
@@ -115,18 +125,31 @@ class Committer:
             )
         return record
 
-    def _stored(self, values: np.ndarray) -> np.ndarray:
-        """Activations as the file gives them back: rounded, and infinite where they run over."""
-        return to_float32(stored_array(values, self._dtype), self._dtype)
+    def _contents(
+        self, block: RowBlock, helpers: Executor
+    ) -> Iterator[tuple[str, SerialisedBatch, Future[RowStatistics]]]:
+        """Of each hook point the file's content and the statistics, one content ahead."""
 
-    def _publish(self, name: str, data: Buffers) -> CommittedFile:
+        def serialise(hook: str) -> SerialisedBatch:
+            return self._format.serialise(hook, block, self._dtype)
+
+        following = helpers.submit(serialise, self._hook_points[0])
+        for hook, next_hook in zip_longest(self._hook_points, self._hook_points[1:]):
+            batch = following.result()
+            statistics = helpers.submit(self._statistics, block.activations[hook])
+            if next_hook is not None:
+                following = helpers.submit(serialise, next_hook)
+            yield hook, batch, statistics
+
+    def _statistics(self, values: np.ndarray) -> RowStatistics:
+        """Of activations as the file gives them back: rounded, and infinite where they run over."""
+        return RowStatistics.of(to_float32(stored_array(values, self._dtype), self._dtype))
+
+    def _publish(self, name: str, data: Buffers, helpers: Executor) -> CommittedFile:
+        checksums = helpers.submit(lambda: (crc32c(data), sha256(data)))
         self._patiently(functools.partial(self._storage.replace, name, data))
-        return CommittedFile(
-            file=name,
-            bytes=sum(map(len, pieces(data))),
-            crc32c=crc32c(data),
-            sha256=sha256(data),
-        )
+        crc, sha = checksums.result()
+        return CommittedFile(file=name, bytes=sum(map(len, pieces(data))), crc32c=crc, sha256=sha)
 
 
 def keys_digest(block: RowBlock | None, outputs: Sequence[Mapping[str, Any]] = ()) -> str:

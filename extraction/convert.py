@@ -20,6 +20,7 @@ from extraction.progress import Progress, silent
 from extraction.read_ahead import in_order, threads_for
 from extraction.rows import RowBlock, timestamp
 from extraction.run_identity import RunIdentity, begin, check_identity, read_identity
+from extraction.run_totals import RunTotals
 from extraction.statistics import RowStatistics
 from extraction.storage import Storage
 
@@ -30,8 +31,8 @@ def convert(
     file_format: str,
     store_dtype: str | None = None,
     progress: Progress = silent,
-) -> list[CommitRecord]:
-    """Writes a run anew in another format and gives its records.
+) -> RunTotals:
+    """Writes a run anew in another format and gives its totals.
 
     It can be repeated, and goes on where it was cut off.
 

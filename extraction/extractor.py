@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from extraction.commit_log import CommitLog, CommitRecord
 from extraction.committer import Committer
 from extraction.errors import ExistingRunError, StoreError
 from extraction.finalise import close as close_run
@@ -21,6 +20,7 @@ from extraction.finalise import write_metadata
 from extraction.formats import FORMATS
 from extraction.rows import UNKNOWN, RowBlock, text_column, timestamp
 from extraction.run_identity import RunIdentity, RunLock, begin, check_identity
+from extraction.run_totals import BatchSummary, RunTotals
 from extraction.storage import CloudStorage, Storage, open_cloud
 from extraction.storage.local import LocalStorage
 
@@ -105,13 +105,12 @@ class ActivationExtractor:
         self._committer = Committer(
             self._storage, self.hook_points, config.file_format, config.store_dtype
         )
-        self._log = CommitLog(self._target)
         self._uploader: Any = None
         self._lock: RunLock | None = None
         self._begun = False
         self._buffer: list[RowBlock] = []
         self._buffered = 0
-        self._records: list[CommitRecord] = []
+        self._written = RunTotals()
         self._listed = 0  # batches in the last metadata.json
         self._sequences: set[tuple[str, int]] = set()  # of published rows
         self._failed = False
@@ -133,11 +132,11 @@ class ActivationExtractor:
         try:
             if exception_type is None:
                 self.close()
-            elif self._records:
+            elif self._written:
                 # The block's own exception tells more than what goes wrong here.
                 with contextlib.suppress(OSError, StoreError):
                     self._finish_uploads()
-                    write_metadata(self._target, self._log, stall_timeout=0)
+                    write_metadata(self._target, self._known(), stall_timeout=0)
         finally:
             self._release()
 
@@ -272,20 +271,26 @@ class ActivationExtractor:
         self._failed = True  # until all is written
         self._begin()
         self._finish_uploads()
-        close_run(self._target, len(self._records))
-        write_metadata(self._target, self._log, [self._storage] if self._cloud else [])
+        close_run(self._target, len(self._written))
+        copies = [self._storage] if self._cloud else []
+        write_metadata(self._target, self._known(), copies)
         self._failed, self._closed = False, True
         self._release()
 
     @property
     def rows_written(self) -> int:
         """Rows per hook point in published files."""
-        return sum(record.n_rows for record in self._records)
+        return self._written.n_rows
 
     @property
-    def batches(self) -> tuple[CommitRecord, ...]:
-        """What was committed, a record for each batch."""
-        return tuple(self._records)
+    def batches(self) -> tuple[BatchSummary, ...]:
+        """What was committed."""
+        return tuple(self._written.batches())
+
+    def _known(self) -> RunTotals | None:
+        """What need not be read again to know what the run has; in a cloud files may have other
+        names than here."""
+        return self._written if self._cloud is None else None
 
     def _check_open(self) -> None:
         if self._closed:
@@ -315,16 +320,16 @@ class ActivationExtractor:
         self._begin()
         sequences = set(zip(block.task_ids, block.sample_idx.tolist(), strict=True))
         record = self._committer.commit(
-            len(self._records) + 1, block, n_sequences=len(sequences - self._sequences)
+            len(self._written) + 1, block, n_sequences=len(sequences - self._sequences)
         )
-        self._records.append(record)
+        self._written.add(record)
         self._sequences |= sequences
         if self._uploader is not None:
             self._uploader.add(record)
         # Rewriting at every batch would cost time quadratic in their number.
-        elif len(self._records) >= 1.1 * self._listed:
-            write_metadata(self._storage, self._log)
-            self._listed = len(self._records)
+        elif len(self._written) >= 1.1 * self._listed:
+            write_metadata(self._storage, self._written)
+            self._listed = len(self._written)
         self._failed = False
 
     def _finish_uploads(self) -> None:

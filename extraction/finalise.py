@@ -15,7 +15,7 @@ from extraction.errors import StoreError
 from extraction.metadata import METADATA_FILE, BatchFile, metadata_document
 from extraction.patience import STALL_TIMEOUT, patiently
 from extraction.run_identity import CLOSED_FILE, RunIdentity, read_identity
-from extraction.statistics import RowStatistics
+from extraction.run_totals import RunTotals
 from extraction.storage import Storage
 
 SELF_CHECKS = "_run/self_check/"
@@ -24,19 +24,20 @@ SELF_CHECKS = "_run/self_check/"
 
 def write_metadata(
     storage: Storage,
-    log: CommitLog | None = None,
+    totals: RunTotals | None = None,
     copies: Sequence[Storage] = (),
     *,
     stall_timeout: float = STALL_TIMEOUT,
-) -> list[CommitRecord]:
-    """Writes `metadata.json` of all that is committed, and gives the records.
+) -> RunTotals:
+    """Writes `metadata.json` of all that is committed, and gives the totals.
 
     Another process may commit meanwhile and write it too, and be overwritten with less. So
     afterwards each looks again: the last to write then wrote everything.
 
     Args:
         storage: of the run.
-        log: of the same storage, which remembers the records it has read.
+        totals: of an earlier call for the same run, brought up to date; records that are in it
+            are not read again.
         copies: where the same document is to stand besides.
         stall_timeout: seconds that a full disk is waited for.
 
@@ -47,39 +48,33 @@ def write_metadata(
     identity = read_identity(storage)
     if identity is None:
         raise StoreError(f"{storage.address} holds no run")
-    log = log or CommitLog(storage)
+    log, totals = CommitLog(storage), RunTotals() if totals is None else totals
     while True:
-        seen = log.batch_ids(), storage.names(SELF_CHECKS)
-        records = [log.read(batch_id) for batch_id in sorted(seen[0])]
-        document = derived_document(storage, identity, records)
+        seen = totals.read_new(log), storage.names(SELF_CHECKS)
+        document = derived_document(storage, identity, totals)
         for place in (storage, *copies):
             write = functools.partial(place.replace, METADATA_FILE, document)
             patiently(place.address, write, stall_timeout)
         if seen == (log.batch_ids(), storage.names(SELF_CHECKS)):
-            return records
+            return totals
 
 
 def derived_document(
-    storage: Storage, identity: RunIdentity, records: Sequence[CommitRecord]
+    storage: Storage, identity: RunIdentity, totals: RunTotals, *, list_files: bool = True
 ) -> bytes:
-    """`metadata.json` of a run with these records."""
+    """`metadata.json` of a run with these totals; without `list_files` as if no batch had any."""
     batches = [
         BatchFile(
-            batch_id=record.batch_id,
+            batch_id=batch.batch_id,
             hook_point=hook,
-            file=record.files[hook].file,
-            n_samples=record.n_rows,
+            file=batch.files[hook],
+            n_samples=batch.n_rows,
         )
-        for record in records
+        for batch in (totals.batches() if list_files else ())
         for hook in identity.hook_points
-        if hook in record.files
+        if hook in batch.files
     ]
-    statistics = {
-        hook: RowStatistics.merge(
-            record.statistics[hook] for record in records if hook in record.statistics
-        ).summary()
-        for hook in identity.hook_points
-    }
+    statistics = {hook: totals.statistics(hook).summary() for hook in identity.hook_points}
     planned = planned_batches(storage, identity)
     checks = [_self_check(storage, name) for name in storage.names(SELF_CHECKS)]
     return metadata_document(
@@ -87,8 +82,8 @@ def derived_document(
         hook_points=identity.hook_points,
         hidden_dim=identity.hidden_dim,
         batches=batches,
-        total_sequences=sum(record.n_sequences for record in records),
-        complete=len(records) == planned,
+        total_sequences=totals.n_sequences,
+        complete=len(totals) == planned,
         file_format=identity.file_format,
         dtype=identity.dtype,
         run={**identity.run, "self_check": checks} if checks else identity.run,

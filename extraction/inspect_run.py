@@ -1,7 +1,7 @@
 """What a run holds, for people: model, shapes, statistics, and a few rows with their tokens."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from extraction.checks.contents import parse_lines
@@ -13,7 +13,8 @@ from extraction.finalise import planned_batches
 from extraction.progress import Progress, silent
 from extraction.read_ahead import in_order, is_local, threads_for
 from extraction.run_identity import RunIdentity, read_identity
-from extraction.statistics import BINS_PER_OCTAVE, OUTLIER_FACTOR, ZERO, RowStatistics
+from extraction.run_totals import RunTotals
+from extraction.statistics import OUTLIER_FACTOR
 from extraction.storage import Storage
 
 ROWS = 3
@@ -36,58 +37,53 @@ def inspect_run(storage: Storage, rows: int = ROWS, progress: Progress = silent)
     identity = read_identity(storage)
     if identity is None:
         raise StoreError(f"{storage.address} holds no run (no _run/run.json)")
-    records = _records(storage, progress)
-    yield from _overview(storage, identity, records)
+    log = CommitLog(storage)
+    totals = _totals(storage, log, progress)
+    yield from _overview(storage, identity, totals)
     yield ""
-    yield from _statistics(identity, records)
-    with_rows = next((record for record in records if record.n_rows), None)
+    yield from _statistics(identity, totals)
+    with_rows = next((batch.batch_id for batch in totals.batches() if batch.n_rows), None)
     if with_rows is not None and rows > 0:
         yield ""
-        yield from _some_rows(storage, identity, with_rows, rows)
+        yield from _some_rows(storage, identity, log.read(with_rows), rows)
 
 
-def _records(storage: Storage, progress: Progress) -> list[CommitRecord]:
-    log = CommitLog(storage)
+def _totals(storage: Storage, log: CommitLog, progress: Progress) -> RunTotals:
     ids = sorted(log.batch_ids())
-    records = []
+    totals = RunTotals()
     for _, record in in_order(log.read, ids, 1 if is_local(storage) else threads_for(storage)):
-        records.append(record)
-        progress("records read", len(records), len(ids))
-    return records
+        totals.add(record)
+        progress("records read", len(totals), len(ids))
+    return totals
 
 
-def _overview(
-    storage: Storage, identity: RunIdentity, records: Sequence[CommitRecord]
-) -> Iterator[str]:
+def _overview(storage: Storage, identity: RunIdentity, totals: RunTotals) -> Iterator[str]:
     planned = planned_batches(storage, identity)
-    files = [file for record in records for file in record.all_files()]
-    n_rows = sum(record.n_rows for record in records)
     n_hooks = len(identity.hook_points)
     yield f"run          {identity.run_id}, begun {identity.created_at}"
     yield f"model        {identity.model_name}"
-    yield f"state        {_state(records, planned)}"
+    yield f"state        {_state(totals, planned)}"
     yield f"hook points  {', '.join(identity.hook_points)}"
-    yield f"rows         {n_rows:,} for each of {n_hooks} hook points, of" + (
-        f" {sum(record.n_sequences for record in records):,} sequences"
+    yield f"rows         {totals.n_rows:,} for each of {n_hooks} hook points, of" + (
+        f" {totals.n_sequences:,} sequences"
     )
-    yield f"stored       {identity.file_format}, {identity.dtype}, {len(files):,} files," + (
-        f" {_size(sum(file.bytes for file in files))}, in {storage.address}"
+    yield f"stored       {identity.file_format}, {identity.dtype}, {totals.n_files:,} files," + (
+        f" {_size(totals.n_bytes)}, in {storage.address}"
     )
-    if records:
-        yield f"last batch   {max(record.written_at for record in records)}"
+    if totals.last_written_at:
+        yield f"last batch   {totals.last_written_at}"
     settings = identity.run.get("settings")
     if isinstance(settings, Mapping) and "max_new_tokens" in settings:
         yield f"new tokens   at most {settings['max_new_tokens']}"
 
 
-def _state(records: Sequence[CommitRecord], planned: int | None) -> str:
+def _state(totals: RunTotals, planned: int | None) -> str:
     if planned is None:
-        return f"{len(records)} batches so far, not closed: it goes on, or was cut off"
-    if len(records) == planned:
+        return f"{len(totals)} batches so far, not closed: it goes on, or was cut off"
+    if len(totals) == planned:
         return f"complete, {planned} batches"
-    there = {record.batch_id for record in records}
-    missing = [number for number in range(1, planned + 1) if number not in there]
-    return f"incomplete, {len(records)} of {planned} batches; missing {number_ranges(missing)}"
+    missing = [number for number in range(1, planned + 1) if number not in totals]
+    return f"incomplete, {len(totals)} of {planned} batches; missing {number_ranges(missing)}"
 
 
 def _size(number: float) -> str:
@@ -98,7 +94,7 @@ def _size(number: float) -> str:
     return f"{number:.4g} TB"
 
 
-def _statistics(identity: RunIdentity, records: Sequence[CommitRecord]) -> Iterator[str]:
+def _statistics(identity: RunIdentity, totals: RunTotals) -> Iterator[str]:
     columns = ("mean", "mean square", "median norm", f">{OUTLIER_FACTOR:.0f}x median")
     width = max(len("hook point"), *map(len, identity.hook_points)) + 2
     yield (
@@ -108,8 +104,7 @@ def _statistics(identity: RunIdentity, records: Sequence[CommitRecord]) -> Itera
         + "non-finite".rjust(12)
     )
     for hook in identity.hook_points:
-        parts = [record.statistics[hook] for record in records if hook in record.statistics]
-        found = RowStatistics.merge(parts)
+        found = totals.statistics(hook)
         finite = found.rows - found.nonfinite_rows
         row_width = found.values // finite if finite else None
         shape = f"[{found.rows}, {'?' if row_width is None else row_width}]"
@@ -119,7 +114,7 @@ def _statistics(identity: RunIdentity, records: Sequence[CommitRecord]) -> Itera
                 f"{found.total / found.values:.4g}",
                 f"{found.total_squares / found.values:.4g}",
                 f"{found.median_norm():.4g}",
-                f"{outlier_share(found):.2%}",
+                f"{found.outlier_share():.2%}",
             ]
         yield (
             hook.ljust(width)
@@ -127,18 +122,6 @@ def _statistics(identity: RunIdentity, records: Sequence[CommitRecord]) -> Itera
             + "".join(cell.rjust(14) for cell in cells)
             + str(found.nonfinite_rows).rjust(12)
         )
-
-
-def outlier_share(statistics: RowStatistics) -> float:
-    """Share of the finite rows whose norm is beyond `OUTLIER_FACTOR` medians, by the histogram's
-    bins: attention sinks, mostly."""
-    limit = OUTLIER_FACTOR * statistics.median_norm()
-    beyond = sum(
-        count
-        for name, count in statistics.norms.items()
-        if name != ZERO and 2 ** (int(name) / BINS_PER_OCTAVE) >= limit
-    )
-    return beyond / sum(statistics.norms.values())
 
 
 def _some_rows(

@@ -21,7 +21,7 @@ from extraction.checks.unique_keys import (
     sequence_hashes,
     text_hashes,
 )
-from extraction.commit_log import CommitLog, CommitRecord, CommittedFile
+from extraction.commit_log import CommitLog, CommittedFile
 from extraction.committed_files import locked, publish_once, read_batch, read_named
 from extraction.errors import StoreError
 from extraction.finalise import planned_batches, write_metadata
@@ -31,6 +31,7 @@ from extraction.progress import Progress, silent
 from extraction.read_ahead import in_order, threads_for
 from extraction.rows import timestamp
 from extraction.run_identity import RunIdentity, begin, check_identity, read_identity
+from extraction.run_totals import RunTotals
 from extraction.storage import Storage
 
 SAME = ("model_name", "hook_points", "hidden_dim", "file_format", "dtype")
@@ -83,10 +84,8 @@ class Work:
         return self.source.first + self.batch_id
 
 
-def merge(
-    out: Storage, storages: Sequence[Storage], progress: Progress = silent
-) -> list[CommitRecord]:
-    """Copies the batches of all runs into one and gives its records.
+def merge(out: Storage, storages: Sequence[Storage], progress: Progress = silent) -> RunTotals:
+    """Copies the batches of all runs into one and gives its totals.
 
     Args:
         out: empty, or of an earlier attempt at the same.

@@ -9,10 +9,10 @@ import contextlib
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 
 from extraction.checks.records import OUTPUTS_FOLDER, record_problems
-from extraction.commit_log import CommitLog, CommitRecord, record_name
+from extraction.commit_log import CommitLog, record_name
 from extraction.committed_files import BATCH_FILE, read_committed
 from extraction.errors import CorruptBatchError, StorageUnavailableError, StoreError
 from extraction.finalise import derived_document, planned_batches, write_metadata
@@ -22,6 +22,7 @@ from extraction.patience import patiently
 from extraction.progress import Progress, silent
 from extraction.rebuild_from_files import rebuild_from_files
 from extraction.run_identity import RunIdentity, RunLock, read_identity
+from extraction.run_totals import RunTotals
 from extraction.storage import Storage
 from extraction.storage.local import LocalStorage
 
@@ -68,9 +69,10 @@ def repair(storage: Storage, *, quarantine: bool = False, progress: Progress = s
         )
         result.damage += rebuilt.left_out
         return result
-    records, unreadable = _read_records(storage, identity)
+    log = CommitLog(storage)
+    totals, named, unreadable = _read_records(storage, identity, log)
     if quarantine:
-        _quarantine(storage, identity, records, unreadable, result)
+        _quarantine(storage, identity, len(totals), named, unreadable, result)
     elif unreadable:
         result.damage += [f"{name}: {problem}" for name, problem in unreadable.items()]
         result.damage.append(
@@ -78,44 +80,44 @@ def repair(storage: Storage, *, quarantine: bool = False, progress: Progress = s
             " that the run can do these batches again with --resume"
         )
     if result.damage:
-        document = derived_document(storage, identity, records)
+        document = derived_document(storage, identity, totals)
         patiently(storage.address, lambda: storage.replace(METADATA_FILE, document))
     else:
-        records = write_metadata(storage)
-    result.done.append(f"{METADATA_FILE} lists {len(records)} batches")
-    _refresh_outputs(storage, records, result)
+        totals = write_metadata(storage, totals)
+    result.done.append(f"{METADATA_FILE} lists {len(totals)} batches")
+    _refresh_outputs(storage, log, totals, result)
     return result
 
 
 def _read_records(
-    storage: Storage, identity: RunIdentity
-) -> tuple[list[CommitRecord], dict[str, str]]:
-    """Good records, and what is wrong with the others."""
-    log = CommitLog(storage)
-    records, unreadable = [], {}
+    storage: Storage, identity: RunIdentity, log: CommitLog
+) -> tuple[RunTotals, set[str], dict[str, str]]:
+    """Good records, the files that they name, and what is wrong with the other records."""
+    totals, named, unreadable = RunTotals(), set(), {}
     for batch_id in sorted(log.batch_ids()):
         try:
             record = log.read(batch_id)
             problems = list(record_problems(record, identity))
             if problems:
                 raise StoreError("; ".join(problems))
-            records.append(record)
+            totals.add(record)
+            named.update(file.file for file in record.all_files())
         except StorageUnavailableError:
             raise
         except StoreError as error:
             unreadable[record_name(batch_id)] = str(error)
-    return records, unreadable
+    return totals, named, unreadable
 
 
 def _quarantine(
     storage: Storage,
     identity: RunIdentity,
-    records: Sequence[CommitRecord],
+    batches: int,
+    named: Collection[str],
     unreadable: dict[str, str],
     result: Repair,
 ) -> None:
-    with _nobody_writes(storage, identity, len(records) + len(unreadable)):
-        named = {file.file for record in records for file in record.all_files()}
+    with _nobody_writes(storage, identity, batches + len(unreadable)):
         found = [name for name in storage.names() if _is_batch_file(name)]
         found += [n for n in storage.names(OUTPUTS_FOLDER) if re.fullmatch(r".*/\d{6,}\.jsonl", n)]
         for name in [*unreadable, *(name for name in found if name not in named)]:
@@ -165,7 +167,7 @@ def _move(storage: Storage, name: str) -> str:
     raise StoreError(f"{QUARANTINE} holds {name} a thousand times")
 
 
-def _refresh_outputs(storage: Storage, records: Sequence[CommitRecord], result: Repair) -> None:
+def _refresh_outputs(storage: Storage, log: CommitLog, totals: RunTotals, result: Repair) -> None:
     """`outputs.jsonl` again, if it stands here and its lines are not those of the batches.
 
     The order of its samples is known to the run alone, so a file with the right lines stays.
@@ -173,7 +175,8 @@ def _refresh_outputs(storage: Storage, records: Sequence[CommitRecord], result: 
     if OUTPUTS_FILE not in storage.names():
         return
     lines: list[bytes] = []
-    for record in records:
+    for batch in totals.batches():
+        record = log.read(batch.batch_id)
         if record.outputs is not None:
             try:
                 data = read_committed(storage, record.outputs)

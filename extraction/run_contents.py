@@ -15,7 +15,7 @@ from extraction.finalise import planned_batches
 from extraction.formats import FORMATS
 from extraction.read_ahead import in_order, is_local, threads_for
 from extraction.run_identity import RUN_FILE, RunIdentity
-from extraction.statistics import RowStatistics
+from extraction.run_totals import RunTotals
 from extraction.storage import Storage
 
 
@@ -131,32 +131,30 @@ class CommittedRun:
         )
         self._identity = identity
         self._log = CommitLog(storage)
-        self._records: dict[int, CommitRecord] = {}
+        self._totals = RunTotals()
+        self._without_rows: set[int] = set()
 
     def new_batches(self, hook_points: Sequence[str], known: Collection[int]) -> list[StoredBatch]:
         """See `RunContents.new_batches`."""
-        new = sorted(self._log.batch_ids() - self._records.keys())
-        if is_local(self.storage):  # threads would only wait for each other
-            self._records |= {batch_id: self._log.read(batch_id) for batch_id in new}
-        else:
-            self._records |= in_order(self._log.read, new, threads_for(self.storage))
-        return [
-            _committed_batch(record, hook_points)
-            for record in (self._records[batch_id] for batch_id in sorted(self._records))
-            if record.n_rows and record.batch_id not in known
-        ]
+        new = sorted(self._log.batch_ids().difference(known, self._without_rows))
+        # On a disk threads would only wait for each other.
+        threads = 1 if is_local(self.storage) else threads_for(self.storage)
+        batches = []
+        for batch_id, record in in_order(self._log.read, new, threads):
+            if record.n_rows:
+                batches.append(_committed_batch(record, hook_points))
+            else:
+                self._without_rows.add(batch_id)
+            self._totals.add(record)
+        return batches
 
     def progress(self) -> RunProgress:
         """See `RunContents.progress`."""
-        records = list(self._records.values())
         return RunProgress(
-            sequences=sum(record.n_sequences for record in records),
-            complete=len(records) == planned_batches(self.storage, self._identity),
+            sequences=self._totals.n_sequences,
+            complete=len(self._totals) == planned_batches(self.storage, self._identity),
             statistics={
-                hook: RowStatistics.merge(
-                    record.statistics[hook] for record in records if hook in record.statistics
-                ).summary()
-                for hook in self._identity.hook_points
+                hook: self._totals.statistics(hook).summary() for hook in self._identity.hook_points
             },
         )
 

@@ -10,6 +10,7 @@ Norms are counted in bins of an eighth of an octave: bin k holds the norms from 
 
 import dataclasses
 import math
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,6 +20,9 @@ import numpy as np
 BINS_PER_OCTAVE = 8
 ZERO = "zero"
 """Name of the bin of rows of zeros."""
+
+CACHED_VALUES = 1 << 15
+"""Numbers looked at together: their float64 copies fit a core's own cache."""
 
 OUTLIER_FACTOR = 10.0
 """Rows with a norm beyond this many times the median, as Qwen's attention sinks have."""
@@ -50,11 +54,17 @@ class RowStatistics:
         """Those of `[R, D]` rows, any floating type, summed in float64."""
         # A row's sums must depend on nothing but its numbers, not on layout or neighbours: so rows
         # lie one behind the other, and einsum, which cuts long ones, is not used.
+        rows = np.asarray(rows)
+        count, width = rows.shape
+        totals, squares = np.empty(count), np.empty(count)
+        step = max(1, CACHED_VALUES // max(1, width))
         with np.errstate(over="ignore", invalid="ignore"):
-            exact = np.asarray(rows).astype(np.float64, order="C")
-            totals = exact.sum(axis=1)
-            np.multiply(exact, exact, out=exact)
-            squares = exact.sum(axis=1)
+            for start in range(0, count, step):
+                part = slice(start, start + step)
+                exact = rows[part].astype(np.float64, order="C")
+                exact.sum(axis=1, out=totals[part])
+                np.multiply(exact, exact, out=exact)
+                exact.sum(axis=1, out=squares[part])
         finite = np.isfinite(squares)
         totals, squares = totals[finite], squares[finite]
         norms = np.sqrt(squares)
@@ -66,7 +76,7 @@ class RowStatistics:
         return cls(
             rows=len(finite),
             nonfinite_rows=int((~finite).sum()),
-            values=len(totals) * exact.shape[1],
+            values=len(totals) * width,
             total=math.fsum(totals),
             total_squares=math.fsum(squares),
             norms=dict(counts),
@@ -75,18 +85,10 @@ class RowStatistics:
     @classmethod
     def merge(cls, parts: Iterable["RowStatistics"]) -> "RowStatistics":
         """Those of all rows together, the same for any order of the parts."""
-        parts = list(parts)
-        counts: Counter[str] = Counter()
+        total = StatisticsSum()
         for part in parts:
-            counts.update(part.norms)
-        return cls(
-            rows=sum(part.rows for part in parts),
-            nonfinite_rows=sum(part.nonfinite_rows for part in parts),
-            values=sum(part.values for part in parts),
-            total=math.fsum(part.total for part in parts),
-            total_squares=math.fsum(part.total_squares for part in parts),
-            norms=dict(sorted(counts.items(), key=lambda item: _lower_edge(item[0]))),
-        )
+            total.add(part)
+        return total.total()
 
     def median_norm(self) -> float:
         """Of the finite rows, the lower one of two, within 4.5 %; NaN if there are none."""
@@ -96,6 +98,15 @@ class RowStatistics:
             if seen >= half:
                 return _lower_edge(name) * 2 ** (0.5 / BINS_PER_OCTAVE)
         return math.nan
+
+    def outlier_share(self) -> float:
+        """Share of the finite rows whose norm is beyond `OUTLIER_FACTOR` medians, by their bins:
+        attention sinks, mostly. NaN if there are none."""
+        if not self.norms:
+            return math.nan
+        limit = OUTLIER_FACTOR * self.median_norm()
+        beyond = sum(count for name, count in self.norms.items() if _lower_edge(name) >= limit > 0)
+        return beyond / sum(self.norms.values())
 
     def summary(self) -> dict[str, Any]:
         """What stands in `metadata.json`; means are None if there are no finite rows."""
@@ -110,6 +121,35 @@ class RowStatistics:
                 "counts": dict(self.norms),
             },
         }
+
+
+class StatisticsSum:
+    """Adds up statistics one by one; two numbers are kept of each part."""
+
+    def __init__(self) -> None:
+        self._rows = self._nonfinite_rows = self._values = 0
+        self._totals, self._squares = array("d"), array("d")
+        self._norms: Counter[str] = Counter()
+
+    def add(self, part: RowStatistics) -> None:
+        """Takes a part in."""
+        self._rows += part.rows
+        self._nonfinite_rows += part.nonfinite_rows
+        self._values += part.values
+        self._totals.append(part.total)
+        self._squares.append(part.total_squares)
+        self._norms.update(part.norms)
+
+    def total(self) -> RowStatistics:
+        """Those of all rows together."""
+        return RowStatistics(
+            rows=self._rows,
+            nonfinite_rows=self._nonfinite_rows,
+            values=self._values,
+            total=math.fsum(self._totals),
+            total_squares=math.fsum(self._squares),
+            norms=dict(sorted(self._norms.items(), key=lambda item: _lower_edge(item[0]))),
+        )
 
 
 def _lower_edge(bin_name: str) -> float:

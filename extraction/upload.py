@@ -22,11 +22,11 @@ from extraction.errors import ConflictError, CorruptBatchError, StoreError
 from extraction.finalise import SELF_CHECKS, write_metadata
 from extraction.run_identity import (
     CLOSED_FILE,
-    RunIdentity,
     begin,
     check_identity,
     read_identity,
 )
+from extraction.run_totals import RunTotals
 from extraction.storage import CloudStorage, Storage
 
 log = logging.getLogger(__name__)
@@ -203,10 +203,13 @@ class Uploader:
 
 def upload_folder(
     local: Storage, cloud: CloudStorage, progress: Callable[[CommitRecord], None] = lambda _: None
-) -> RunIdentity:
+) -> RunTotals:
     """Uploads every unit of a local folder that the cloud has not; the folder stays as it is.
 
     It can be repeated, and goes on where it was cut off.
+
+    Returns:
+        Totals of what is in the cloud then.
 
     Raises:
         StoreError: the folder holds no run, or the cloud another one.
@@ -225,5 +228,4 @@ def upload_folder(
     closed = [name for name in local.names("_run/") if name == CLOSED_FILE]
     for name in (*closed, *local.names(SELF_CHECKS)):
         cloud.replace(name, local.get(name))
-    write_metadata(cloud)
-    return identity
+    return write_metadata(cloud)

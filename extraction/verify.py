@@ -10,7 +10,6 @@ from damage, and files that no record names do no harm.
 """
 
 import contextlib
-import functools
 import json
 from collections.abc import Collection, Sequence
 
@@ -18,9 +17,8 @@ from extraction.checks.contents import Contents, check_contents, parse_lines
 from extraction.checks.metadata_file import check_metadata
 from extraction.checks.records import OUTPUTS_FOLDER, record_problems
 from extraction.checks.report import Report, number_ranges
-from extraction.checks.run_sums import RunSums
 from extraction.checks.unique_keys import Key, KeyIndex, row_keys
-from extraction.commit_log import COMMITS, CommitRecord, CommittedFile, record_name
+from extraction.commit_log import COMMITS, CommitLog, CommitRecord, CommittedFile, record_name
 from extraction.committed_files import BATCH_FILE, read_batch, read_committed
 from extraction.errors import CorruptBatchError, StorageUnavailableError, StoreError
 from extraction.finalise import SELF_CHECKS, planned_batches
@@ -29,6 +27,7 @@ from extraction.metadata import METADATA_FILE
 from extraction.progress import Progress, silent
 from extraction.read_ahead import in_order, is_local, threads_for
 from extraction.run_identity import CLOSED_FILE, RUN_FILE, SCHEMA_VERSION, RunIdentity
+from extraction.run_totals import BatchSummary, RunTotals
 from extraction.storage import FileInfo, Storage, file_operations
 from extraction.storage.local import LocalStorage
 
@@ -57,8 +56,9 @@ def verify(storage: Storage, level: int = 1, progress: Progress = silent) -> Rep
     batch_ids = _batch_ids(storage, report)
     files = storage.infos() | storage.infos(OUTPUTS_FOLDER)
     is_empty = not batch_ids and not any(map(BATCH_FILE.fullmatch, files))
-    sums, bad_files = _check_records(storage, identity, batch_ids, files, report, progress)
-    _look_for_missing(storage, identity, sums.records, report)
+    totals, bad_files = _check_records(storage, identity, batch_ids, files, report, progress)
+    batches = totals.batches()
+    _look_for_missing(storage, identity, batches, report)
     _note_others(storage, files, report)
     if is_empty and metadata is not None and report.unfinished:
         report.unfinished.append(
@@ -67,10 +67,9 @@ def verify(storage: Storage, level: int = 1, progress: Progress = silent) -> Rep
         )
         return report
     if _is_derivable(storage, report):
-        read = functools.partial(_read_record, storage)
-        check_metadata(metadata, storage, identity, sums, read, files, report)
+        check_metadata(metadata, storage, identity, totals, CommitLog(storage).read, files, report)
     if level >= 2:
-        _check_contents(storage, identity, sums.records, report, bad_files, progress)
+        _check_contents(storage, identity, batches, report, bad_files, progress)
     return report
 
 
@@ -143,7 +142,7 @@ def _check_records(
     files: dict[str, FileInfo],
     report: Report,
     progress: Progress,
-) -> tuple[RunSums, set[str]]:
+) -> tuple[RunTotals, set[str]]:
     """Level 1: every record, and the listing of every file that it names.
 
     Args:
@@ -160,26 +159,23 @@ def _check_records(
 
     def read(batch_id: int) -> CommitRecord | str:
         try:
-            return _read_record(storage, batch_id)
+            return log.read(batch_id)
         except StorageUnavailableError:
             raise
         except (StoreError, OSError) as error:
             return str(error)
 
-    sums = RunSums()
+    totals, log = RunTotals(), CommitLog(storage)
     bad: set[str] = set()
     named: set[str] = set()
-    size = count = 0
     threads = 1 if is_local(storage) else threads_for(storage)
     for batch_id, record in in_order(read, batch_ids, threads):
         name = record_name(batch_id)
-        progress("records checked", len(sums.records), len(batch_ids))
+        progress("records checked", len(totals), len(batch_ids))
         if isinstance(record, str):
             report.add(name, record, batch_id)
             continue
         problems = list(record_problems(record, identity))
-        if record.batch_id != batch_id:
-            problems.append(f"it is the record of batch {record.batch_id}")
         for file in record.all_files():
             if file.file in named:
                 problems.append(f"{file.file} is named by another record too")
@@ -187,23 +183,21 @@ def _check_records(
             report.add(name, problem, batch_id)
         if problems:
             continue
-        sums.add(record)
+        totals.add(record)
         for file in record.all_files():
             named.add(file.file)
-            count += 1
-            size += file.bytes
             problem = _listed_wrong(file, files.pop(file.file, None))
             if problem is not None:
                 bad.add(file.file)
                 report.add(file.file, problem, batch_id)
     report.counts = {
-        "batches": len(sums.records),
-        "files": count,
-        "bytes": size,
-        "rows": sum(record.n_rows for record in sums.records),
-        "sequences": sum(record.n_sequences for record in sums.records),
+        "batches": len(totals),
+        "files": totals.n_files,
+        "bytes": totals.n_bytes,
+        "rows": totals.n_rows,
+        "sequences": totals.n_sequences,
     }
-    return sums, bad
+    return totals, bad
 
 
 def _listed_wrong(file: CommittedFile, info: FileInfo | None) -> str | None:
@@ -217,7 +211,7 @@ def _listed_wrong(file: CommittedFile, info: FileInfo | None) -> str | None:
 
 
 def _look_for_missing(
-    storage: Storage, identity: RunIdentity, records: Sequence[CommitRecord], report: Report
+    storage: Storage, identity: RunIdentity, batches: Sequence[BatchSummary], report: Report
 ) -> None:
     """Which planned batches do not exist."""
     try:
@@ -230,16 +224,16 @@ def _look_for_missing(
         return
     report.counts["planned_batches"] = planned
     damaged = {problem.batch_id for problem in report.problems}
-    there = {record.batch_id for record in records}
+    there = {batch.batch_id for batch in batches}
     missing = [n for n in range(1, planned + 1) if n not in there and n not in damaged]
     if missing:
         report.unfinished.append(
             f"{len(missing)} of {planned} batches are missing: {number_ranges(missing)}"
         )
-    for record in records:
-        if record.batch_id > planned or record.batch_id < 1:
-            name = record_name(record.batch_id)
-            report.add(name, f"the run has {planned} batches only", record.batch_id)
+    for batch_id in sorted(there):
+        if batch_id > planned or batch_id < 1:
+            name = record_name(batch_id)
+            report.add(name, f"the run has {planned} batches only", batch_id)
 
 
 def _note_others(storage: Storage, files: Collection[str], report: Report) -> None:
@@ -272,7 +266,7 @@ def _is_derivable(storage: Storage, report: Report) -> bool:
 def _check_contents(
     storage: Storage,
     identity: RunIdentity,
-    records: Sequence[CommitRecord],
+    batches: Sequence[BatchSummary],
     report: Report,
     bad_files: set[str],
     progress: Progress,
@@ -284,11 +278,12 @@ def _check_contents(
     widths: dict[str, int] = {}
     total, done = report.counts["bytes"], 0
 
-    def check(batch_id: int) -> Contents:
-        record = _read_record(storage, batch_id)
-        return check_contents(storage, identity, record, report.level, bad_files)
+    log = CommitLog(storage)
 
-    batch_ids = [record.batch_id for record in records]
+    def check(batch_id: int) -> Contents:
+        return check_contents(storage, identity, log.read(batch_id), report.level, bad_files)
+
+    batch_ids = [batch.batch_id for batch in batches]
     for batch_id, found in in_order(check, batch_ids, threads_for(storage)):
         report.problems += found.problems
         done += found.bytes_read
@@ -308,14 +303,14 @@ def _check_contents(
         report.add(COMMITS, f"{distinct} sequences have rows, the records tell of {told}")
 
     def keys_of(batch_id: int) -> list[Key]:
-        record = _read_record(storage, batch_id)
+        record = log.read(batch_id)
         for hook in record.files:
             with contextlib.suppress(CorruptBatchError):  # told already; all have the same keys
                 return row_keys(read_batch(storage, identity, record, hook).keys)
         return []
 
     def samples_of(batch_id: int) -> list[Key]:
-        outputs = _read_record(storage, batch_id).outputs
+        outputs = log.read(batch_id).outputs
         assert outputs is not None
         told = parse_lines(read_committed(storage, outputs))
         return [(line["task_id"], line["sample_idx"]) for line in told]
@@ -327,9 +322,3 @@ def _check_contents(
         for key, first, second, count in index.duplicates(read):
             where = f"in batches {first} and {second}" if first != second else f"in batch {first}"
             report.add(record_name(second), f"{count} {what} stand twice, {where}: {key}", second)
-
-
-def _read_record(storage: Storage, batch_id: int) -> CommitRecord:
-    """A record, which is not kept as in a `CommitLog`: there may be very many."""
-    name = record_name(batch_id)
-    return CommitRecord.from_json(storage.get(name), name)

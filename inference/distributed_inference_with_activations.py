@@ -130,9 +130,9 @@ def run(settings: DistributedSettings) -> None:
         errors = _run_units(job, unit_run, committed, stop)
         stack.close()  # waits for the uploads
         check = {"samples": len(errors), "largest_error": max(errors, default=0.0)}
-        records = unit_run.finish(check)
+        totals = unit_run.finish(check)
     seconds = time.perf_counter() - started
-    if stop.is_set() and len(records) < len(job.units):
+    if stop.is_set() and len(totals) < len(job.units):
         raise Interrupted
 
     ran = [u for u in _own(job, committed) if u.bucket]
@@ -143,7 +143,7 @@ def run(settings: DistributedSettings) -> None:
     print(f"mesh         {mesh}, {jax.process_count()} processes")
     print(f"time         {seconds:.1f} s, {tokens / seconds:.0f} prompt tokens/s")
     print(f"self-check   {check['samples']} samples, largest error {check['largest_error']:.1e}")
-    unit_run.print_summary(records)
+    unit_run.print_summary(totals)
 
 
 def _plan(settings: DistributedSettings, pretrained: Pretrained, samples: Sequence[Sample]) -> Job:

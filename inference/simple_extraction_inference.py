@@ -224,8 +224,8 @@ def run(settings: ExtractionSettings) -> None:
                 break
             unit_run.commit(unit, RowBlock.concatenate(blocks) if blocks else None, lines)
         stack.close()  # waits for the uploads
-        records = unit_run.finish()
-    if len(records) < len(units):
+        totals = unit_run.finish()
+    if len(totals) < len(units):
         raise Interrupted
 
     seconds = time.perf_counter() - started
@@ -233,7 +233,7 @@ def run(settings: ExtractionSettings) -> None:
     done_before = f", {len(committed)} of {len(units)} units done before" if committed else ""
     print(f"samples      {len(samples)}, of which {skipped} skipped{done_before}")
     print(f"tokens       {tokens} in {seconds:.1f} s, {tokens / seconds:.0f} tokens/s")
-    unit_run.print_summary(records)
+    unit_run.print_summary(totals)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

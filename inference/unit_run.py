@@ -23,12 +23,14 @@ from typing import Any
 
 import jax
 
-from extraction.commit_log import CommitLog, CommitRecord
+from extraction.commit_log import CommitLog
 from extraction.committer import Committer
 from extraction.errors import ExistingRunError
 from extraction.finalise import SELF_CHECKS, output_lines, write_metadata
+from extraction.patience import patiently
 from extraction.rows import RowBlock
 from extraction.run_identity import RunIdentity, RunLock, begin, check_identity
+from extraction.run_totals import RunTotals
 from extraction.storage import CloudStorage, Storage, open_cloud
 from extraction.storage.local import LocalStorage
 from inference.batch_plan import WINDOW, Unit
@@ -106,7 +108,7 @@ class UnitRun:
                 place, self._identity, resume=settings.resume, exclusive=place is self._spool
             )
         self._committer = Committer(self._spool, hook_points, settings.format, dtype)
-        self._log = CommitLog(self.storage)
+        self._log, self._totals = CommitLog(self.storage), RunTotals()
         self._uploader: Any = None
         self._next_refresh = time.monotonic() + REFRESH_SECONDS
 
@@ -167,12 +169,12 @@ class UnitRun:
         """Now and then, so that who looks into a running run sees what there is."""
         if self._process == 0 and time.monotonic() > self._next_refresh:
             started = time.monotonic()
-            write_metadata(self.storage, self._log)
+            write_metadata(self.storage, self._totals)
             took = time.monotonic() - started
             self._next_refresh = time.monotonic() + max(REFRESH_SECONDS, REFRESH_SHARE * took)
 
-    def finish(self, self_check: dict[str, Any] | None = None) -> list[CommitRecord]:
-        """Derives what can be derived, and gives the records; call it when all is uploaded.
+    def finish(self, self_check: dict[str, Any] | None = None) -> RunTotals:
+        """Derives what can be derived, and gives the totals; call it when all is uploaded.
 
         Args:
             self_check: what this process found, for the metadata.
@@ -181,10 +183,10 @@ class UnitRun:
             name = f"{SELF_CHECKS}{self._process:05d}.json"
             self.storage.replace(name, json.dumps(self_check).encode())
         copies = [] if self._cloud is None else [self._spool]
-        records = write_metadata(self.storage, self._log, copies)
-        if len(records) == len(self.units):
-            self._write_outputs()
-        return records
+        totals = write_metadata(self.storage, self._totals, copies)
+        if len(totals) == len(self.units):
+            patiently(str(self._outputs.path), self._write_outputs)
+        return totals
 
     def _write_outputs(self) -> None:
         """Joins the units' output lines in the order of the samples, a window at a time."""
@@ -203,15 +205,14 @@ class UnitRun:
                 if path.exists():
                     self._cloud.replace(name, path.read_bytes())
 
-    def print_summary(self, records: Sequence[CommitRecord]) -> None:
+    def print_summary(self, totals: RunTotals) -> None:
         """What was written, for the end of a command."""
-        if len(records) < len(self.units):
-            print(f"committed    {len(records)} of {len(self.units)} units; not finished yet")
+        if len(totals) < len(self.units):
+            print(f"committed    {len(totals)} of {len(self.units)} units; not finished yet")
             return
-        rows = sum(record.n_rows for record in records)
         layers = len(self._identity.hook_points)
-        print(f"activations  {rows} rows for each of {layers} layers,"
-              f" {len(records)} batches in {self.storage.address}")  # fmt: skip
+        print(f"activations  {totals.n_rows} rows for each of {layers} layers,"
+              f" {len(totals)} batches in {self.storage.address}")  # fmt: skip
         print(f"outputs      {self._outputs.path}")
 
 

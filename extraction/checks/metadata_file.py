@@ -9,11 +9,11 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from extraction.checks.report import Report
-from extraction.checks.run_sums import RunSums
 from extraction.commit_log import CommitRecord
 from extraction.finalise import derived_document
 from extraction.metadata import METADATA_FILE
 from extraction.run_identity import RunIdentity
+from extraction.run_totals import BatchSummary, RunTotals
 from extraction.storage import Storage
 
 MOVING = {"complete", "planned_batches", "run"}
@@ -24,7 +24,7 @@ def check_metadata(
     data: bytes | None,
     storage: Storage,
     identity: RunIdentity,
-    sums: RunSums,
+    totals: RunTotals,
     read_record: Callable[[int], CommitRecord],
     others: Container[str],
     report: Report,
@@ -35,7 +35,7 @@ def check_metadata(
         data: its content, read before the records were; None: there is none.
         storage: of the run.
         identity: of the run.
-        sums: of all records, in order.
+        totals: of all records.
         read_record: gives a whole record.
         others: files in the run's folder that no record names.
         report: takes what is found.
@@ -46,7 +46,7 @@ def check_metadata(
         else:
             report.add(METADATA_FILE, "is missing; `repair` writes it")
         return
-    if data == derived_document(storage, identity, sums.for_document()):
+    if data == derived_document(storage, identity, totals):
         return
     try:
         found = json.loads(data)
@@ -57,18 +57,16 @@ def check_metadata(
         report.add(METADATA_FILE, "is no description of a run; `repair` writes it anew")
         return
     before = len(report.problems)
-    listed = _check_entries(found.pop("batches"), sums.records, others, report)
+    batches = totals.batches()
+    listed = _check_entries(found.pop("batches"), batches, others, report)
     if len(report.problems) > before:
         return
-    known = [r for r in sums.records if {file.file for file in r.files.values()} <= listed]
-    later = len(sums.records) - len(known)
+    known = [batch for batch in batches if listed.issuperset(batch.files.values())]
+    later = len(batches) - len(known)
     if later:
-        sums = RunSums()
-        for record in known:
-            sums.add(read_record(record.batch_id))
-    expected = json.loads(
-        derived_document(storage, identity, sums.for_document(list_files=False))
-    ) | {"total_samples": sum(record.n_rows for record in known if record.files)}
+        totals = RunTotals(read_record(batch.batch_id) for batch in known)
+    expected = json.loads(derived_document(storage, identity, totals, list_files=False))
+    expected["total_samples"] = sum(batch.n_rows for batch in known if batch.files)
     del expected["batches"]
     differing = {key for key in {*found, *expected} if found.get(key) != expected.get(key)}
     if differing - (MOVING if found.get("complete") is False else set()):
@@ -82,15 +80,15 @@ def check_metadata(
 
 def _check_entries(
     entries: Sequence[Any],
-    records: Sequence[CommitRecord],
+    batches: Sequence[BatchSummary],
     others: Container[str],
     report: Report,
 ) -> set[str]:
     """The files that it lists, each checked against the record that names it."""
     by_file = {
-        file.file: (record.batch_id, hook, record.n_rows)
-        for record in records
-        for hook, file in record.files.items()
+        file: (batch.batch_id, hook, batch.n_rows)
+        for batch in batches
+        for hook, file in batch.files.items()
     }
     listed: set[str] = set()
     for entry in entries:

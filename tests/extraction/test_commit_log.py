@@ -85,7 +85,7 @@ def test_a_record_put_by_another_process_is_seen(tmp_path):
 
 
 def test_an_empty_folder_has_no_records(tmp_path):
-    assert CommitLog(LocalStorage(tmp_path / "none")).records() == []
+    assert list(CommitLog(LocalStorage(tmp_path / "none")).records()) == []
     with pytest.raises(FileNotFoundError):
         CommitLog(LocalStorage(tmp_path)).read(1)
 
@@ -100,14 +100,14 @@ def test_other_files_in_the_folder_are_no_records(tmp_path):
         (tmp_path / "_run/commits" / name).write_bytes(data)
     (tmp_path / "_run/commits/000010.json").mkdir()
     assert log.batch_ids() == {7}
-    assert len(log.records()) == 1
+    assert len(list(log.records())) == 1
 
 
 def test_the_record_of_another_batch_is_refused(tmp_path):
     CommitLog(LocalStorage(tmp_path)).put(make_record())
     (tmp_path / "_run/commits/000007.json").rename(tmp_path / "_run/commits/000008.json")
     with pytest.raises(StoreError, match=r"000008\.json is the record of batch 7"):
-        CommitLog(LocalStorage(tmp_path)).records()
+        list(CommitLog(LocalStorage(tmp_path)).records())
 
 
 def changed(change) -> bytes:
@@ -154,7 +154,7 @@ def test_a_damaged_record_is_named(tmp_path, damage):
         CommitLog(storage).put(make_record(batch_id))
     storage.put_new(record_name(7), DAMAGED[damage])
     with pytest.raises(StoreError, match=r"^_run/commits/000007\.json is no commit record"):
-        CommitLog(storage).records()
+        list(CommitLog(storage).records())
     assert CommitLog(storage).read(8).n_rows == 5
 
 

@@ -49,7 +49,7 @@ def test_the_record_vouches_for_exactly_the_bytes_on_the_disk(tmp_path, file_for
     record = Committer(LocalStorage(tmp_path), HOOKS, file_format, dtype).commit(3, block, LINES)
     assert before <= datetime.datetime.fromisoformat(record.written_at)
     assert_vouches(tmp_path, record)
-    assert CommitLog(LocalStorage(tmp_path)).records() == [record]
+    assert list(CommitLog(LocalStorage(tmp_path)).records()) == [record]
     listed = {file.file for file in record.all_files()}
     assert set(bytes_of(tmp_path)) == {*listed, "_run/commits/000003.json"}
 

@@ -47,7 +47,7 @@ def batch_ids(folder) -> set[int]:
 
 def assert_whole(folder):
     """Every batch that exists is whole."""
-    for record in CommitLog(LocalStorage(folder)).records():
+    for record in list(CommitLog(LocalStorage(folder)).records()):
         assert_vouches(folder, record)
 
 
@@ -109,7 +109,7 @@ def test_any_operation_may_fail_once(tmp_path, monkeypatch, no_waiting, code):
         with monkeypatch.context() as patch:
             patch.setattr(file_operations, "os", failing)
             record = commit_little(folder)
-        assert CommitLog(LocalStorage(folder)).records() == [record]
+        assert list(CommitLog(LocalStorage(folder)).records()) == [record]
         assert_vouches(folder, record)
         if failing.calls[n - 1][0] != "unlink":
             assert left_overs(folder) == []

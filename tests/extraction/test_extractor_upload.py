@@ -8,6 +8,7 @@ import pytest
 
 from extraction import ActivationExtractionConfig, ActivationExtractor, ExistingRunError
 from extraction.errors import StorageUnavailableError, StoreError
+from extraction.run_totals import RunTotals
 from extraction.storage.local import LocalStorage
 from extraction.upload import upload_folder
 from tests.extraction.known_rows import WIDTH, known_block, known_values
@@ -45,7 +46,7 @@ def test_an_extractor_uploads_and_leaves_an_empty_spool(tmp_path, environment):
         for first in range(0, 7, 3):
             extractor.add(known_block(first, 3, (6, 12)))
     records = assert_cloud_is_whole(environment, {1, 2, 3, 4, 5})
-    assert list(extractor.batches) == records
+    assert list(extractor.batches) == RunTotals(records).batches()
     for hook, layer in enumerate((6, 12)):
         assert rows_in_cloud(environment, layer) == known_values(0, 9, hook).tolist()
     assert batch_files(tmp_path) == set()

@@ -14,6 +14,7 @@ from extraction.committer import Committer
 from extraction.errors import StorageUnavailableError
 from extraction.finalise import SELF_CHECKS, close, output_lines, write_metadata
 from extraction.run_identity import CLOSED_FILE, RunIdentity, begin
+from extraction.run_totals import RunTotals
 from extraction.storage.local import LocalStorage
 from tests.extraction.known_rows import bytes_of, known_block, read_metadata
 
@@ -61,7 +62,8 @@ def test_metadata_tells_what_the_records_tell(tmp_path):
     committer.commit(2, block)
     commit(tmp_path, 7, rows=2)
     commit(tmp_path, 4, rows=0, lines=[{"task_id": "skipped"}])
-    assert [record.batch_id for record in write_metadata(LocalStorage(tmp_path))] == [2, 4, 7]
+    totals = write_metadata(LocalStorage(tmp_path))
+    assert [batch.batch_id for batch in totals.batches()] == [2, 4, 7]
     found = read_metadata(tmp_path)
     statistics = found.pop("statistics")
     assert found == {
@@ -158,8 +160,8 @@ class CommittedMeanwhile(LocalStorage):
 def test_what_is_committed_between_listing_and_writing_is_included(tmp_path):
     make_run(tmp_path)
     commit(tmp_path, 1)
-    records = write_metadata(CommittedMeanwhile(tmp_path))
-    assert [record.batch_id for record in records] == [1, 8, 9]
+    totals = write_metadata(CommittedMeanwhile(tmp_path))
+    assert [batch.batch_id for batch in totals.batches()] == [1, 8, 9]
     assert {batch["batch_id"] for batch in read_metadata(tmp_path)["batches"]} == {1, 8, 9}
 
 
@@ -186,12 +188,12 @@ def test_of_processes_that_write_at_once_the_last_writes_everything(tmp_path):
     assert len(found["run"]["self_check"]) == 4
 
 
-def test_a_log_that_remembers_gives_the_same(tmp_path):
+def test_totals_that_are_kept_give_the_same(tmp_path):
     make_run(tmp_path)
-    log = CommitLog(LocalStorage(tmp_path))
-    for batch_id in (1, 2):
+    totals = RunTotals()
+    for batch_id in (2, 1):
         commit(tmp_path, batch_id)
-        write_metadata(LocalStorage(tmp_path), log)
+        assert write_metadata(LocalStorage(tmp_path), totals) is totals
     assert (tmp_path / "metadata.json").read_bytes() == metadata_bytes(tmp_path)
 
 
@@ -264,7 +266,7 @@ def test_output_lines_come_batch_by_batch(tmp_path):
     commit(tmp_path, 3, lines=[])
     commit(tmp_path, 4, lines=None)
     storage = LocalStorage(tmp_path)
-    found = list(output_lines(storage, CommitLog(storage).records()))
+    found = list(output_lines(storage, list(CommitLog(storage).records())))
     assert found == [{"batch": batch_id, "text": text} for batch_id in (1, 2) for text in texts]
 
 

@@ -4,7 +4,7 @@ import pytest
 from extraction.committer import Committer
 from extraction.errors import CorruptBatchError, StoreError
 from extraction.finalise import write_metadata
-from extraction.inspect_run import inspect_run, outlier_share
+from extraction.inspect_run import inspect_run
 from extraction.rows import RowBlock
 from extraction.run_identity import read_identity
 from extraction.statistics import RowStatistics
@@ -60,7 +60,7 @@ def test_statistics_are_those_of_the_rows(tmp_path):
 
 def test_outliers_are_counted_by_the_histogram():
     norms = np.array([0, 1, 1, 1, 1, 1, 1, 9, 12, 100], np.float32)
-    assert outlier_share(RowStatistics.of(norms[:, None])) == pytest.approx(0.2)
+    assert RowStatistics.of(norms[:, None]).outlier_share() == pytest.approx(0.2)
 
 
 def test_rows_are_shown_with_their_tokens(tmp_path):

@@ -42,9 +42,9 @@ def test_all_batches_are_there_byte_for_byte(tmp_path, file_format, dtype):
     sources = parts(tmp_path, file_format, dtype)
     before = [content_of(source) for source in sources]
     out = LocalStorage(tmp_path / "out")
-    records = merge(out, sources)
+    totals = merge(out, sources)
     assert verify(out, 3).exit_status == GOOD
-    assert [record.batch_id for record in records] == [1, 2, 3, 4, 5, 6]
+    assert [batch.batch_id for batch in totals.batches()] == [1, 2, 3, 4, 5, 6]
     old = [(source, record) for source in sources for record in records_of(source)]
     for (source, there), here in zip(old, records_of(out), strict=True):
         for file, copied in zip(there.all_files(), here.all_files(), strict=True):
@@ -52,7 +52,7 @@ def test_all_batches_are_there_byte_for_byte(tmp_path, file_format, dtype):
             assert sha256(out.get(copied.file)) == copied.sha256
         assert here.statistics == there.statistics
     assert [content_of(source) for source in sources] == before
-    assert len(list(output_lines(out, records))) == 24
+    assert len(list(output_lines(out, records_of(out)))) == 24
     metadata = json.loads(out.get("metadata.json"))
     assert (metadata["complete"], metadata["total_samples"]) == (True, 36)
     assert metadata["total_sequences"] == 18

@@ -368,12 +368,13 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("extraction.stored_files.STEP", 100)
     assert len(list(ActivationDataset(folder, 6).batches(4))) == 3  # in many steps
     dataset = ActivationDataset(folder, 6)
-    sizes = iter([1000])
     real = os.fstat
-    monkeypatch.setattr(
-        "extraction.stored_files.os.fstat",
-        lambda number: SimpleNamespace(st_size=next(sizes, real(number).st_size)),
-    )
+
+    def fstat(number: int) -> SimpleNamespace:
+        size = real(number).st_size
+        return SimpleNamespace(st_size=1000 if size == 500 else size)
+
+    monkeypatch.setattr("extraction.stored_files.os.fstat", fstat)
     path = folder / "layer_6_batch_000001.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:500])

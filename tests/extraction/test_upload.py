@@ -18,7 +18,7 @@ from extraction.errors import (
     StoreError,
 )
 from extraction.finalise import close, write_metadata
-from extraction.run_identity import begin
+from extraction.run_identity import begin, read_identity
 from extraction.storage.gcs import GcsStorage
 from extraction.storage.local import LocalStorage
 from extraction.upload import Uploader, upload_folder, upload_unit
@@ -42,7 +42,9 @@ def test_a_folder_is_uploaded_as_it_is(tmp_path, fake_gcs):
     write_metadata(LocalStorage(tmp_path))
     before = bytes_of(tmp_path)
     seen = []
-    assert upload_folder(LocalStorage(tmp_path), cloud_of(fake_gcs), seen.append) == made
+    totals = upload_folder(LocalStorage(tmp_path), cloud_of(fake_gcs), seen.append)
+    assert read_identity(cloud_of(fake_gcs)) == made
+    assert len(totals) == 3
     assert [record.batch_id for record in seen] == [1, 2, 3]
     assert bytes_of(tmp_path) == before
     assert_cloud_is_whole(fake_gcs, {1, 2, 3})
@@ -110,7 +112,7 @@ def test_another_runs_prefix_is_left_alone(tmp_path, fake_gcs, changes, error, m
 def test_another_object_of_that_name_is_left_alone(tmp_path, fake_gcs, whose, which):
     made = make_folder(tmp_path, 1)
     begin(cloud_of(fake_gcs), made)
-    (record,) = CommitLog(LocalStorage(tmp_path)).records()
+    (record,) = list(CommitLog(LocalStorage(tmp_path)).records())
     this = {"run_id": made.run_id, "keys_sha256": record.keys_sha256}
     metadata = {key: this[key] if value == "this" else value for key, value in whose.items()}
     name = FILES[which].format(1)
@@ -125,11 +127,11 @@ def test_another_object_of_that_name_is_left_alone(tmp_path, fake_gcs, whose, wh
 
 def test_the_same_bytes_are_the_same_object_whoever_put_them(tmp_path, fake_gcs):
     run_id = make_folder(tmp_path, 1).run_id
-    (record,) = CommitLog(LocalStorage(tmp_path)).records()
+    (record,) = list(CommitLog(LocalStorage(tmp_path)).records())
     name = record.files["layer_6"].file
     fake_gcs.put("bucket", f"run/{name}", (tmp_path / name).read_bytes())  # say by gsutil
     upload_unit(LocalStorage(tmp_path), cloud_of(fake_gcs), record, run_id)
-    assert CommitLog(cloud_of(fake_gcs)).records() == [record]
+    assert list(CommitLog(cloud_of(fake_gcs)).records()) == [record]
     assert fake_gcs.writes("bucket")[f"run/{name}"] == 1
 
 
@@ -243,7 +245,7 @@ def test_a_record_that_goes_away_meanwhile_is_in_the_cloud(tmp_path, fake_gcs):
 
 def test_two_processes_may_empty_one_spool(tmp_path, fake_gcs):
     made = make_folder(tmp_path, 4)
-    records = CommitLog(LocalStorage(tmp_path)).records()
+    records = list(CommitLog(LocalStorage(tmp_path)).records())
     uploaders = [Uploader(LocalStorage(tmp_path), cloud_of(fake_gcs), made.run_id) for _ in "ab"]
     with uploaders[0] as first, uploaders[1] as second:
         for one, other in zip(records, reversed(records), strict=True):
@@ -257,7 +259,7 @@ def test_two_processes_may_empty_one_spool(tmp_path, fake_gcs):
 
 def test_a_failed_upload_fails_the_next_add_and_the_end(tmp_path, fake_gcs):
     made = make_folder(tmp_path, 3)
-    first, second, third = CommitLog(LocalStorage(tmp_path)).records()
+    first, second, third = list(CommitLog(LocalStorage(tmp_path)).records())
     fake_gcs.faults.add(Fault(kind="403", name_contains="_batch_000001"))
     uploader = Uploader(
         LocalStorage(tmp_path), cloud_of(fake_gcs), made.run_id, spool_bytes=1, threads=1

@@ -872,4 +872,4 @@ def test_a_run_closed_late_is_good(tmp_path):
     assert verify(storage).exit_status == INCOMPLETE
     write_metadata(storage)
     assert verify(storage).exit_status == GOOD
-    assert len(CommitLog(storage).records()) == 3
+    assert len(list(CommitLog(storage).records())) == 3

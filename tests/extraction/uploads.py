@@ -51,7 +51,7 @@ def objects(server: FakeGcs) -> dict:
 
 def assert_cloud_is_whole(server: FakeGcs, batches) -> list[CommitRecord]:
     """Exactly these batches exist, and their records vouch for objects written once each."""
-    found, records = objects(server), CommitLog(cloud_of(server)).records()
+    found, records = objects(server), list(CommitLog(cloud_of(server)).records())
     assert [record.batch_id for record in records] == sorted(batches)
     for record in records:
         assert found[record_name(record.batch_id)].writes == 1

@@ -113,7 +113,7 @@ def edit_json(storage: Storage, name: str, change) -> None:
 
 
 def records_of(storage: Storage) -> list[CommitRecord]:
-    return CommitLog(storage).records()
+    return list(CommitLog(storage).records())
 
 
 def content_of(storage: Storage) -> dict[str, bytes]:

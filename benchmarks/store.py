@@ -1,0 +1,413 @@
+"""What storing costs, and what reading gives, beside what a user would take instead.
+
+    python -m benchmarks.store [--rows 512 4096] [--folder DIR] [--parts write read entries]
+
+write    durable: every file is on the disk before the next begins. The same four layers of rows as
+         `ActivationExtractor` commits them, in each format (checksums, statistics and commit
+         records among it), as a raw stream of the same bytes, one file and one fsync for each of
+         ours, and as torch.save, np.savez and Hugging Face datasets shards, each synced. Pickling
+         alone, in one thread and to nowhere, is the most that the pickle format could reach.
+read     from memory that holds the files already: `ActivationDataset.batches`, checksums compared
+         and not, against `readinto` new memory, torch.load, np.load and Hugging Face datasets.
+entries  what a run costs whose `metadata.json` lists a million files: opening, finalising,
+         `verify` at level 1, each in a process of its own; and a commit there against one in an
+         empty folder.
+
+All that is compared takes turns in one process. Ratios are medians over the rounds of the ratio
+within a round, so that a disk that drifts is fair to all.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import pickle
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+
+from extraction import ActivationExtractionConfig, ActivationExtractor
+from extraction.commit_log import CommitLog
+from extraction.committer import Committer
+from extraction.finalise import write_metadata
+from extraction.formats import FORMATS
+from extraction.reader import ActivationDataset
+from extraction.rows import RowBlock, text_column
+from extraction.run_identity import RunIdentity, begin
+from extraction.storage.local import LocalStorage
+from extraction.verify import verify
+
+LAYERS = (6, 12, 18, 23)
+WIDTH = 896
+MIB = 1 << 20
+
+Work = Callable[[Path], object]
+
+
+def make_block(rows: int, layers: Sequence[int] = LAYERS, width: int = WIDTH) -> RowBlock:
+    """Rows as a run has them."""
+    random = np.random.default_rng(0)
+    return RowBlock(
+        task_ids=text_column([f"task_{number // 8:08x}" for number in range(rows)]),
+        sample_idx=np.arange(rows) % 8,
+        step=np.zeros(rows, np.int32),
+        position=random.integers(4000, size=rows).astype(np.int32),
+        token_id=random.integers(150_000, size=rows).astype(np.int32),
+        timestamps=text_column(["2026-01-01T00:00:00+00:00"] * rows),
+        activations={
+            f"layer_{layer}": random.standard_normal((rows, width), np.float32) for layer in layers
+        },
+    )
+
+
+def write_run(folder: Path, block: RowBlock, batches: int, file_format: str, dtype: str) -> None:
+    """As a program writes that uses this package."""
+    config = ActivationExtractionConfig(
+        output_dir=folder,
+        layers_to_extract=LAYERS,
+        hidden_dim=WIDTH,
+        model_name="random",
+        save_every_n_samples=len(block),
+        file_format=file_format,
+        store_dtype=dtype,
+    )
+    with ActivationExtractor(config) as extractor:
+        for number in range(batches):
+            task_ids = text_column([f"{number}_{task_id}" for task_id in block.task_ids])
+            extractor.add(dataclasses.replace(block, task_ids=task_ids))
+
+
+@contextlib.contextmanager
+def synced(path: Path) -> Iterator[None]:
+    """What is written to the path, a file or a folder of files, is on the disk afterwards."""
+    yield
+    for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def shards(block: RowBlock, batches: int) -> Iterator[tuple[str, np.ndarray]]:
+    """A name and the rows of each file."""
+    for number in range(batches):
+        for hook, rows in block.activations.items():
+            yield f"{hook}_{number}", rows
+
+
+def write_stream(folder: Path, sizes: Sequence[int], content: memoryview) -> None:
+    """Bytes, as fast as the disk takes them."""
+    folder.mkdir()
+    for number, size in enumerate(sizes):
+        descriptor = os.open(folder / str(number), os.O_WRONLY | os.O_CREAT, 0o666)
+        left = content[:size]
+        while left:
+            left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def write_torch(folder: Path, block: RowBlock, batches: int) -> None:
+    """Shards as many training scripts keep them."""
+    folder.mkdir()
+    for name, rows in shards(block, batches):
+        with synced(folder / name):
+            torch.save({"activations": torch.from_numpy(rows)}, folder / name)
+
+
+def write_savez(folder: Path, block: RowBlock, batches: int) -> None:
+    """numpy's own archives."""
+    folder.mkdir()
+    for name, rows in shards(block, batches):
+        with synced(folder / f"{name}.npz"):
+            np.savez(folder / f"{name}.npz", activations=rows)
+
+
+def write_arrow(folder: Path, block: RowBlock, batches: int) -> None:
+    """Hugging Face datasets, made of Arrow arrays that share our memory."""
+    folder.mkdir()
+    for name, rows in shards(block, batches):
+        column = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+        with synced(folder / name):
+            datasets.Dataset(pa.table({"activation": column})).save_to_disk(folder / name)
+
+
+def pickle_only(block: RowBlock, batches: int) -> None:
+    """Founding document 004's documents, to nowhere."""
+    for hook, rows in list(block.activations.items()) * batches:
+        records = [
+            {"task_id": t, "sample_idx": i, "activation": row, "timestamp": s}
+            for t, i, row, s in zip(
+                block.task_ids, block.sample_idx.tolist(), rows, block.timestamps, strict=True
+            )
+        ]
+        pickle.dumps({"layer": hook, "activations": records}, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+OURS = [(name, dtype) for name, kind in FORMATS.items() for dtype in kind.dtypes]
+
+
+def label_of(file_format: str, dtype: str) -> str:
+    """Of a line in the tables."""
+    return file_format if dtype == "float32" else f"{file_format}, {dtype}"
+
+
+def data_files(folder: Path) -> list[Path]:
+    """The files that hold rows."""
+    return [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size > 10_000]
+
+
+def rounds(works: Mapping[str, Work], parent: Path, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each in each round but the first."""
+    seconds: dict[str, list[float]] = {label: [] for label in works}
+    for _ in range(repeats + 1):
+        for label, work in works.items():
+            folder = parent / "work"
+            os.sync()
+            started = time.perf_counter()
+            work(folder)
+            seconds[label].append(time.perf_counter() - started)
+            shutil.rmtree(folder, ignore_errors=True)
+    return {label: times[1:] for label, times in seconds.items()}
+
+
+def report(
+    seconds: Mapping[str, list[float]], sizes: Mapping[str, int], against: Mapping[str, str]
+) -> None:
+    """Prints a table: speed, and the ratio of speeds within a round."""
+    for label, times in seconds.items():
+        speed = sizes[label] / statistics.median(times) / MIB
+        line = f"{label:28} {speed:8.0f} MiB/s"
+        if label in against:
+            ratios = [
+                (sizes[label] / own) / (sizes[against[label]] / other)
+                for own, other in zip(times, seconds[against[label]], strict=True)
+            ]
+            line += f"  {statistics.median(ratios):5.2f} of {against[label]}"
+        print(line, flush=True)
+
+
+def measure_write(parent: Path, rows: int, repeats: int) -> None:
+    """Prints the table of writing."""
+    block = make_block(rows)
+    batches = max(2, 16_384 // rows)
+    print(f"\nwrite, {batches} batches of {rows} rows, {len(LAYERS)} layers of width {WIDTH}")
+    works: dict[str, Work] = {}
+    sizes: dict[str, int] = {}
+    for form in OURS:
+        label = label_of(*form)
+        write_run(parent / "sizes", block, batches, *form)
+        own = [path.stat().st_size for path in data_files(parent / "sizes")]
+        shutil.rmtree(parent / "sizes")
+        sizes[label] = sum(own)
+        works[label] = lambda folder, form=form: write_run(folder, block, batches, *form)
+    number, size = batches * len(LAYERS), rows * WIDTH * 4
+    content = memoryview(np.random.default_rng(1).bytes(size))
+    others: dict[str, Work] = {
+        "raw stream": lambda folder: write_stream(folder, [size] * number, content),
+        "raw stream, half the bytes": lambda folder: write_stream(
+            folder, [size // 2] * number, content
+        ),
+        "pickling alone": lambda folder: pickle_only(block, batches),
+        "torch.save": lambda folder: write_torch(folder, block, batches),
+        "np.savez": lambda folder: write_savez(folder, block, batches),
+        "datasets (Arrow)": lambda folder: write_arrow(folder, block, batches),
+    }
+    sizes |= dict.fromkeys(others, number * size) | {
+        "raw stream, half the bytes": number * (size // 2)
+    }
+    seconds = rounds(works | others, parent, repeats)
+    against = {label: "raw stream" for label in seconds if label != "raw stream"}
+    for label in works:
+        if "bfloat16" in label:
+            against[label] = "raw stream, half the bytes"
+    report(seconds, sizes, against)
+    ratios = [
+        max(stream, alone) / own
+        for own, stream, alone in zip(
+            seconds["pickle"], seconds["raw stream"], seconds["pickling alone"], strict=True
+        )
+    ]
+    least = statistics.median(ratios)
+    print(f"pickle: {least:.2f} of the lesser of raw stream and pickling alone")
+
+
+def read_stream(files: Sequence[Path]) -> None:
+    """`readinto` new memory, one file after the other."""
+    for path in files:
+        with path.open("rb", buffering=0) as stream:
+            array = np.empty(os.fstat(stream.fileno()).st_size, np.uint8)
+            stream.readinto(array.data)
+
+
+def read_run(folder: Path, rows: int, *, verified: bool) -> None:
+    """All rows in batches."""
+    dataset = ActivationDataset(folder, LAYERS, dtype="stored", verify_checksums=verified)
+    with dataset.batches(rows) as stream:
+        for _ in stream:
+            pass
+
+
+def measure_read(parent: Path, rows: int, repeats: int) -> None:
+    """Prints the table of reading."""
+    block = make_block(rows)
+    batches = max(2, 16_384 // rows)
+    print(f"\nread, {batches} batches of {rows} rows, {len(LAYERS)} layers of width {WIDTH}")
+    works: dict[str, Work] = {}
+    sizes: dict[str, int] = {}
+    against: dict[str, str] = {}
+
+    def add(label: str, files: Sequence[Path], work: Work, own: bool = False) -> None:
+        works[label] = work
+        sizes[label] = sum(path.stat().st_size for path in files)
+        if own:
+            stream = f"readinto, {label}"
+            works[stream] = lambda _: read_stream(files)
+            sizes[stream], against[label] = sizes[label], stream
+
+    for form in OURS:
+        folder = parent / "_".join(form)
+        write_run(folder, block, batches, *form)
+        files = sorted(data_files(folder))
+        add(label_of(*form), files, lambda _, f=folder: read_run(f, rows, verified=True), own=True)
+        label = f"{label_of(*form)}, unverified"
+        add(label, files, lambda _, f=folder: read_run(f, rows, verified=False))
+        against[label] = against[label_of(*form)]
+    write_torch(parent / "torch", block, batches)
+    write_savez(parent / "savez", block, batches)
+    write_arrow(parent / "arrow", block, batches)
+    for label, folder, read in (
+        ("torch.load", "torch", lambda path: torch.load(path)["activations"].numpy()),
+        ("np.load", "savez", lambda path: np.load(path)["activations"]),
+    ):
+        files = sorted((parent / folder).iterdir())
+        add(label, files, lambda _, f=files, r=read: [r(path) for path in f], own=True)
+    arrows = sorted((parent / "arrow").iterdir())
+    files = [path for folder in arrows for path in data_files(folder)]
+    add("datasets (Arrow)", files, lambda _: [read_arrow(path) for path in arrows], own=True)
+    seconds = rounds(works, parent, repeats)
+    shown = {label: times for label, times in seconds.items() if not label.startswith("readinto")}
+    shown["readinto, safetensors"] = seconds["readinto, safetensors"]
+    report(shown | seconds, sizes, against)
+
+
+def read_arrow(folder: Path) -> None:
+    """A shard as one array."""
+    shard = datasets.load_from_disk(folder).with_format("numpy")[:]["activation"]
+    assert isinstance(shard, np.ndarray)
+
+
+def write_entries(folder: Path, entries: int) -> int:
+    """A run with so many files, made quickly: small, and nothing synced. Gives its batches."""
+    batches = entries // len(LAYERS)
+    storage = LocalStorage(folder)
+    hooks = tuple(f"layer_{layer}" for layer in LAYERS)
+    identity = RunIdentity.new(
+        model_name="random", hook_points=hooks, hidden_dim=8, file_format="safetensors",
+        planned_batches=batches,
+    )  # fmt: skip
+    begin(storage, identity)
+    block = make_block(64, width=8)
+    line = {"task_id": "t", "sample_idx": 0, "generated_token_ids": [], "finish_reason": "length"}
+    record = Committer(storage, hooks, "safetensors").commit(1, block, [line])
+    files = {file.file: storage.get(file.file) for file in record.all_files()}
+    text = CommitLog(storage).read(1).to_json().decode()
+    for batch_id in range(2, batches + 1):
+        new = f"{batch_id:06d}"
+        for name, data in files.items():
+            (folder / name.replace("000001", new)).write_bytes(data)
+        changed = text.replace("000001", new).replace('"batch_id": 1,', f'"batch_id": {batch_id},')
+        (folder / f"_run/commits/{new}.json").write_text(changed)
+    return batches
+
+
+ENTRIES_WORK: dict[str, Callable[[Path], object]] = {
+    "opening": lambda folder: len(ActivationDataset(folder, LAYERS[0])),
+    "finalising": lambda folder: write_metadata(LocalStorage(folder)),
+    "verify, level 1": lambda folder: verify(LocalStorage(folder)).exit_status,
+}
+
+
+def measure_entries(parent: Path, entries: int) -> None:
+    """Prints what a run of many files costs."""
+    folder = parent / "entries"
+    batches = write_entries(folder, entries)
+    print(f"\na run of {entries:,} files of rows in {batches:,} batches")
+    for label in ("finalising", "opening", "verify, level 1"):
+        command = [sys.executable, "-m", "benchmarks.store", "--entries_work", label]
+        done = subprocess.run(
+            [*command, "--folder", str(folder)], stdout=subprocess.PIPE, check=True, text=True
+        )
+        told = json.loads(done.stdout.splitlines()[-1])
+        print(
+            f"{label:28} {told['seconds']:6.1f} s, {told['peak'] / MIB:6.0f} MiB at most",
+            flush=True,
+        )
+    hooks = tuple(f"layer_{layer}" for layer in LAYERS)
+    block = make_block(64, width=8)
+    places = {"full": LocalStorage(folder), "empty": LocalStorage(parent / "empty")}
+    seconds: dict[str, list[float]] = {name: [] for name in places}
+    for number in range(batches + 1, batches + 201):
+        for name, storage in places.items():
+            started = time.perf_counter()
+            Committer(storage, hooks, "safetensors").commit(number, block)
+            seconds[name].append(time.perf_counter() - started)
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    ratio = median["full"] / median["empty"]
+    print(
+        f"{'a commit there':28} {median['full'] * 1e3:6.1f} ms, {ratio:.2f} of one in a new folder"
+    )
+
+
+def entries_work(label: str, folder: Path) -> None:
+    """One of `ENTRIES_WORK` in this process; prints JSON."""
+    started = time.perf_counter()
+    ENTRIES_WORK[label](folder)
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"seconds": seconds, "peak": peak}))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, nargs="+", default=[512, 4096])
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--entries", type=int, default=1_000_000)
+    parser.add_argument("--folder", help="on the disk that is to be measured")
+    parts = ["write", "read", "entries"]
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--entries_work", choices=ENTRIES_WORK, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.entries_work:
+        entries_work(options.entries_work, Path(options.folder))
+        return
+    datasets.disable_progress_bars()
+    print(
+        f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, numpy"
+        f" {np.__version__}, torch {torch.__version__}, datasets {datasets.__version__}"
+    )
+    for part, measure in (("write", measure_write), ("read", measure_read)):
+        for rows in options.rows if part in options.parts else ():
+            with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+                measure(Path(folder), rows, options.repeats)
+    if "entries" in options.parts:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            measure_entries(Path(folder), options.entries)
+
+
+if __name__ == "__main__":
+    main()
