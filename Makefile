@@ -3,6 +3,7 @@
 # make lint   formatting, lint and types
 # make bench  the measurements that the README quotes
 # make test-tpu   compile the programs for TPU slices; needs no TPU
+# make test-faults   kills, failing disks, lost power, full disks: no row lost, none twice
 # make tpu-smoke  on a machine with a TPU or GPU: does it give the CPU's rows?
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 DEMO := demo_run
 export TRANSFORMERS_NO_ADVISORY_WARNINGS := 1
 
-.PHONY: demo test lint bench test-tpu tpu-smoke clean
+.PHONY: demo test lint bench test-tpu test-faults tpu-smoke clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/run.stamp: pyproject.toml
@@ -48,6 +49,9 @@ test-tpu:
 	test -x .venv-tpu/bin/python || $(PYTHON) -m venv .venv-tpu
 	.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,tpu]'
 	TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu .venv-tpu/bin/python -m pytest --quiet tests/tpu
+
+test-faults: $(VENV)/test.stamp
+	FAULTS=all FUZZ_MUTATIONS=100000 $(BIN)/python -m pytest --quiet -s tests/faults tests/extraction/formats/test_mutations.py
 
 tpu-smoke: $(VENV)/run.stamp
 	$(BIN)/python -m tests.tpu.smoke
