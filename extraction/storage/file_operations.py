@@ -15,12 +15,16 @@ import secrets
 from pathlib import Path
 from typing import IO
 
+from extraction.errors import StoreError
 from extraction.storage import Buffers, pieces
 
 TEMPORARY_PREFIX = ".tmp-"
 
 NO_ALLOCATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """What `posix_fallocate` says where the file system cannot reserve room."""
+
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What `link` says of one's own file where the file system has no hard links."""
 
 
 def publish_new(path: Path, data: bytes | Buffers) -> None:
@@ -29,10 +33,11 @@ def publish_new(path: Path, data: bytes | Buffers) -> None:
     Raises:
         FileExistsError: there is such a file; it is left as it is.
         OSError: the disk is full, or fails; nothing is visible then.
+        StoreError: the file system has no hard links.
     """
     temporary = write_temporary(path.parent, data)
     try:
-        os.link(temporary, path)  # unlike a rename, refuses to overwrite
+        _link(temporary, path)
         try:
             sync_folder(path.parent)
         except BaseException:
@@ -41,6 +46,20 @@ def publish_new(path: Path, data: bytes | Buffers) -> None:
     finally:
         with contextlib.suppress(OSError):  # a left-over under a name that nobody reads
             os.unlink(temporary)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Gives a file its name; unlike a rename, refuses to overwrite."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        raise StoreError(
+            f"{path.parent} lies on a file system without hard links (a mounted bucket, a FAT"
+            " disk), on which nothing keeps two runs from overwriting each other; take a local"
+            " disk, and --gcs_bucket for a bucket"
+        ) from None
 
 
 def publish_over(path: Path, data: bytes | Buffers) -> None:

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from extraction.errors import StoreError
 from extraction.storage import file_operations
 from extraction.storage.file_operations import (
     TEMPORARY_PREFIX,
@@ -17,6 +18,7 @@ from extraction.storage.file_operations import (
     sync_and_close,
     write_temporary,
 )
+from tests.extraction.failing_os import FailingOs
 
 OLD, NEW = b"old" * 10_000, b"new" * 20_000
 PUBLISHERS = [publish_new, publish_over]
@@ -102,6 +104,15 @@ def test_publish_new_shows_all_or_nothing(tmp_path, call, n):
         assert (tmp_path / "file").read_bytes() == NEW
     if call != "unlink":
         assert temporaries(tmp_path) == []
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_hard_links_is_refused_by_name(tmp_path, monkeypatch, code):
+    system = FailingOs(lambda _, name: code if name == "link" else None)
+    monkeypatch.setattr(file_operations, "os", system)
+    with pytest.raises(StoreError, match=r"without hard links .* --gcs_bucket"):
+        publish_new(tmp_path / "file", NEW)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("exists", [False, True])
