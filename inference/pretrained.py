@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from inference.bucket_checkpoint import open_bucket_checkpoint
 from inference.errors import InputError
+from inference.input_files import is_in_bucket
 from inference.settings import ExtractionSettings
 from qwen_hooks import (
     Checkpoint,
@@ -16,6 +18,7 @@ from qwen_hooks import (
     create_model_with_hooks,
     find_checkpoint,
 )
+from qwen_hooks.errors import ModelError
 from qwen_hooks.hook_points import default_layers
 
 log = logging.getLogger(__name__)
@@ -46,8 +49,9 @@ def open_pretrained(settings: ExtractionSettings) -> Pretrained:
     Raises:
         ModelError: no such checkpoint, or one this package cannot compute.
         InputError: the tokenizer is damaged.
+        StoreError: the bucket that it lies in cannot be used.
     """
-    checkpoint = Checkpoint.open(find_checkpoint(settings.model_path, settings.revision))
+    checkpoint = _open_checkpoint(settings.model_path, settings.revision)
     layers = settings.layers_to_extract
     if layers is None:
         layers = default_layers(checkpoint.config.num_hidden_layers)
@@ -58,6 +62,14 @@ def open_pretrained(settings: ExtractionSettings) -> Pretrained:
         tokenizer=_load_tokenizer(checkpoint.folder),
         dtype=dtype,
     )
+
+
+def _open_checkpoint(model_path: str, revision: str | None) -> Checkpoint:
+    if not is_in_bucket(model_path):
+        return Checkpoint.open(find_checkpoint(model_path, revision))
+    if revision is not None:
+        raise ModelError(f"{model_path} is a bucket's folder, which has no revision {revision!r}")
+    return open_bucket_checkpoint(model_path)
 
 
 def default_dtype() -> str:

@@ -28,10 +28,14 @@ class ExtractionSettings:
     """
 
     model_path: str = field(
-        metadata=_help("Checkpoint folder, or hub id such as Qwen/Qwen2.5-0.5B.")
+        metadata=_help(
+            "Checkpoint folder, gs://bucket/folder, or hub id such as Qwen/Qwen2.5-0.5B."
+        )
     )
     tasks_file: str = field(
-        metadata=_help("ARC file or folder, JSON list or JSON Lines of prompts, chats, token ids.")
+        metadata=_help(
+            "ARC file or folder, JSON list or JSON Lines of prompts, chats, token ids; or gs://..."
+        )
     )
     output_dir: str = field(
         default="./outputs", metadata=_help("Folder for outputs.jsonl and submission.json.")

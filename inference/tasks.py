@@ -10,16 +10,17 @@ or token ids (`token_ids`). Further fields of a task go into its output line.
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import unicodedata
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from inference.arc import ArcTask
 from inference.arc_grids import Grid, is_grid
 from inference.errors import InputError
+from inference.input_files import InputFile, read_input_files
 from inference.outputs import OUTPUT_FIELDS
 
 PROMPT_FIELDS = ("prompt", "messages", "token_ids")
@@ -50,24 +51,15 @@ Task = ArcTask | PromptTask
 
 
 def read_tasks(tasks_file: str) -> list[Task]:
-    """The tasks of a file or folder, in its order (a folder's: by file name).
+    """The tasks of a file or folder, here or in a bucket, in its order (a folder's: by file name).
 
     Raises:
         InputError: no such file, nothing in it, or a task that is wrong; says where.
+        StoreError: the bucket that it lies in cannot be used.
     """
-    try:
-        path = Path(tasks_file).expanduser()
-        found = bool(tasks_file) and path.exists()
-    except (OSError, RuntimeError):  # a name that is too long; ~ of a user that there is not
-        found = False
-    if not found:
-        raise InputError(f"--tasks_file {tasks_file}: there is no such file or folder")
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
-    if not files:
-        raise InputError(f"--tasks_file {tasks_file}: the folder holds no .json file")
     tasks: list[Task] = []
-    sources: dict[str, Path] = {}
-    for file in files:
+    sources: dict[str, InputFile] = {}
+    for file in read_input_files("--tasks_file", tasks_file, "json"):
         for task in _read_file(file):
             _check_task_id(file, task.task_id)
             if task.task_id in sources:
@@ -80,13 +72,20 @@ def read_tasks(tasks_file: str) -> list[Task]:
     return tasks
 
 
-def _read_file(file: Path) -> Iterator[Task]:
+def tasks_digest(tasks_file: str) -> str:
+    """sha256 over what the tasks are read from: names and contents of the files."""
+    digest = hashlib.sha256()
+    for file in read_input_files("--tasks_file", tasks_file, "json"):
+        content = hashlib.sha256(file.data).hexdigest()
+        digest.update(json.dumps([file.name, content]).encode())
+    return digest.hexdigest()
+
+
+def _read_file(file: InputFile) -> Iterator[Task]:
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = file.data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8 (byte {error.start})") from None
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from None
     if not text.strip():
         raise InputError(f"{file} is empty")
     document = None if _is_json_lines(file, text) else _parse_json(file, text)
@@ -104,7 +103,7 @@ def _read_file(file: Path) -> Iterator[Task]:
         raise InputError(f"{file} must hold a JSON object or list, not {document!r:.40}")
 
 
-def _is_json_lines(file: Path, text: str) -> bool:
+def _is_json_lines(file: InputFile, text: str) -> bool:
     """By name, or because a first line that is an object of its own names a task."""
     if file.suffix == ".jsonl":
         return True
@@ -117,14 +116,14 @@ def _is_json_lines(file: Path, text: str) -> bool:
     return isinstance(first.get("task_id"), str | int)
 
 
-def _read_json_lines(file: Path, text: str) -> Iterator[Task]:
+def _read_json_lines(file: InputFile, text: str) -> Iterator[Task]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             entry = _parse_json(file, line, line_number=number)
             yield _prompt_task(f"{file}, line {number}", entry)
 
 
-def _parse_json(file: Path, text: str, line_number: int | None = None) -> Any:
+def _parse_json(file: InputFile, text: str, line_number: int | None = None) -> Any:
     """Parses a file, or one line of it."""
     where = str(file) if line_number is None else f"{file}, line {line_number}"
 
@@ -164,7 +163,7 @@ def _parse_json(file: Path, text: str, line_number: int | None = None) -> Any:
         raise InputError(f"{where} is nested too deeply") from None
 
 
-def _check_task_id(file: Path, task_id: str) -> None:
+def _check_task_id(file: InputFile, task_id: str) -> None:
     """Ids are data and never part of a path; those that could hurt as one are refused even so."""
     reason = None
     if not task_id:
@@ -242,7 +241,7 @@ def _prompt_task(where: str, entry: Any) -> PromptTask:
     )
 
 
-def _arc_task(file: Path, task_id: str, content: Any) -> ArcTask:
+def _arc_task(file: InputFile, task_id: str, content: Any) -> ArcTask:
     where = f"{file}, task {task_id!r}"
     if not isinstance(content, dict) or not {"train", "test"} <= content.keys():
         raise InputError(f'{where}: an ARC task is an object with "train" and "test"')

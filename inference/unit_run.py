@@ -38,7 +38,7 @@ from inference.outputs import OUTPUTS_FILE, SUBMISSION_FILE, OutputsFile, write_
 from inference.pretrained import TOKENIZER_FILES, Pretrained
 from inference.samples import Sample
 from inference.settings import ExtractionSettings
-from inference.tasks import Task
+from inference.tasks import Task, tasks_digest
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +233,7 @@ def describe(command: str, settings: ExtractionSettings, pretrained: Pretrained)
             if (folder / name).exists()
         },
         "chat_template_sha256": _digest(json.dumps(template).encode()) if template else None,
-        "tasks_file_sha256": _tasks_digest(Path(settings.tasks_file)),
+        "tasks_file_sha256": tasks_digest(settings.tasks_file),
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
 
@@ -259,13 +259,6 @@ def _fingerprint(
         "compute_dtype": str(pretrained.dtype),
         **{name: values[name] for name in DECIDING if name in values},
     }
-
-
-def _tasks_digest(path: Path) -> str | None:
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.is_file())
-        return _digest(json.dumps([[p.name, _file_digest(p)] for p in files]).encode())
-    return _file_digest(path) if path.exists() else None
 
 
 def _file_digest(path: Path) -> str:

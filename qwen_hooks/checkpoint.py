@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,13 @@ from safetensors.numpy import save_file
 from qwen_hooks.config import QwenConfig, token_ids
 from qwen_hooks.errors import ModelError
 from qwen_hooks.model import Params
-from qwen_hooks.safetensors_file import DTYPES, StoredTensor, read_header, read_tensor
+from qwen_hooks.safetensors_file import (
+    DTYPES,
+    StoredTensor,
+    WeightsFile,
+    read_header,
+    read_tensor,
+)
 from qwen_hooks.sharding import Layout
 from qwen_hooks.weight_names import (
     STACKED,
@@ -79,10 +86,10 @@ def find_checkpoint(model_path: str, revision: str | None = None) -> Path:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A local checkpoint whose headers were read and found to fit its configuration.
+    """A checkpoint whose headers were read and found to fit its configuration.
 
     Attributes:
-        folder: where it lies.
+        folder: where it lies, but for the weights perhaps.
         config: its shape and constants.
         tensors: where each tensor lies, by Hugging Face name.
         stop_token_ids: tokens that end a generation: those of `generation_config.json`, else
@@ -95,15 +102,23 @@ class Checkpoint:
     stop_token_ids: tuple[int, ...]
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Checkpoint":
+    def open(
+        cls, folder: str | Path, weights: Mapping[str, WeightsFile] | None = None
+    ) -> "Checkpoint":
         """Reads configuration and headers, no weights.
+
+        Args:
+            folder: a local one.
+            weights: its safetensors files by name, if they lie elsewhere.
 
         Raises:
             ModelError: with every missing, unexpected, misshapen or unreadable tensor in it.
         """
         folder = Path(folder)
         config = QwenConfig.from_pretrained(folder)
-        tensors = _read_headers(folder)
+        if weights is None:
+            weights = {path.name: path for path in folder.glob("*.safetensors")}
+        tensors = _read_headers(folder, weights)
         _check_tensors(folder, config, tensors)
         stop_token_ids = _read_stop_tokens(folder, config)
         return cls(folder=folder, config=config, tensors=tensors, stop_token_ids=stop_token_ids)
@@ -115,7 +130,8 @@ class Checkpoint:
         the same, unless somebody changes the middle of a file on purpose.
         """
         digest = hashlib.sha256()
-        for file in sorted({tensor.file for tensor in self.tensors.values()}):
+        files = {tensor.file.name: tensor.file for tensor in self.tensors.values()}
+        for _, file in sorted(files.items()):
             size = file.stat().st_size
             digest.update(json.dumps([file.name, size]).encode())
             with file.open("rb") as stream:
@@ -138,10 +154,10 @@ def _read_stop_tokens(folder: Path, config: QwenConfig) -> tuple[int, ...]:
         raise ModelError(f"{path} is damaged: {error}") from None
 
 
-def _read_headers(folder: Path) -> dict[str, StoredTensor]:
+def _read_headers(folder: Path, weights: Mapping[str, WeightsFile]) -> dict[str, StoredTensor]:
     index = folder / INDEX_FILE
-    if (folder / SINGLE_FILE).exists():
-        return read_header(folder / SINGLE_FILE)
+    if SINGLE_FILE in weights:
+        return read_header(weights[SINGLE_FILE])
     if not index.exists():
         found = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".gguf"))
         hint = f" ({', '.join(found)} cannot be read: save it as safetensors)" if found else ""
@@ -155,7 +171,9 @@ def _read_headers(folder: Path) -> dict[str, StoredTensor]:
     for name in files:
         if Path(name).name != name:
             raise ModelError(f"{index} names a file outside its folder: {name!r}")
-        for tensor_name, tensor in read_header(folder / name).items():
+        if name not in weights:
+            raise ModelError(f"{index} names {name}, which is not there")
+        for tensor_name, tensor in read_header(weights[name]).items():
             if tensor_name in tensors:
                 raise ModelError(f"{folder}: {tensor_name} stands in more than one file")
             tensors[tensor_name] = tensor

@@ -10,7 +10,8 @@ Format: https://huggingface.co/docs/safetensors (8 bytes length, JSON header, da
 
 import dataclasses
 import json
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -28,6 +29,25 @@ PIECE_BYTES = 16 << 20
 MAX_HEADER_BYTES = 100 << 20
 
 
+@runtime_checkable
+class WeightsFile(Protocol):
+    """A safetensors file that is read in parts, wherever it lies; a `Path` is one."""
+
+    @property
+    def name(self) -> str:
+        """Without its folder."""
+        ...
+
+    def stat(self) -> Any:
+        """Something with `st_size`."""
+        ...
+
+    @property
+    def open(self) -> Callable[..., Any]:
+        """Takes a mode and `buffering`, gives a stream with `seek`, `read` and `readinto`."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoredTensor:
     """Where a tensor lies.
@@ -40,14 +60,14 @@ class StoredTensor:
         nbytes: its size.
     """
 
-    file: Path
+    file: WeightsFile
     dtype: str
     shape: tuple[int, ...]
     offset: int
     nbytes: int
 
 
-def read_header(file: Path) -> dict[str, StoredTensor]:
+def read_header(file: WeightsFile) -> dict[str, StoredTensor]:
     """The tensors of a file, from its header alone.
 
     Raises:
@@ -59,7 +79,11 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(stream.read(8), "little")
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise ModelError(f"{file} is not a safetensors file, or was cut off")
-            header = json.loads(stream.read(length))
+            text = stream.read(length)
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}") from None
+    try:
+        header = json.loads(text)
         header.pop("__metadata__", None)
         tensors = {}
         for name, entry in header.items():
@@ -71,11 +95,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
                 offset=8 + length + begin,
                 nbytes=end - begin,
             )
-    except OSError as error:
-        raise ModelError(f"{file} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, ModelError):
-            raise
         raise ModelError(f"{file} has a damaged safetensors header: {error!r}") from None
     for name, tensor in tensors.items():
         if tensor.offset + tensor.nbytes > size:
@@ -127,7 +147,7 @@ def read_tensor(
     return result.reshape(-1) if len(tensor.shape) == 1 else result
 
 
-def _read_exactly(stream, buffer: np.ndarray, file: Path) -> None:
+def _read_exactly(stream, buffer: np.ndarray, file: WeightsFile) -> None:
     view = memoryview(buffer)  # pyright: ignore[reportArgumentType]
     while view:
         count = stream.readinto(view)
