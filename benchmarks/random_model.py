@@ -18,6 +18,7 @@ from jaxtyping import Array, Int
 
 from inference.generation import BatchInput, GenerationSettings, batch_sharding, generate_batch
 from qwen_hooks import QwenConfig, QwenModelWithActivations
+from qwen_hooks.hook_points import layer_name
 from qwen_hooks.model import Params, forward
 from qwen_hooks.sharding import make_mesh
 
@@ -60,8 +61,9 @@ class RandomModel:
 
     def capturing(self, layers: Sequence[int]) -> QwenModelWithActivations:
         """The module that captures some layers, or none."""
+        names = tuple(map(layer_name, layers))
         return QwenModelWithActivations(
-            self.config, tuple(layers), self.dtype, self.attention, self.scan_layers
+            self.config, names, self.dtype, self.attention, self.scan_layers
         )
 
     def prompts(self, batch: int, slots: int) -> BatchInput:

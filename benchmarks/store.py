@@ -3,7 +3,7 @@
     python -m benchmarks.store [--rows 512 4096] [--folder DIR] [--parts write read entries]
 
 write    durable: every file is on the disk before the next begins. The same four layers of rows as
-         `ActivationExtractor` commits them, in each format (checksums, statistics and commit
+         the commands commit them, in each format (checksums, statistics and commit
          records among it), as a raw stream of the same bytes, one file and one fsync for each of
          ours, and as torch.save, np.savez and Hugging Face datasets shards, each synced. Pickling
          alone, in one thread and to nowhere, is the most that the pickle format could reach.
@@ -18,6 +18,7 @@ within a round, so that a disk that drifts is fair to all.
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import datetime
@@ -40,7 +41,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from extraction import ActivationExtractionConfig, ActivationExtractor
 from extraction.commit_log import CommitLog
 from extraction.committer import Committer
 from extraction.finalise import write_metadata
@@ -75,20 +75,22 @@ def make_block(rows: int, layers: Sequence[int] = LAYERS, width: int = WIDTH) ->
 
 
 def write_run(folder: Path, block: RowBlock, batches: int, file_format: str, dtype: str) -> None:
-    """As a program writes that uses this package."""
-    config = ActivationExtractionConfig(
-        output_dir=folder,
-        layers_to_extract=LAYERS,
-        hidden_dim=WIDTH,
+    """As the commands write: a unit at a time."""
+    storage, hooks = LocalStorage(folder), tuple(block.activations)
+    identity = RunIdentity.new(
         model_name="random",
-        save_every_n_samples=len(block),
+        hook_points=hooks,
+        hidden_dim=WIDTH,
         file_format=file_format,
-        store_dtype=dtype,
+        dtype=dtype,
+        planned_batches=batches,
     )
-    with ActivationExtractor(config) as extractor:
-        for number in range(batches):
-            task_ids = text_column([f"{number}_{task_id}" for task_id in block.task_ids])
-            extractor.add(dataclasses.replace(block, task_ids=task_ids))
+    begin(storage, identity)
+    committer = Committer(storage, hooks, file_format, dtype)
+    for number in range(1, batches + 1):
+        task_ids = text_column([f"{number}_{task_id}" for task_id in block.task_ids])
+        committer.commit(number, dataclasses.replace(block, task_ids=task_ids))
+    write_metadata(storage)
 
 
 @contextlib.contextmanager
@@ -246,11 +248,12 @@ def measure_write(parent: Path, rows: int, repeats: int) -> None:
 
 
 def read_stream(files: Sequence[Path]) -> None:
-    """`readinto` new memory, one file after the other."""
+    """`readinto` new memory, one file after the other; a batch is kept until the next is there."""
+    kept = collections.deque(maxlen=2 * len(LAYERS))
     for path in files:
         with path.open("rb", buffering=0) as stream:
-            array = np.empty(os.fstat(stream.fileno()).st_size, np.uint8)
-            stream.readinto(array.data)
+            kept.append(np.empty(os.fstat(stream.fileno()).st_size, np.uint8))
+            stream.readinto(kept[-1].data)
 
 
 def read_run(folder: Path, rows: int, *, verified: bool) -> None:

@@ -16,7 +16,7 @@ SCHEMA_VERSION = 1
 METADATA_FILE = "metadata.json"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class BatchFile:
     """One published file.
 

@@ -66,7 +66,9 @@ class RunTotals:
         self.n_bytes += sum(file.bytes for file in files)
         self.last_written_at = max(self.last_written_at, record.written_at)
         for hook, part in record.statistics.items():
-            self._statistics.setdefault(hook, StatisticsSum()).add(part)
+            if hook not in self._statistics:
+                self._statistics[hook] = StatisticsSum()
+            self._statistics[hook].add(part)
         self._batches[record.batch_id] = BatchSummary(
             batch_id=record.batch_id,
             n_rows=record.n_rows,

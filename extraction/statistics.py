@@ -11,7 +11,7 @@ Norms are counted in bins of an eighth of an octave: bin k holds the norms from 
 import dataclasses
 import math
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -129,7 +129,7 @@ class StatisticsSum:
     def __init__(self) -> None:
         self._rows = self._nonfinite_rows = self._values = 0
         self._totals, self._squares = array("d"), array("d")
-        self._norms: Counter[str] = Counter()
+        self._norms: defaultdict[str, int] = defaultdict(int)
 
     def add(self, part: RowStatistics) -> None:
         """Takes a part in."""
@@ -138,7 +138,8 @@ class StatisticsSum:
         self._values += part.values
         self._totals.append(part.total)
         self._squares.append(part.total_squares)
-        self._norms.update(part.norms)
+        for name, count in part.norms.items():
+            self._norms[name] += count
 
     def total(self) -> RowStatistics:
         """Those of all rows together."""

@@ -63,7 +63,8 @@ class LocalStorage:
 
     def get(self, name: str) -> bytes:
         """See `Storage.get`."""
-        return (self.folder / name).read_bytes()
+        with open(os.path.join(self.folder, name), "rb", buffering=0) as stream:
+            return stream.readall()
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
         """See `Storage.get_range`."""
