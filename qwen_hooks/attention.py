@@ -46,6 +46,33 @@ def attend(
     window: int | None = None,
 ) -> Float[Array, "B T N H"]:
     """Attention of any queries to any keys; all scores exist at once, `[B, N, T, S]`."""
+    weights = _weights(query, key, query_positions, key_positions, window)
+    precision = matmul_precision(query.dtype)
+    mixed = jnp.einsum("bkgts,bskh->btkgh", weights.astype(value.dtype), value, precision=precision)
+    return mixed.reshape(query.shape)
+
+
+def attention_pattern(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    query_positions: Int[Array, "B T"],
+    key_positions: Int[Array, "B S"],
+    window: int | None = None,
+) -> Float[Array, "B T N S"]:
+    """The weights by which `attend` mixes, in the dtype of the queries."""
+    weights = _weights(query, key, query_positions, key_positions, window).astype(query.dtype)
+    batch, kv_heads, group, tokens, keys = weights.shape
+    return weights.reshape(batch, kv_heads * group, tokens, keys).swapaxes(1, 2)
+
+
+def _weights(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    query_positions: Int[Array, "B T"],
+    key_positions: Int[Array, "B S"],
+    window: int | None,
+) -> Float[Array, "B K G T S"]:
+    """Float32 softmax over the keys that each query sees."""
     batch, tokens, heads, head_dim = query.shape
     kv_heads = key.shape[2]
     precision = matmul_precision(query.dtype)
@@ -54,9 +81,7 @@ def attend(
         "btkgh,bskh->bkgts", grouped, key, precision=precision, preferred_element_type=jnp.float32
     )
     visible = visible_keys(query_positions, key_positions, window)[:, None, None]
-    weights = jax.nn.softmax(jnp.where(visible, scores * head_dim**-0.5, LOWEST), axis=-1)
-    mixed = jnp.einsum("bkgts,bskh->btkgh", weights.astype(value.dtype), value, precision=precision)
-    return mixed.reshape(batch, tokens, heads, head_dim)
+    return jax.nn.softmax(jnp.where(visible, scores * head_dim**-0.5, LOWEST), axis=-1)
 
 
 def attend_causal(

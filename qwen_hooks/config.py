@@ -74,6 +74,8 @@ class QwenConfig:
         sliding_window: tokens a sliding layer sees, itself included; None: no layer slides.
         layer_types: one entry a block; empty: all `full_attention`.
         eos_token_ids: tokens that end a text, as config.json says.
+        kv_repeats: how often each key and value head of the checkpoint stands among the K, one
+            behind the other; more than once only where a mesh needs it.
 
     Raises:
         ModelError: the numbers do not fit together.
@@ -93,6 +95,7 @@ class QwenConfig:
     sliding_window: int | None = None
     layer_types: tuple[LayerType, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
+    kv_repeats: int = 1
 
     def __post_init__(self):
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from qwen_hooks.attention import attend
+from qwen_hooks.attention import attend, attention_pattern
 from qwen_hooks.attention_backends import ATTENTION
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.kv_cache import KeysValues, write_slots
 from qwen_hooks.layers import Linear, QwenMLP, RMSNorm
 from qwen_hooks.rope import rotate
+from qwen_hooks.taps import Taps, take_rows
 
 
 @flax.struct.dataclass
@@ -51,11 +52,6 @@ class Surroundings:
         )
 
 
-def take_rows(x: Float[Array, "B T D"], rows: Int[Array, "B R"]) -> Float[Array, "B R D"]:
-    """`x[b, rows[b]]` for each b."""
-    return jnp.take_along_axis(x, rows[:, :, None], axis=1)
-
-
 class QwenAttention(nn.Module):
     """Grouped-query attention with rotary positions and q/k/v biases."""
 
@@ -76,6 +72,7 @@ class QwenAttention(nn.Module):
         self,
         x: Float[Array, "B T D"],
         around: Surroundings,
+        taps: Taps,
         cache: KeysValues | None = None,
         rows: Int[Array, "B R"] | None = None,
     ) -> tuple[Float[Array, "B R D"], KeysValues]:
@@ -86,21 +83,28 @@ class QwenAttention(nn.Module):
         """
         batch, tokens, _ = x.shape
         heads = (batch, tokens, -1, self.config.head_dim)
-        key = rotate(self.k_proj(x).reshape(heads), around.cos, around.sin)
-        seen = (key, self.v_proj(x).reshape(heads))
-        asking = around if rows is None else around.at_rows(rows)
-        x = x if rows is None else take_rows(x, rows)
-        query = self.q_proj(x).reshape(batch, x.shape[1], -1, self.config.head_dim)
-        query = rotate(query, asking.cos, asking.sin)
+        repeats = self.config.kv_repeats
+        key = taps("k", self.k_proj(x).reshape(heads), every=repeats)
+        key = taps("k_rotated", rotate(key, around.cos, around.sin), every=repeats)
+        seen = (key, taps("v", self.v_proj(x).reshape(heads), every=repeats))
+        asking = around
+        if rows is not None:
+            asking, x, taps = around.at_rows(rows), take_rows(x, rows), taps.of_rows()
+        query = taps("q", self.q_proj(x).reshape(batch, x.shape[1], -1, self.config.head_dim))
+        query = taps("q_rotated", rotate(query, asking.cos, asking.sin))
         if cache is not None:
             assert around.slot is not None
             seen = write_slots(cache, seen, around.slot)
+        if "pattern" in taps.wanted:
+            positions = asking.query_positions, around.key_positions
+            taps("pattern", attention_pattern(query, seen[0], *positions, self.window))
         if cache is None and rows is None:
             attend_prompt = ATTENTION[around.attention]
             mixed = attend_prompt(query, *seen, around.key_positions, self.window)
         else:
             mixed = attend(query, *seen, asking.query_positions, around.key_positions, self.window)
-        return self.o_proj(mixed.reshape(*x.shape[:2], -1)), seen
+        mixed = taps("z", mixed)
+        return taps("attention", self.o_proj(mixed.reshape(*x.shape[:2], -1))), seen
 
 
 class QwenDecoderLayer(nn.Module):
@@ -121,6 +125,7 @@ class QwenDecoderLayer(nn.Module):
         self,
         residual: Float[Array, "B T D"],
         around: Surroundings,
+        taps: Taps | None = None,
         cache: KeysValues | None = None,
         rows: Int[Array, "B R"] | None = None,
     ) -> tuple[Float[Array, "B R D"], KeysValues]:
@@ -129,6 +134,11 @@ class QwenDecoderLayer(nn.Module):
         With `rows` only those slots go through the block and come out; their keys and values are
         still made of all slots. For the last block, when nobody reads the others.
         """
-        mixed, seen = self.self_attn(self.input_layernorm(residual), around, cache, rows)
-        residual = (residual if rows is None else take_rows(residual, rows)) + mixed
-        return residual + self.mlp(self.post_attention_layernorm(residual)), seen
+        taps = taps or Taps()
+        x = taps("input_layernorm", self.input_layernorm(taps("resid_pre", residual)))
+        mixed, seen = self.self_attn(x, around, taps, cache, rows)
+        if rows is not None:
+            residual, taps = take_rows(residual, rows), taps.of_rows()
+        residual = taps("resid_mid", residual + mixed)
+        x = taps("post_attention_layernorm", self.post_attention_layernorm(residual))
+        return taps("resid_post", residual + taps("mlp", self.mlp(x, taps))), seen

@@ -1,18 +1,346 @@
-"""Names of the places where activations are captured.
+"""Named places in the model where activations are captured.
 
-`layer_i` is the residual stream after block i, before the final norm: Hugging Face's output of
-`model.layers[i]`, TransformerLens' `blocks.i.hook_resid_post`. (Hugging Face's
-`hidden_states[L]` is not `layer_{L-1}`: it has passed the final norm.)
+`BLOCK_POINTS` and `MODEL_POINTS` are the one table of them; docs and tests are made from it. Names
+follow the module path: `layers.6.mlp` is what the MLP of block 6 adds to the residual stream. The
+output of block i is called `layer_i`, as in founding document 004, and `layers.i` means the same.
+TransformerLens' names (`blocks.6.hook_mlp_out`) and Hugging Face's module paths
+(`model.layers.6.mlp`) are understood too.
+
+`layer_i` is before the final norm. (Hugging Face's `hidden_states[L]` is not `layer_{L-1}`: it has
+passed that norm.)
 """
 
-from collections.abc import Sequence
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Sequence
 
+from qwen_hooks.config import QwenConfig
 from qwen_hooks.errors import ModelError
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HookPoint:
+    """A kind of place; `{i}` in its names stands for the block's number.
+
+    Attributes:
+        key: what the model's code calls it.
+        name: canonical.
+        shape: of one token's value, in the letters of `model`.
+        definition: what is there.
+        transformer_lens: its name there, or None.
+        hugging_face: the module whose output it is (`...input`: whose input), or None.
+    """
+
+    key: str
+    name: str
+    shape: str
+    definition: str
+    transformer_lens: str | None = None
+    hugging_face: str | None = None
+
+
+BLOCK_POINTS = (
+    HookPoint(
+        key="resid_pre",
+        name="layers.{i}.resid_pre",
+        shape="D",
+        definition="residual stream that enters the block",
+        transformer_lens="blocks.{i}.hook_resid_pre",
+        hugging_face="model.layers.{i}.input",
+    ),
+    HookPoint(
+        key="input_layernorm",
+        name="layers.{i}.input_layernorm",
+        shape="D",
+        definition="what attention reads: the norm of resid_pre, times its weight",
+        transformer_lens="blocks.{i}.ln1.hook_normalized",
+        hugging_face="model.layers.{i}.input_layernorm",
+    ),
+    HookPoint(
+        key="q",
+        name="layers.{i}.attention.q",
+        shape="N H",
+        definition="queries with their bias, before the rotation",
+        transformer_lens="blocks.{i}.attn.hook_q",
+        hugging_face="model.layers.{i}.self_attn.q_proj",
+    ),
+    HookPoint(
+        key="k",
+        name="layers.{i}.attention.k",
+        shape="K H",
+        definition="keys with their bias, before the rotation; one for each group of queries",
+        transformer_lens="blocks.{i}.attn.hook_k",
+        hugging_face="model.layers.{i}.self_attn.k_proj",
+    ),
+    HookPoint(
+        key="v",
+        name="layers.{i}.attention.v",
+        shape="K H",
+        definition="values with their bias",
+        transformer_lens="blocks.{i}.attn.hook_v",
+        hugging_face="model.layers.{i}.self_attn.v_proj",
+    ),
+    HookPoint(
+        key="q_rotated",
+        name="layers.{i}.attention.q_rotated",
+        shape="N H",
+        definition="queries after the rotation by their position (RoPE)",
+        transformer_lens="blocks.{i}.attn.hook_rot_q",
+    ),
+    HookPoint(
+        key="k_rotated",
+        name="layers.{i}.attention.k_rotated",
+        shape="K H",
+        definition="keys after the rotation by their position (RoPE)",
+        transformer_lens="blocks.{i}.attn.hook_rot_k",
+    ),
+    HookPoint(
+        key="pattern",
+        name="layers.{i}.attention.pattern",
+        shape="N S",
+        definition="softmax over the keys, float32 rounded to the model's dtype; it is computed"
+        " beside the fused attention, and takes memory quadratic in the length",
+        transformer_lens="blocks.{i}.attn.hook_pattern",
+    ),
+    HookPoint(
+        key="z",
+        name="layers.{i}.attention.z",
+        shape="N H",
+        definition="values mixed by the pattern, each head's own, before the output projection",
+        transformer_lens="blocks.{i}.attn.hook_z",
+        hugging_face="model.layers.{i}.self_attn.o_proj.input",
+    ),
+    HookPoint(
+        key="attention",
+        name="layers.{i}.attention",
+        shape="D",
+        definition="what attention adds to the residual stream",
+        transformer_lens="blocks.{i}.hook_attn_out",
+        hugging_face="model.layers.{i}.self_attn",
+    ),
+    HookPoint(
+        key="resid_mid",
+        name="layers.{i}.resid_mid",
+        shape="D",
+        definition="residual stream between attention and MLP",
+        transformer_lens="blocks.{i}.hook_resid_mid",
+        hugging_face="model.layers.{i}.post_attention_layernorm.input",
+    ),
+    HookPoint(
+        key="post_attention_layernorm",
+        name="layers.{i}.post_attention_layernorm",
+        shape="D",
+        definition="what the MLP reads: the norm of resid_mid, times its weight",
+        transformer_lens="blocks.{i}.ln2.hook_normalized",
+        hugging_face="model.layers.{i}.post_attention_layernorm",
+    ),
+    HookPoint(
+        key="gate",
+        name="layers.{i}.mlp.gate",
+        shape="F",
+        definition="the MLP's gate before its activation function",
+        transformer_lens="blocks.{i}.mlp.hook_pre",
+        hugging_face="model.layers.{i}.mlp.gate_proj",
+    ),
+    HookPoint(
+        key="up",
+        name="layers.{i}.mlp.up",
+        shape="F",
+        definition="what the gate is multiplied with",
+        transformer_lens="blocks.{i}.mlp.hook_pre_linear",
+        hugging_face="model.layers.{i}.mlp.up_proj",
+    ),
+    HookPoint(
+        key="neurons",
+        name="layers.{i}.mlp.neurons",
+        shape="F",
+        definition="silu(gate) * up: the MLP's neurons",
+        transformer_lens="blocks.{i}.mlp.hook_post",
+        hugging_face="model.layers.{i}.mlp.down_proj.input",
+    ),
+    HookPoint(
+        key="mlp",
+        name="layers.{i}.mlp",
+        shape="D",
+        definition="what the MLP adds to the residual stream",
+        transformer_lens="blocks.{i}.hook_mlp_out",
+        hugging_face="model.layers.{i}.mlp",
+    ),
+    HookPoint(
+        key="resid_post",
+        name="layer_{i}",
+        shape="D",
+        definition="residual stream that leaves the block",
+        transformer_lens="blocks.{i}.hook_resid_post",
+        hugging_face="model.layers.{i}",
+    ),
+)
+"""In the order in which a block computes them."""
+
+MODEL_POINTS = (
+    HookPoint(
+        key="embed_tokens",
+        name="embed_tokens",
+        shape="D",
+        definition="embeddings of the tokens, the residual stream before block 0",
+        transformer_lens="hook_embed",
+        hugging_face="model.embed_tokens",
+    ),
+    HookPoint(
+        key="norm",
+        name="norm",
+        shape="D",
+        definition="residual stream after the last block, normed and times the norm's weight",
+        transformer_lens="ln_final.hook_normalized",
+        hugging_face="model.norm",
+    ),
+    HookPoint(
+        key="logits",
+        name="logits",
+        shape="V",
+        definition="float32 scores of the next token",
+        transformer_lens="unembed.hook_out",
+        hugging_face="lm_head",
+    ),
+)
+"""The first before all blocks, the others after them."""
+
+MAX_BLOCKS = 10_000
+
+_ALIASES = {"layers.{i}": "layer_{i}", "layers.{i}.resid_post": "layer_{i}"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Site:
+    """One place of one model.
+
+    Attributes:
+        name: canonical.
+        point: its kind.
+        layer: the block's number; None outside of the blocks.
+    """
+
+    name: str
+    point: HookPoint
+    layer: int | None
+
+
+def sites(config: QwenConfig) -> list[Site]:
+    """All places of a model, in the order in which they are computed."""
+    first, *rest = MODEL_POINTS
+    of_blocks = [
+        Site(name=point.name.format(i=layer), point=point, layer=layer)
+        for layer in range(config.num_hidden_layers)
+        for point in BLOCK_POINTS
+    ]
+    ends = [Site(name=point.name, point=point, layer=None) for point in rest]
+    return [Site(name=first.name, point=first, layer=None), *of_blocks, *ends]
+
+
+def point_shape(
+    point: HookPoint, config: QwenConfig, keys: int | None = None
+) -> tuple[int | None, ...]:
+    """The shape of one token's value.
+
+    Args:
+        point: a kind of place.
+        config: of the model.
+        keys: how many keys a query sees at most, padding included; only the pattern asks.
+    """
+    letters = {
+        "D": config.hidden_size,
+        "N": config.num_attention_heads,
+        "K": config.num_key_value_heads // config.kv_repeats,
+        "H": config.head_dim,
+        "F": config.intermediate_size,
+        "V": config.vocab_size,
+        "S": keys,
+    }
+    return tuple(letters[letter] for letter in point.shape.split())
+
+
+def select(names: str | Iterable[object], config: QwenConfig) -> tuple[str, ...]:
+    """Canonical names of what is asked for, each once, in the order of computation.
+
+    Args:
+        names: names or aliases; `*` stands for any number or word, `{0..11}` for a range of
+            blocks, `{0,3,mlp}` for one of several.
+        config: of the model.
+
+    Raises:
+        ModelError: a name or pattern fits nothing; the nearest names are listed.
+    """
+    known = sites(config)
+    spellings: dict[str, str] = {}
+    for site in known:
+        forms = [site.point.name, site.point.transformer_lens, site.point.hugging_face]
+        forms += [alias for alias, name in _ALIASES.items() if name == site.point.name]
+        for form in forms:
+            if form is not None:
+                spellings[form.format(i=site.layer)] = site.name
+    chosen: set[str] = set()
+    for asked in [names] if isinstance(names, str) else list(names):
+        if not isinstance(asked, str):
+            raise ModelError(f"a hook point is a name, not {asked!r}; for blocks: 'layer_6'")
+        for name in _without_braces(asked):
+            expression = re.compile(re.escape(name).replace(r"\*", "[^.]+"))
+            found = {spellings[form] for form in spellings if expression.fullmatch(form)}
+            if not found:
+                raise ModelError(_unknown(name, spellings, config))
+            chosen |= found
+    if not chosen:
+        raise ModelError("no hook point to capture")
+    return tuple(site.name for site in known if site.name in chosen)
+
+
+def _without_braces(name: str) -> list[str]:
+    """The names that a name with `{a..b}` or `{a,b}` stands for."""
+    match = re.search(r"\{([^{}]*)\}", name)
+    if match is None:
+        return [name]
+    first, dots, last = match[1].partition("..")
+    if dots:
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) < MAX_BLOCKS):
+            raise ModelError(f"{match[0]} in {name!r} is no range of blocks such as {{0..11}}")
+        choices = [str(number) for number in range(int(first), int(last) + 1)]
+    else:
+        choices = [choice.strip() for choice in match[1].split(",")]
+    before, behind = name[: match.start()], name[match.end() :]
+    return [each for choice in choices for each in _without_braces(before + choice + behind)]
+
+
+def _unknown(name: str, spellings: Iterable[str], config: QwenConfig) -> str:
+    blocks = f"this model has layers 0 to {config.num_hidden_layers - 1}"
+    near = difflib.get_close_matches(name, spellings, n=3, cutoff=0.5)
+    kinds = ", ".join(point.name.format(i=0) for point in (*BLOCK_POINTS, *MODEL_POINTS))
+    hint = f"did you mean {', '.join(near)}?" if near else f"there are {kinds}"
+    return f"there is no hook point {name!r}; {hint} ({blocks})"
+
+
 def layer_name(layer: int) -> str:
-    """The key of block `layer` in the activations, in file names and in metadata."""
+    """The name of block `layer`'s output."""
     return f"layer_{layer}"
+
+
+def by_layer(names: Iterable[str]) -> dict[int | None, dict[str, str]]:
+    """Canonical names by block (None: outside of the blocks) and by the key of their kind."""
+    found: dict[int | None, dict[str, str]] = {}
+    for name in names:
+        match = re.match(r"layer_(\d+)$|layers\.(\d+)\.", name)
+        layer = int(match[1] or match[2]) if match else None
+        points = MODEL_POINTS if layer is None else BLOCK_POINTS
+        (key,) = (point.key for point in points if point.name.format(i=layer) == name)
+        found.setdefault(layer, {})[key] = name
+    return found
+
+
+def blocks_needed(names: Iterable[str], num_layers: int) -> int:
+    """How many blocks must run, from the first on, for these canonical names; at least one."""
+    layers = by_layer(names)
+    if {"norm", "logits"} & layers.get(None, {}).keys():
+        return num_layers
+    return 1 + max((layer for layer in layers if layer is not None), default=0)
 
 
 def default_layers(num_layers: int) -> tuple[int, ...]:

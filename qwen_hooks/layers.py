@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from qwen_hooks.taps import Taps
+
 
 def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision:
     """Float32 means float32: without this a TPU multiplies in bfloat16 and a GPU in TF32."""
@@ -87,6 +89,7 @@ class QwenMLP(nn.Module):
         self.up_proj = Linear(self.intermediate_size, dtype=self.dtype)
         self.down_proj = Linear(self.hidden_size, dtype=self.dtype)
 
-    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+    def __call__(self, x: Float[Array, "B S D"], taps: Taps) -> Float[Array, "B S D"]:
         """The gated MLP of Shazeer (arXiv 2002.05202)."""
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = taps("gate", self.gate_proj(x)), taps("up", self.up_proj(x))
+        return self.down_proj(taps("neurons", jax.nn.silu(gate) * up))

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5 with their activations. Read top to bottom; then `decoder_layer`.
+"""Qwen2 and Qwen2.5 with their activations. Read top to bottom; then `decoder_layer`, `taps`.
 
 Dimension letters, used in the whole package:
 
@@ -26,15 +26,16 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from qwen_hooks.attention_backends import check_attention
 from qwen_hooks.config import QwenConfig
-from qwen_hooks.decoder_layer import QwenDecoderLayer, Surroundings, take_rows
+from qwen_hooks.decoder_layer import QwenDecoderLayer, Surroundings
 from qwen_hooks.errors import ModelError
-from qwen_hooks.hook_points import check_layers, layer_name
+from qwen_hooks.hook_points import by_layer, check_layers, layer_name, select, sites
 from qwen_hooks.kv_cache import KeysValues, KVCache, StackedKeysValues
 from qwen_hooks.layers import Linear, RMSNorm, matmul_precision
 from qwen_hooks.rope import rotary_angles
 from qwen_hooks.scanned_layers import run_scanned
+from qwen_hooks.taps import Taps
 
-Activations = dict[str, Float[Array, "B R D"]]
+Activations = dict[str, Float[Array, "B R ..."]]
 TokenIds = Int[Array | np.ndarray, "B S"]
 AttentionMask = Shaped[Array | np.ndarray, "B S"]
 Params = Mapping[str, Any]
@@ -48,7 +49,8 @@ class ForwardOutput:
     Attributes:
         residual: `[B, R, D]` after the last block that ran, before the final norm; R is T, or
             the number of wanted rows.
-        activations: `layer_i` to `[B, R, D]`, for the model's `layers_to_extract` that ran.
+        activations: `[B, R, ...]` by name, for the model's hook points that were computed, in
+            that order; `layer_i` is `[B, R, D]`.
         cache: the filled cache, where one was given.
         keys_values: for each block that ran, what `KVCache.from_prefill` takes, where no cache
             was given.
@@ -61,14 +63,14 @@ class ForwardOutput:
 
 
 class QwenModelWithActivations(nn.Module):
-    """A Qwen2 causal language model that returns its residual stream after chosen blocks.
+    """A Qwen2 causal language model that returns what it computes at chosen hook points.
 
     Computes in the dtype of the parameters; logits are float32. Build it with
-    `create_model_with_hooks`, which checks the layers.
+    `create_model_with_hooks`, which checks the names.
 
     Attributes:
         config: shape and constants.
-        layers_to_extract: blocks whose output is returned, ascending.
+        hook_points: canonical names (see `hook_points`), in the order of computation.
         dtype: of the parameters that `init` makes.
         attention: which of `attention_backends.ATTENTION` runs prompts: `xla`, `splash` (TPU),
             or `cudnn` (GPU, half precision, padding on the right only).
@@ -76,7 +78,7 @@ class QwenModelWithActivations(nn.Module):
     """
 
     config: QwenConfig
-    layers_to_extract: tuple[int, ...]
+    hook_points: tuple[str, ...]
     dtype: DTypeLike = jnp.float32
     attention: str = "xla"
     scan_layers: bool = False
@@ -174,11 +176,15 @@ class QwenModelWithActivations(nn.Module):
             attention=attention or self.attention,
         )
 
-        residual = self.embed_tokens(input_ids)
+        num_layers = num_layers or self.config.num_hidden_layers
+        outside = Taps(by_layer(self.hook_points).get(None, ()), rows)
+        residual = outside("embed_tokens", self.embed_tokens(input_ids))
         run = self._run_scanned if self.scan_layers else self._run_unrolled
-        residual, activations, keys_values = run(
-            residual, around, cache, num_layers or self.config.num_hidden_layers, rows
-        )
+        residual, activations, keys_values = run(residual, around, cache, num_layers, rows)
+        if {"norm", "logits"} & outside.wanted and num_layers == self.config.num_hidden_layers:
+            self._logits(residual, outside.of_rows())
+        computed = outside.captured | activations
+        activations = {name: computed[name] for name in self.hook_points if name in computed}
         if cache is None:
             return ForwardOutput(residual, activations, None, keys_values)
         filled = dataclasses.replace(cache, layers=keys_values)
@@ -193,16 +199,17 @@ class QwenModelWithActivations(nn.Module):
         rows: Int[Array, "B R"] | None,
     ) -> tuple[Float[Array, "B R D"], Activations, tuple[KeysValues, ...]]:
         """The blocks one behind the other."""
+        names = by_layer(self.hook_points)
         activations: Activations = {}
         keys_values: list[KeysValues] = []
         for i, layer in enumerate(self.layers[:num_layers]):
             is_last = i == num_layers - 1
             buffers = None if cache is None else cast("KeysValues", cache.layers[i])
-            residual, seen = layer(residual, around, buffers, rows if is_last else None)
+            wanted = names.get(i, {})
+            taps = Taps(wanted, rows)
+            residual, seen = layer(residual, around, taps, buffers, rows if is_last else None)
             keys_values.append(seen)
-            if i in self.layers_to_extract:
-                wanted = residual if rows is None or is_last else take_rows(residual, rows)
-                activations[layer_name(i)] = wanted
+            activations |= {wanted[key]: value for key, value in taps.captured.items()}
         return residual, activations, tuple(keys_values)
 
     def _run_scanned(
@@ -214,17 +221,28 @@ class QwenModelWithActivations(nn.Module):
         rows: Int[Array, "B R"] | None,
     ) -> tuple[Float[Array, "B R D"], Activations, StackedKeysValues]:
         """The blocks as a loop; keys and values are stacked, `[L, B, S, K, H]`."""
+        names = by_layer(self.hook_points)
+        wanted: dict[str, list[int]] = {}
+        for layer, keys in names.items():
+            if layer is not None:
+                for key in keys:
+                    wanted.setdefault(key, []).append(layer)
         residual, captured, keys_values = run_scanned(
             lambda params, *inputs: self._any_block().apply({"params": params}, *inputs),
             self.stacked,
             residual,
             around,
             num_layers=num_layers,
-            captured=self.layers_to_extract,
+            captured=wanted,
             buffers=None if cache is None else cast("StackedKeysValues", cache.layers),
             rows=rows,
         )
-        return residual, {layer_name(i): x for i, x in captured.items()}, keys_values
+        activations = {
+            names[layer][key]: value
+            for key, values in captured.items()
+            for layer, value in values.items()
+        }
+        return residual, activations, keys_values
 
     def _any_block(self) -> QwenDecoderLayer:
         return QwenDecoderLayer(self.config, self.config.layer_window(0), self.dtype, parent=None)
@@ -239,12 +257,25 @@ class QwenModelWithActivations(nn.Module):
         init = self._any_block().init
         return jax.vmap(lambda key: init(key, residual, around)["params"])(keys)
 
+    @property
+    def layers_to_extract(self) -> tuple[int, ...]:
+        """Blocks whose output is captured, ascending."""
+        found = by_layer(self.hook_points).items()
+        return tuple(layer for layer, keys in found if layer is not None and "resid_post" in keys)
+
+    def list_hook_points(self) -> list[str]:
+        """Canonical names of every place of this model that can be captured."""
+        return [site.name for site in sites(self.config)]
+
     def unembed(self, residual: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Float32 logits of the token after each position: final norm, then unembedding."""
-        hidden = self.norm(residual)
+        return self._logits(residual, Taps())
+
+    def _logits(self, residual: Float[Array, "*B D"], taps: Taps) -> Float[Array, "*B V"]:
+        hidden = taps("norm", self.norm(residual))
         if self.config.tie_word_embeddings:
-            return self.embed_tokens.attend(hidden)
-        return self.lm_head(hidden).astype(jnp.float32)
+            return taps("logits", self.embed_tokens.attend(hidden))
+        return taps("logits", self.lm_head(hidden).astype(jnp.float32))
 
 
 class Embedding(nn.Module):
@@ -288,30 +319,40 @@ def create_model_with_hooks(
     dtype: DTypeLike = jnp.float32,
     attention: str = "xla",
     scan_layers: bool = False,
+    hook_points: str | Sequence[object] | None = None,
 ) -> QwenModelWithActivations:
-    """A model that captures the residual stream after the given blocks.
+    """A model that captures what it computes at hook points.
 
     Args:
         config: of the checkpoint.
-        layers_to_extract: block numbers from 0; None: all blocks.
+        layers_to_extract: block numbers from 0, whose outputs are captured as `layer_i`; None:
+            all blocks, unless `hook_points` says something else.
         dtype: of the parameters that `model.init` makes; loaded parameters bring their own.
         attention: how prompts are computed; `attention_backends.choose_attention` knows what can
             run where.
         scan_layers: run the blocks as a loop, which compiles faster; for parameters loaded or
             made so (`load_params(..., scan_layers=True)`).
+        hook_points: names, aliases or patterns (`layers.*.mlp`), captured beside the layers; see
+            `hook_points.select`.
 
     Raises:
-        ModelError: a layer is out of range, repeated or no whole number; no such attention; or
-            blocks that differ shall be scanned.
+        ModelError: a layer is out of range, repeated or no whole number; there is no such hook
+            point or attention; or blocks that differ shall be scanned.
     """
-    layers = check_layers(layers_to_extract, config.num_hidden_layers)
+    names: list[str] = []
+    if layers_to_extract is not None or hook_points is None:
+        names += map(layer_name, check_layers(layers_to_extract, config.num_hidden_layers))
+    if hook_points is not None:
+        names += select(hook_points, config)
     windows = {config.layer_window(i) for i in range(config.num_hidden_layers)}
     if scan_layers and len(windows) > 1:
         raise ModelError(
             "scan_layers needs blocks that are all alike; here some have a sliding window and"
             " others none"
         )
-    return QwenModelWithActivations(config, layers, dtype, check_attention(attention), scan_layers)
+    return QwenModelWithActivations(
+        config, select(names, config), dtype, check_attention(attention), scan_layers
+    )
 
 
 def forward(

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from qwen_hooks.decoder_layer import Surroundings, take_rows
+from qwen_hooks.decoder_layer import Surroundings
 from qwen_hooks.kv_cache import StackedKeysValues
+from qwen_hooks.taps import Taps
 
 Block = Callable[..., Any]
 """`QwenDecoderLayer` as a function of its parameters, and then of what it is called with; it gives
@@ -28,10 +29,10 @@ def run_scanned(
     around: Surroundings,
     *,
     num_layers: int,
-    captured: Sequence[int],
+    captured: Mapping[str, Sequence[int]],
     buffers: StackedKeysValues | None,
     rows: Int[Array, "B R"] | None,
-) -> tuple[Float[Array, "B R D"], dict[int, Float[Array, "B R D"]], StackedKeysValues]:
+) -> tuple[Float[Array, "B R D"], dict[str, dict[int, Array]], StackedKeysValues]:
     """Runs the first `num_layers` blocks.
 
     Args:
@@ -40,42 +41,51 @@ def run_scanned(
         residual: `[B, T, D]`, what goes into the first.
         around: alike for all.
         num_layers: to run, at least one.
-        captured: blocks whose output is wanted, ascending.
+        captured: of each hook point's key the blocks where it is wanted.
         buffers: the cache's, `[L, B, C, K, H]` each; None without a cache.
         rows: as in `QwenModelWithActivations.forward`.
 
     Returns:
-        The residual stream, what was captured, and the keys and values of all blocks, stacked.
+        The residual stream, what was captured by key and block, and the keys and values of all
+        blocks, stacked.
     """
-    captured = [layer for layer in captured if layer < num_layers]
-    width = residual.shape[1] if rows is None else rows.shape[1]
+    wanted = {key: [n for n in layers if n < num_layers] for key, layers in captured.items()}
+    wanted = {key: layers for key, layers in wanted.items() if layers}
+
+    def run_block(layer: Int[Array, ""], residual: Array, cache: Any, rows_now: Array | None):
+        taps = Taps(wanted, rows)
+        params = at_layer(stacked, layer)
+        residual, seen = block(params, residual, around, taps, cache, rows_now)
+        return residual, seen, taps.captured
+
+    cache = None if buffers is None else at_layer(buffers, 0)
+    _, seen, values = jax.eval_shape(lambda: run_block(jnp.int32(0), residual, cache, None))
     keys_values = buffers
     if keys_values is None:
-        seen = jax.eval_shape(lambda: block(at_layer(stacked, 0), residual, around)[1])
         keys_values = jax.tree.map(lambda x: jnp.zeros((num_layers, *x.shape), x.dtype), seen)
-    # Blocks that are not captured write to a slot that nobody reads.
-    unread = len(captured)
-    slot_of = jnp.array(
-        [captured.index(i) if i in captured else unread for i in range(num_layers)], jnp.int32
-    )
-    shape = (unread + 1, residual.shape[0], width, residual.shape[2])
+    # Blocks where a key is not wanted write to a slot behind the others, which nobody reads.
+    collected = {
+        key: jnp.zeros((len(layers) + 1, *values[key].shape), values[key].dtype)
+        for key, layers in wanted.items()
+    }
+    slot_of = {
+        key: jnp.array(
+            [layers.index(i) if i in layers else len(layers) for i in range(num_layers)], jnp.int32
+        )
+        for key, layers in wanted.items()
+    }
 
     def one_block(state: tuple, layer: Int[Array, ""], rows_now: Array | None = None) -> tuple:
         residual, collected, keys_values = state
         cache = None if buffers is None else at_layer(keys_values, layer)
-        residual, seen = block(at_layer(stacked, layer), residual, around, cache, rows_now)
-        keys_values = jax.tree.map(
-            lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, layer, axis=0),
-            keys_values,
-            seen,
-        )
-        wanted = residual if rows is None or rows_now is not None else take_rows(residual, rows)
-        collected = jax.lax.dynamic_update_index_in_dim(collected, wanted, slot_of[layer], axis=0)
+        residual, seen, values = run_block(layer, residual, cache, rows_now)
+        keys_values = _put(keys_values, seen, layer)
+        collected = {key: _put(collected[key], values[key], slot_of[key][layer]) for key in wanted}
         return residual, collected, keys_values
 
     # With `rows` the last block computes fewer slots, so it stands behind the loop.
     looped = num_layers if rows is None else num_layers - 1
-    state = (residual, jnp.zeros(shape, residual.dtype), keys_values)
+    state = (residual, collected, keys_values)
     state, _ = jax.lax.scan(
         lambda state, layer: (one_block(state, layer), None),
         state,
@@ -84,7 +94,20 @@ def run_scanned(
     if rows is not None:
         state = one_block(state, jnp.int32(looped), rows)
     residual, collected, seen = state
-    return residual, {layer: collected[i] for i, layer in enumerate(captured)}, seen
+    values = {
+        key: {layer: collected[key][i] for i, layer in enumerate(layers)}
+        for key, layers in wanted.items()
+    }
+    return residual, values, seen
+
+
+def _put(stacked: Any, one: Any, index: Int[Array, ""]) -> Any:
+    """The stacked tree with one entry of each leaf replaced."""
+    return jax.tree.map(
+        lambda all_, new: jax.lax.dynamic_update_index_in_dim(all_, new, index, axis=0),
+        stacked,
+        one,
+    )
 
 
 def at_layer(stacked: Any, layer: int | Int[Array, ""]) -> Any:

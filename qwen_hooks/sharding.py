@@ -50,7 +50,7 @@ class Layout:
     def config(self, config: QwenConfig) -> QwenConfig:
         """The configuration of the model as it is laid out, repeated KV heads counted."""
         kv_heads = config.num_key_value_heads * self.kv_repeats
-        return dataclasses.replace(config, num_key_value_heads=kv_heads)
+        return dataclasses.replace(config, num_key_value_heads=kv_heads, kv_repeats=self.kv_repeats)
 
     def param_spec(self, path: ParamPath) -> P:
         """Partition of a parameter, given by its path below `params`."""

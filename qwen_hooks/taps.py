@@ -1,0 +1,54 @@
+"""How the blocks' code tells what it computes, and keeps what is wanted.
+
+The code passes every value by a `Taps`, under the hook point's key:
+
+    x = taps("input_layernorm", self.input_layernorm(residual))
+
+which gives the value back and keeps it if it was asked for. A `Taps` lives for one call of one
+block, inside of the traced function; what it kept is returned, so nothing is left behind. Where
+nothing is asked for, the compiled program is the same as without.
+"""
+
+from collections.abc import Collection
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Shaped
+
+
+class Taps:
+    """Keeps values by their keys.
+
+    Args:
+        wanted: keys to keep.
+        rows: int32 `[B, R]`, the slots that are kept of values of all slots; None: all.
+
+    Attributes:
+        captured: what was kept, `[B, R, ...]` each.
+    """
+
+    def __init__(self, wanted: Collection[str] = (), rows: Int[Array, "B R"] | None = None):
+        self.wanted = frozenset(wanted)
+        self._rows = rows
+        self.captured: dict[str, Array] = {}
+
+    def __call__(
+        self, key: str, value: Shaped[Array, "..."], *, every: int = 1
+    ) -> Shaped[Array, "..."]:
+        """Takes a value `[B, T, ...]` of every slot; of heads that are repeated every n-th."""
+        if key in self.wanted:
+            kept = value if self._rows is None else take_rows(value, self._rows)
+            self.captured[key] = kept if every == 1 else kept[:, :, ::every]
+        return value
+
+    def of_rows(self) -> "Taps":
+        """For values that were computed for the wanted slots only."""
+        narrowed = Taps(self.wanted)
+        narrowed.captured = self.captured
+        return narrowed
+
+
+def take_rows(
+    x: Shaped[Array, "B T *shape"], rows: Int[Array, "B R"]
+) -> Shaped[Array, "B R *shape"]:
+    """`x[b, rows[b]]` for each b."""
+    return jnp.take_along_axis(x, rows.reshape(*rows.shape, *(1,) * (x.ndim - 2)), axis=1)

@@ -1,0 +1,72 @@
+"""What the torch model computes at every hook point, by module hooks or from its own parts."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Qwen2ForCausalLM
+from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
+
+from qwen_hooks import QwenConfig
+from qwen_hooks.hook_points import Site, point_shape, sites
+
+
+def torch_values(
+    model: Qwen2ForCausalLM, config: QwenConfig, token_ids: list[int]
+) -> dict[str, np.ndarray]:
+    """One sequence, unpadded: `[S, ...]` float32 by canonical name.
+
+    The model must be loaded with eager attention, which gives its pattern.
+    """
+    found: dict[str, torch.Tensor] = {}
+    handles = []
+    for site in sites(config):
+        path = site.point.hugging_face
+        if path is None:
+            continue
+        path, is_input = path.format(i=site.layer), path.endswith(".input")
+        module = model.get_submodule(path.removesuffix(".input"))
+
+        def keep(
+            module: object, inputs: Any, output: Any = None, *, name=site.name, is_input=is_input
+        ) -> None:
+            value = inputs if is_input else output
+            found[name] = value[0] if isinstance(value, tuple) else value
+
+        register = module.register_forward_pre_hook if is_input else module.register_forward_hook
+        handles.append(register(keep))
+    input_ids = torch.tensor([token_ids])
+    with torch.inference_mode():
+        patterns = model(input_ids, use_cache=False, output_attentions=True).attentions
+        positions = torch.arange(len(token_ids))[None]
+        cos, sin = model.model.rotary_emb(found["embed_tokens"], positions)
+        for layer in range(config.num_hidden_layers):
+            prefix = f"layers.{layer}.attention"
+            q, k = (
+                found[f"{prefix}.{key}"].unflatten(-1, (-1, config.head_dim)).transpose(1, 2)
+                for key in "qk"
+            )
+            rotated = apply_rotary_pos_emb(q, k, cos, sin)
+            for key, value in zip("qk", rotated, strict=True):
+                found[f"{prefix}.{key}_rotated"] = value.transpose(1, 2)
+            found[f"{prefix}.pattern"] = patterns[layer].transpose(1, 2)
+    for handle in handles:
+        handle.remove()
+    shaped = {}
+    for site in sites(config):
+        shape = _shape(site, config, len(token_ids))
+        shaped[site.name] = found[site.name].float().numpy().reshape(len(token_ids), *shape)
+    return shaped
+
+
+def _shape(site: Site, config: QwenConfig, keys: int) -> tuple[int, ...]:
+    shape = point_shape(site.point, config, keys)
+    assert None not in shape
+    return tuple(size for size in shape if size is not None)
+
+
+def load_eager(folder) -> Qwen2ForCausalLM:
+    """The torch model of a checkpoint, with attention that gives its pattern."""
+    return Qwen2ForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
