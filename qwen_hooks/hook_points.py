@@ -318,6 +318,21 @@ def _unknown(name: str, spellings: Iterable[str], config: QwenConfig) -> str:
     return f"there is no hook point {name!r}; {hint} ({blocks})"
 
 
+def markdown_table() -> str:
+    """The table of all hook points, as docs/hook_points.md has it."""
+    first, *last = MODEL_POINTS
+    lines = [
+        "| name | shape | what is there | TransformerLens | Hugging Face |",
+        "|---|---|---|---|---|",
+    ]
+    for point in (first, *BLOCK_POINTS, *last):
+        names = [f"`{n}`" if n else "" for n in (point.transformer_lens, point.hugging_face)]
+        shape = "[" + ", ".join(point.shape.split()) + "]"
+        cells = [f"`{point.name}`", shape, point.definition, *names]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines).replace("{i}", "i") + "\n"
+
+
 def layer_name(layer: int) -> str:
     """The name of block `layer`'s output."""
     return f"layer_{layer}"
