@@ -17,10 +17,10 @@ from tests.torch_values import load_eager, torch_values
 TOLERANCE = 1e-4
 TOKENS = 21
 SHAPES = {
-    "14/2 heads": {"hidden_size": 56, "num_attention_heads": 14, "num_hidden_layers": 3},
+    "14/2 heads": {"hidden_size": 56, "num_attention_heads": 14, "num_hidden_layers": 2},
     "tied, sliding": {
         "tie_word_embeddings": True,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 2,
         "use_sliding_window": True,
         "sliding_window": 7,
         "max_window_layers": 0,
@@ -88,7 +88,7 @@ def test_cached_decoding(checkpoint, theirs, scan):
     params = load_params(checkpoint, scan_layers=scan)
     tokens = jnp.array([random_tokens(TOKENS)], jnp.int32)
     positions = jnp.arange(TOKENS, dtype=jnp.int32)[None]
-    begun = 17
+    begun = TOKENS - 2
     prompt = forward(model, params, tokens[:, :begun], positions[:, :begun])
     cache = KVCache.from_prefill(prompt.keys_values, positions[:, :begun], TOKENS)
     step = jax.jit(functools.partial(forward, model))
