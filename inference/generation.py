@@ -100,7 +100,7 @@ def generate_batch(
     """Runs a batch over the mesh.
 
     Args:
-        model: captures `model.layers_to_extract`.
+        model: captures its hook points.
         params: laid out as `qwen_hooks.sharding` says.
         batch: `B` a multiple of the mesh's data axis.
         settings: of generation.
@@ -152,7 +152,7 @@ def _generate(
 
     with jax.named_scope("prefill"):
         predicts = settings.max_new_tokens > 0
-        num_layers = None if predicts else model.layers_to_extract[-1] + 1
+        num_layers = None if predicts else model.blocks_needed
         prompt = forward(
             model, params, batch.input_ids, positions, num_layers=num_layers, rows=last[:, None]
         )

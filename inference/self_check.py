@@ -27,8 +27,7 @@ class SelfCheckError(RuntimeError):
 @functools.partial(jax.jit, static_argnames=("model",))
 def _rows_alone(model: QwenModelWithActivations, params: Params, input_ids: jax.Array) -> jax.Array:
     positions = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None]
-    layers = model.layers_to_extract[-1] + 1
-    output = forward(model, params, input_ids, positions, num_layers=layers)
+    output = forward(model, params, input_ids, positions, num_layers=model.blocks_needed)
     return jnp.stack([values[0] for values in output.activations.values()], axis=1)
 
 

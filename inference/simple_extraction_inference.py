@@ -83,7 +83,7 @@ def prefill(
     """
     slots = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None]
     positions = jnp.where(slots < length, slots, -1)
-    num_layers = None if predict else model.layers_to_extract[-1] + 1
+    num_layers = None if predict else model.blocks_needed
     last = jnp.reshape(length - 1, (1, 1))
     output = forward(model, params, input_ids, positions, num_layers=num_layers, rows=last)
     rows = jnp.stack([values[0, 0] for values in output.activations.values()])

@@ -28,7 +28,14 @@ from qwen_hooks.attention_backends import check_attention
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.decoder_layer import QwenDecoderLayer, Surroundings
 from qwen_hooks.errors import ModelError
-from qwen_hooks.hook_points import by_layer, check_layers, layer_name, select, sites
+from qwen_hooks.hook_points import (
+    blocks_needed,
+    by_layer,
+    check_layers,
+    layer_name,
+    select,
+    sites,
+)
 from qwen_hooks.kv_cache import KeysValues, KVCache, StackedKeysValues
 from qwen_hooks.layers import Linear, RMSNorm, matmul_precision
 from qwen_hooks.rope import rotary_angles
@@ -262,6 +269,11 @@ class QwenModelWithActivations(nn.Module):
         """Blocks whose output is captured, ascending."""
         found = by_layer(self.hook_points).items()
         return tuple(layer for layer, keys in found if layer is not None and "resid_post" in keys)
+
+    @property
+    def blocks_needed(self) -> int:
+        """How many blocks must run, from the first on, for the hook points alone."""
+        return blocks_needed(self.hook_points, self.config.num_hidden_layers)
 
     def list_hook_points(self) -> list[str]:
         """Canonical names of every place of this model that can be captured."""

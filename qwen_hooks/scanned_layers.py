@@ -58,8 +58,11 @@ def run_scanned(
         residual, seen = block(params, residual, around, taps, cache, rows_now)
         return residual, seen, taps.captured
 
-    cache = None if buffers is None else at_layer(buffers, 0)
-    _, seen, values = jax.eval_shape(lambda: run_block(jnp.int32(0), residual, cache, None))
+    def first_block() -> tuple:
+        cache = None if buffers is None else at_layer(buffers, 0)
+        return run_block(jnp.int32(0), residual, cache, None)
+
+    _, seen, values = jax.eval_shape(first_block)
     keys_values = buffers
     if keys_values is None:
         keys_values = jax.tree.map(lambda x: jnp.zeros((num_layers, *x.shape), x.dtype), seen)

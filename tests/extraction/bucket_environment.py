@@ -1,5 +1,10 @@
-"""The fixture `bucket`: a fake bucket that commands find by their environment."""
+"""The fixture `bucket`: a fake bucket that commands find by their environment.
 
+Google's client leaves the connection of a download that was refused to the garbage collector. Tests
+of refusals take `REFUSED_DOWNLOADS` as their mark and the fixture `collected`.
+"""
+
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +12,15 @@ from google.cloud import storage as google_storage
 
 import extraction.storage.gcs  # noqa: F401 - its annotations need the real class
 from tests.fake_gcs.server import FakeGcs
+
+REFUSED_DOWNLOADS = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """No connection of a refused download is left to a later test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

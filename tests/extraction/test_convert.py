@@ -17,12 +17,13 @@ from extraction.storage.gcs import GcsStorage
 from extraction.storage.local import LocalStorage
 from extraction.verify import verify
 from tests.extraction.known_rows import known_block, make_extractor
+from tests.extraction.known_runs import FORMS
 from tests.extraction.written_runs import (
-    ALL_FORMATS,
     HOOKS,
     content_of,
     records_of,
     sample_rows,
+    stop_after,
     write_run,
 )
 
@@ -40,8 +41,8 @@ def rows_of(storage, hook="layer_12"):
     )
 
 
-@pytest.mark.parametrize(("to", "to_dtype"), ALL_FORMATS)
-@pytest.mark.parametrize(("source_format", "dtype"), ALL_FORMATS)
+@pytest.mark.parametrize(("to", "to_dtype"), FORMS)
+@pytest.mark.parametrize(("source_format", "dtype"), FORMS)
 def test_every_format_becomes_every_other(tmp_path, source_format, dtype, to, to_dtype):
     source = write_run(tmp_path / "in", source_format, dtype)
     before = content_of(source)
@@ -97,7 +98,7 @@ def test_numbers_of_all_bits_come_through(tmp_path):
     source = write_run(tmp_path / "in", units=0, planned=1)
     Committer(source, HOOKS).commit(1, RowBlock(**columns), lines)
     write_metadata(source)
-    for to, dtype in ALL_FORMATS:
+    for to, dtype in FORMS:
         out = LocalStorage(tmp_path / f"{to}-{dtype}")
         convert(source, out, to, dtype)
         assert verify(out, 3).exit_status == GOOD
@@ -145,15 +146,7 @@ def test_damage_is_not_spread(tmp_path):
 
 def test_a_conversion_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     source, out = write_run(tmp_path / "in"), LocalStorage(tmp_path / "out")
-    whole, left = out.put_new, [8]
-
-    def put_new(name, data, attributes=None):
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        whole(name, data, attributes)
-
-    monkeypatch.setattr(out, "put_new", put_new)
+    stop_after(monkeypatch, out, 8)
     with pytest.raises(KeyboardInterrupt):
         convert(source, out, "safetensors")
     before = content_of(out)

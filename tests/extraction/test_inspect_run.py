@@ -11,14 +11,15 @@ from extraction.statistics import RowStatistics
 from extraction.storage.gcs import GcsStorage
 from extraction.storage.local import LocalStorage
 from tests.extraction.known_rows import known_block, make_extractor
-from tests.extraction.written_runs import ALL_FORMATS, HOOKS, sample_rows, write_run
+from tests.extraction.known_runs import FORMS
+from tests.extraction.written_runs import HOOKS, sample_rows, write_run
 
 
 def told(storage, **kwargs) -> str:
     return "\n".join(inspect_run(storage, **kwargs))
 
 
-@pytest.mark.parametrize(("file_format", "dtype"), ALL_FORMATS)
+@pytest.mark.parametrize(("file_format", "dtype"), FORMS)
 def test_a_run_is_described(tmp_path, file_format, dtype):
     storage = write_run(tmp_path, file_format, dtype)
     text = told(storage)

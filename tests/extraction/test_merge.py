@@ -16,12 +16,13 @@ from extraction.storage.gcs import GcsStorage
 from extraction.storage.local import LocalStorage
 from extraction.verify import verify
 from tests.extraction.known_rows import known_block, make_extractor
+from tests.extraction.known_runs import FORMS
 from tests.extraction.written_runs import (
-    ALL_FORMATS,
     HOOKS,
     content_of,
     records_of,
     sample_rows,
+    stop_after,
     write_run,
 )
 
@@ -37,7 +38,7 @@ def parts(folder, file_format="pickle", dtype="float32", **settings):
     ]
 
 
-@pytest.mark.parametrize(("file_format", "dtype"), ALL_FORMATS)
+@pytest.mark.parametrize(("file_format", "dtype"), FORMS)
 def test_all_batches_are_there_byte_for_byte(tmp_path, file_format, dtype):
     sources = parts(tmp_path, file_format, dtype)
     before = [content_of(source) for source in sources]
@@ -167,15 +168,7 @@ def test_damage_is_not_spread(tmp_path):
 def test_a_merge_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     sources = parts(tmp_path)
     out = LocalStorage(tmp_path / "out")
-    whole, left = out.put_new, [11]
-
-    def put_new(name, data, attributes=None):
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        whole(name, data, attributes)
-
-    monkeypatch.setattr(out, "put_new", put_new)
+    stop_after(monkeypatch, out, 11)
     with pytest.raises(KeyboardInterrupt):
         merge(out, sources)
     before = content_of(out)

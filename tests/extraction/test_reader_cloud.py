@@ -1,6 +1,5 @@
 """Reading from a bucket."""
 
-import gc
 import logging
 import threading
 
@@ -11,27 +10,19 @@ from extraction.commit_log import record_name
 from extraction.errors import CorruptBatchError, StorageUnavailableError, StoreError
 from extraction.reader import ActivationDataset
 from extraction.storage.gcs import GcsStorage
-from tests.extraction.bucket_environment import bucket
+from tests.extraction.bucket_environment import REFUSED_DOWNLOADS, bucket, collected
 from tests.extraction.known_runs import FORMS, OpenRun, expected_rows, write_run
 from tests.fake_gcs.faults import Fault
 from tests.fake_gcs.server import FakeGcs
 
-__all__ = ["bucket"]
+__all__ = ["bucket", "collected"]
 
 ROWS, LAYERS = 23, (6, 12)
 ADDRESS = "gs://bucket/some/run"
 SECOND = "some/run/layer_12_batch_000002.safetensors"
 
 
-# Google's client leaves the connection of a download that was refused to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-
-
-@pytest.fixture(autouse=True)
-def collected():
-    """No such connection is left to a later test."""
-    yield
-    gc.collect()
+pytestmark = REFUSED_DOWNLOADS
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from extraction.run_identity import RunLock
 from extraction.storage.gcs import GcsStorage
 from extraction.storage.local import LocalStorage
 from extraction.verify import verify
+from tests.extraction.known_runs import FORMS
 from tests.extraction.written_runs import (
-    ALL_FORMATS,
     HOOKS,
     content_of,
     records_of,
@@ -178,7 +178,7 @@ def without_run(folder):
     return LocalStorage(folder / "whole"), LocalStorage(folder / "copy")
 
 
-@pytest.mark.parametrize("file_format", [name for name, dtype in ALL_FORMATS if dtype == "float32"])
+@pytest.mark.parametrize("file_format", [name for name, dtype in FORMS if dtype == "float32"])
 def test_metadata_is_rebuilt_from_the_files_themselves(tmp_path, file_format):
     write_run(tmp_path / "whole", file_format)
     shutil.copytree(tmp_path / "whole", tmp_path / "copy", ignore=shutil.ignore_patterns("_run"))

@@ -1,6 +1,5 @@
 """Uploads through a network and a bucket server that fail, end, or are far too slow."""
 
-import gc
 import threading
 import time
 import tracemalloc
@@ -20,6 +19,7 @@ from extraction.storage import gcs
 from extraction.storage.gcs import GcsStorage
 from extraction.storage.local import LocalStorage
 from extraction.upload import Uploader, upload_folder, upload_unit
+from tests.extraction.bucket_environment import REFUSED_DOWNLOADS, collected
 from tests.extraction.known_rows import bytes_of, known_block
 from tests.extraction.uploads import (
     HOOKS,
@@ -33,6 +33,8 @@ from tests.extraction.uploads import (
 )
 from tests.fake_gcs.faults import Fault
 
+__all__ = ["collected"]
+
 KIBIBYTE = 1024
 TRANSIENT = {
     **{status: {} for status in ("408", "429", "500", "502", "503", "504")},
@@ -42,15 +44,7 @@ TRANSIENT = {
     "corrupt_upload": {},
 }
 
-# Google's client leaves the connection of a download that was refused to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-
-
-@pytest.fixture(autouse=True)
-def collected():
-    """No such connection is left to a later test."""
-    yield
-    gc.collect()
+pytestmark = REFUSED_DOWNLOADS
 
 
 @pytest.fixture(autouse=True)

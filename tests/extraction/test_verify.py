@@ -21,8 +21,8 @@ from extraction.storage.gcs import GcsStorage
 from extraction.storage.local import LocalStorage
 from extraction.verify import verify
 from tests.extraction.known_rows import known_block, make_extractor
+from tests.extraction.known_runs import FORMS
 from tests.extraction.written_runs import (
-    ALL_FORMATS,
     HOOKS,
     WIDTH,
     edit_json,
@@ -48,7 +48,7 @@ def assert_damaged(storage, level: int, file: str, words: str, batch_id: int | N
 
 
 @pytest.mark.parametrize("level", [1, 2, 3])
-@pytest.mark.parametrize(("file_format", "dtype"), ALL_FORMATS)
+@pytest.mark.parametrize(("file_format", "dtype"), FORMS)
 def test_a_whole_run_is_good(tmp_path, file_format, dtype, level):
     storage = write_run(tmp_path, file_format, dtype)
     report = verify(storage, level)
@@ -61,7 +61,7 @@ def test_a_whole_run_is_good(tmp_path, file_format, dtype, level):
 
 
 @pytest.mark.parametrize("level", [1, 2, 3])
-@pytest.mark.parametrize(("file_format", "dtype"), ALL_FORMATS)
+@pytest.mark.parametrize(("file_format", "dtype"), FORMS)
 def test_numbers_of_all_sizes_are_good(tmp_path, file_format, dtype, level):
     # Zeros, subnormals, infinities, NaN, and what bfloat16 rounds to infinity.
     block, lines = sample_rows(0)

@@ -20,15 +20,6 @@ UNITS = 3
 SAMPLES = 4
 """Of a unit."""
 
-ALL_FORMATS = [
-    ("pickle", "float32"),
-    ("npz", "float32"),
-    ("safetensors", "float32"),
-    ("safetensors", "bfloat16"),
-    ("raw", "float32"),
-    ("raw", "bfloat16"),
-]
-
 
 def sample_rows(unit: int, *, first: int = 0) -> tuple[RowBlock, list[dict[str, Any]]]:
     """The rows and output lines of a unit; sample s of it has s + 1 rows, the last is skipped.
@@ -120,3 +111,16 @@ def content_of(storage: Storage) -> dict[str, bytes]:
     """Every file of the run."""
     folders = ("", "_run/", "_run/commits/", "_run/outputs/", "_run/quarantine/")
     return {name: storage.get(name) for folder in folders for name in storage.names(folder)}
+
+
+def stop_after(monkeypatch, storage: Storage, puts: int) -> None:
+    """Ends what writes to a storage, as ctrl-C does, when so many new files are there."""
+    whole, left = storage.put_new, [puts]
+
+    def put_new(name, data, attributes=None):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        whole(name, data, attributes)
+
+    monkeypatch.setattr(storage, "put_new", put_new)

@@ -1,6 +1,5 @@
 """Model and tasks from a bucket: the same run as from a disk."""
 
-import gc
 import io
 import json
 
@@ -9,32 +8,23 @@ import pytest
 from extraction.errors import StoreError
 from extraction.storage import open_storage
 from inference import simple_extraction_inference
-from inference.bucket_checkpoint import open_bucket_checkpoint
+from inference.bucket_checkpoint import BucketFile, open_bucket_checkpoint
 from inference.errors import InputError
-from inference.input_files import StoredFile
 from inference.tasks import read_tasks, tasks_digest
 from qwen_hooks import Checkpoint
 from qwen_hooks.errors import ModelError
-from tests.extraction.bucket_environment import bucket
+from tests.extraction.bucket_environment import REFUSED_DOWNLOADS, bucket, collected
 from tests.fake_gcs.faults import Fault
 from tests.fake_gcs.fixture import fake_gcs
 from tests.inference.whole_runs import arguments, read_run
 
-__all__ = ["bucket", "fake_gcs"]
+__all__ = ["bucket", "collected", "fake_gcs"]
 
 MODEL, TASKS = "gs://bucket/models/demo", "gs://bucket/data/tasks.json"
 SOME = [{"task_id": "a", "prompt": "größer"}, {"task_id": "b", "token_ids": [5, 6, 7]}]
 
 
-# Google's client leaves the connection of a download that was refused to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-
-
-@pytest.fixture(autouse=True)
-def collected():
-    """No such connection is left to a later test."""
-    yield
-    gc.collect()
+pytestmark = REFUSED_DOWNLOADS
 
 
 @pytest.fixture(autouse=True)
@@ -87,10 +77,10 @@ def test_of_the_weights_only_parts_are_read(filled, demo_checkpoint):
     assert [exchange.status for exchange in filled.requests] == [206]
 
 
-def test_a_stored_file_is_read_as_a_file_is(filled):
+def test_a_file_in_a_bucket_is_read_as_a_file_is(filled):
     storage = open_storage("gs://bucket/data")
     data = storage.get("tasks.json")
-    file = StoredFile(storage, "tasks.json", storage.infos()["tasks.json"])
+    file = BucketFile(storage, "tasks.json", storage.infos()["tasks.json"])
     assert str(file) == TASKS
     assert file.stat().st_size == len(data)
     for buffering in (0, 16, 1 << 20):
@@ -155,6 +145,12 @@ def test_a_fault_in_the_tasks_is_told_with_their_address(filled):
     filled.put("bucket", "data/bad.json", b"[{]")
     with pytest.raises(InputError, match=r"gs://bucket/data/bad\.json is not JSON"):
         read_tasks("gs://bucket/data/bad.json")
+
+
+def test_a_checkpoint_that_does_not_fit_is_named_by_its_address(filled):
+    filled.put("bucket", "models/demo/config.json", b"{}")
+    with pytest.raises(ModelError, match=MODEL):
+        open_bucket_checkpoint(MODEL)
 
 
 def test_what_is_no_checkpoint_there_is_refused(filled, tmp_path, capsys):
