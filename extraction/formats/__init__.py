@@ -8,8 +8,8 @@
 | raw | `.bin`, `.keys.npz` | float32, bfloat16 | memory-mapping |
 
 Read in this order: `batch` (what a format offers), `float_types`, `key_arrays`, the formats;
-`safe_pickle` with `pickle_machine`, `pickle_objects` and `pickle_runs` reads pickles. All of it
-needs numpy and nothing else.
+`pickle_table` lays out our own pickles and reads them; `safe_pickle` with `pickle_machine` and
+`pickle_objects` reads all others. All of it needs numpy and nothing else.
 """
 
 from extraction.formats.batch import Format, ParsedBatch, SerialisedBatch

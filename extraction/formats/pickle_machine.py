@@ -2,9 +2,9 @@
 
 Python's unpickler calls what a file names. This one knows the opcodes that the pickle of a batch
 consists of (protocols 2 to 5) and five names, which stand for steps of its own; there is nothing
-in it that a file could call. Every object that stays alive is part of a row or of a
-bounded stack, so memory follows the size of the file. Lengths are slices of the data: one that is
-too long runs into the end, never into an allocation.
+in it that a file could call. Every object that stays alive is a text, part of a row or of a
+bounded stack or memo, so memory follows the size of the file. Lengths are slices of the data: one
+that is too long runs into the end, never into an allocation.
 """
 
 from typing import Any
@@ -18,16 +18,16 @@ from extraction.formats.pickle_objects import (
     call,
     named,
 )
-from extraction.formats.pickle_runs import RunReader
 
 PROTOCOLS = (2, 3, 4, 5)
 STACK_LIMIT = 2048  # picklers hand over a list's items 1000 at a time
 NAME_LIMIT = 100
+MEMO_LIMIT = 64  # entries before those that hold texts alone
 
 (PROTO, FRAME, STOP, MARK) = (0x80, 0x95, 0x2E, 0x28)
 (EMPTY_DICT, SETITEMS, EMPTY_LIST) = (0x7D, 0x75, 0x5D)
 (BININT, BININT1, BININT2, LONG1) = (0x4A, 0x4B, 0x4D, 0x8A)
-(NONE, NEWTRUE, NEWFALSE) = (0x4E, 0x88, 0x89)
+(POP, NONE, NEWTRUE, NEWFALSE) = (0x30, 0x4E, 0x88, 0x89)
 (TUPLE, TUPLE1) = (0x74, 0x85)
 (GLOBAL, STACK_GLOBAL, REDUCE, BUILD) = (0x63, 0x93, 0x52, 0x62)
 (MEMOIZE, BINGET, LONG_BINGET) = (0x94, 0x68, 0x6A)
@@ -37,12 +37,11 @@ CONTENTS = {0x43: 1, 0x42: 4, 0x96: 8}  # SHORT_BINBYTES, BINBYTES, BYTEARRAY8: 
 TUPLES = {0x86: 2, 0x87: 3}  # TUPLE2, TUPLE3: items
 
 
-def read_pickle(data: bytes, *, in_runs: bool = True) -> Fields:
+def read_pickle(data: bytes) -> Fields:
     """The document that a pickle of a batch holds.
 
     Args:
         data: the file's content.
-        in_runs: read stretches of records that look alike in one go; results are the same.
 
     Raises:
         UnsafePickleError: it asks for anything that a batch does not need.
@@ -57,7 +56,6 @@ def read_pickle(data: bytes, *, in_runs: bool = True) -> Fields:
     memo: list[Any] = []
     marks: list[int] = []
     converted = 0
-    runs = RunReader(data) if in_runs else None
     push, pop, remember = stack.append, stack.pop, memo.append
 
     at = 2
@@ -135,8 +133,6 @@ def read_pickle(data: bytes, *, in_runs: bool = True) -> Fields:
             if type(stack[-1]) is not Fields:
                 raise CorruptBatchError(f"puts items into no dictionary at byte {at}")
             stack[-1].fill(items)
-            if runs is not None:
-                at = runs.read(at, stack, memo)
         elif code == BININT:
             push(integer(data[at : at + 4], "little", signed=True))
             at += 4
@@ -152,6 +148,10 @@ def read_pickle(data: bytes, *, in_runs: bool = True) -> Fields:
             if type(stack[-1]) is not Rows:
                 raise CorruptBatchError(f"appends to no list at byte {at}")
             stack[-1].extend(items)
+        elif code == POP:
+            # It is remembered, and nothing else holds it; our own files begin so.
+            if marks or (type(pop()) is not str and len(memo) > MEMO_LIMIT):
+                raise CorruptBatchError(f"drops what no batch drops at byte {at}")
         elif code == NONE:
             push(None)
         elif code == NEWTRUE:

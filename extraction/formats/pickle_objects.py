@@ -128,9 +128,11 @@ class Fields:
         self.names, self.values = keys, values
 
 
-@dataclasses.dataclass
-class Run:
-    """Many records of one kind.
+RECORD_TYPES = [str, int, Array, str, int, int, int]
+
+
+class Rows:
+    """The list of records, by column.
 
     Attributes:
         code: of their dtype.
@@ -138,47 +140,44 @@ class Run:
         columns: in the order of `REQUIRED + OPTIONAL`; that of the activations holds their bytes.
     """
 
-    code: str
-    width: int
-    columns: list[list[Any]]
-
-
-RECORD_TYPES = [str, int, Array, str, int, int, int]
-
-
-class Rows:
-    """The list of records, by column as in `Run`."""
-
     def __init__(self):
         self.code = ""
         self.width = 0
         self.columns: list[list[Any]] = []
 
     def extend(self, items: list[Any]) -> None:
-        """Takes records, all with the same keys, width and dtype, and runs of them."""
+        """Takes records, all with the same keys, width and dtype."""
         for item in items:
-            if type(item) is Run:
-                run = item
-            elif type(item) is Fields and item.names[:4] == REQUIRED and not item.listed:
-                item.listed = True
-                columns = [[value] for value in item.values]
-                array = item.values[2]
-                if array.payload is None:
-                    raise CorruptBatchError("a record's activation has no content")
-                columns[2] = [array.payload]
-                run = Run(array.code, array.width, columns)
-            else:
+            if type(item) is not Fields or item.names[:4] != REQUIRED or item.listed:
                 raise CorruptBatchError(
                     "'activations' holds what is no record, or one record twice"
                 )
+            item.listed = True
+            values, array = list(item.values), item.values[2]
+            if array.payload is None:
+                raise CorruptBatchError("a record's activation has no content")
+            values[2] = array.payload
             if not self.columns:
-                self.code, self.width = run.code, run.width
-                self.columns = [[] for _ in run.columns]
-            kind = (run.code, run.width, len(run.columns))
+                self.code, self.width = array.code, array.width
+                self.columns = [[] for _ in values]
+            kind = (array.code, array.width, len(values))
             if kind != (self.code, self.width, len(self.columns)):
                 raise CorruptBatchError("records differ in their keys, width or dtype")
-            for column, more in zip(self.columns, run.columns, strict=True):
-                column.extend(more)
+            for column, value in zip(self.columns, values, strict=True):
+                column.append(value)
+
+
+def hook_point_of(layer: int | str) -> str:
+    """The name of what stands under `layer`: `layer_6` for 6.
+
+    Raises:
+        CorruptBatchError: it is below 0.
+    """
+    if isinstance(layer, str):
+        return layer
+    if layer < 0:
+        raise CorruptBatchError(f"layer {layer}")
+    return f"layer_{layer}"
 
 
 def named(module: Any, name: Any) -> Name:

@@ -1,7 +1,6 @@
 import base64
-import dataclasses
+import contextlib
 import pickle
-import pickletools
 import random
 
 import numpy as np
@@ -10,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extraction.errors import CorruptBatchError
-from extraction.formats import ParsedBatch, pickle_objects, pickle_runs
+from extraction.formats import ParsedBatch
 from extraction.formats.pickle_format import PickleFormat
 from extraction.formats.pickle_machine import read_pickle
+from extraction.formats.pickle_table import read_table
 from extraction.formats.safe_pickle import _batch, parse_pickle
-from extraction.rows import UNKNOWN, text_column
+from extraction.rows import UNKNOWN, RowBlock, text_column
 from tests.extraction.formats.batches import (
     HOOK,
     assert_same_keys,
@@ -23,6 +23,7 @@ from tests.extraction.formats.batches import (
     founding_pickle,
     varied_block,
 )
+from tests.extraction.formats.pickle_parts import good_batch, text
 
 PROTOCOLS = [None, 2, 3, 4, 5]
 
@@ -70,7 +71,7 @@ WRITTEN = {
 
 
 def by_machine(data: bytes) -> ParsedBatch:
-    return _batch(read_pickle(data, in_runs=False), len(data))
+    return _batch(read_pickle(data), len(data))
 
 
 def assert_same(batch: ParsedBatch, document: dict):
@@ -197,99 +198,23 @@ def test_any_batch_is_read_as_pickle_reads_it(rows, protocol, with_steps, number
     assert_same(by_machine(data), document)
 
 
-@pytest.mark.parametrize("protocol", [3, 4, 5])
-@pytest.mark.parametrize("kind", ["founding", "with steps", "with shared texts"])
-def test_most_records_are_read_in_runs(protocol, kind, monkeypatch):
-    document = founding_document(900, width=64)
-    for row, record in enumerate(document["activations"]):
-        if kind == "with steps":
-            record.update(step=0, position=row, token_id=100_000)
-        elif kind == "with shared texts":
-            for name in ("task_id", "timestamp"):
-                record[name] = document["activations"][row // 10 * 10][name]
-    data = pickle.dumps(document, protocol=protocol)
-    filled = []
-    fill = pickle_objects.Fields.fill
-    monkeypatch.setattr(
-        pickle_objects.Fields, "fill", lambda self, items: (filled.append(1), fill(self, items))
-    )
-    batch = parse_pickle(data)
-    assert len(filled) < 20
-    assert_same(batch, document)
-
-
-def test_our_own_files_are_read_in_runs(monkeypatch):
-    block = varied_block(900)
-    tasks = text_column([f"task_{row}" for row in range(900)])
-    block = dataclasses.replace(block, task_ids=tasks, sample_idx=np.arange(900))
-    data = PickleFormat().serialise(HOOK, block).join()
-    runs = []
-    columns = pickle_runs._columns
-    monkeypatch.setattr(
-        pickle_runs, "_columns", lambda *args: (runs.append(len(args[0])), columns(*args))[1]
-    )
-    assert_same_keys(parse_pickle(data).keys, block)
-    assert sum(runs) > 880
-
-
-def test_a_text_that_looks_like_the_end_of_another_costs_speed_alone():
-    # In a run, a text ends where what follows it may start; its length then tells that it does not.
-    document = founding_document(100)
-    data = pickle.dumps(document, protocol=4)
-    key = data.index(b"sample_idx")
-    place = data[: key - 2].count(b"\x94")
-    fetch = f"\x94h{chr(place)}"
-    for record in document["activations"][50:]:
-        record["task_id"] = f"a{fetch}K\x05h{record['sample_idx']}"
-    assert_same(parse_pickle(pickle.dumps(document, protocol=4)), document)
+def flipped(data: bytes, count: int, seed: int):
+    """Copies with one bit of the content changed."""
+    generator = random.Random(seed)
+    for _ in range(count):
+        damaged = bytearray(data)
+        damaged[generator.randrange(2, len(data))] ^= 1 << generator.randrange(8)
+        yield bytes(damaged)
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])
-def test_lengths_and_entries_within_a_run_count(protocol):
-    # A run's expression does not read them; what it matched is compared with them.
-    document = founding_document(60, width=3)
-    first = document["activations"][40]["task_id"]
-    for record in document["activations"][41:]:
-        record["task_id"] = first
-    data = pickle.dumps(document, protocol=protocol)
-    opcodes = [(code.name, argument, at) for code, argument, at in pickletools.genops(data)]
-    texts = [n for n, (name, *_) in enumerate(opcodes) if "UNICODE" in name][-30:]
-    places = [opcodes[n][2] + 1 for n in texts]  # of the lengths
-    if protocol == 3:
-        places += [opcodes[n + 1][2] + 1 for n in texts]  # of the memo entries
-    for place in places:
-        for change in (1, 2, 255):
-            damaged = bytearray(data)
-            damaged[place] ^= change
-            with pytest.raises(CorruptBatchError):
-                parse_pickle(bytes(damaged))
-    fetches = [at + 1 for name, _, at in opcodes if name == "LONG_BINGET"]
-    assert len(fetches) >= 19
-    for place in fetches[:2]:
-        for number in range(0, 500, 5):
-            damaged = bytearray(data)
-            damaged[place : place + 4] = number.to_bytes(4, "little")
-            try:
-                expected = by_machine(bytes(damaged))
-            except Exception:
-                with pytest.raises(CorruptBatchError):
-                    parse_pickle(bytes(damaged))
-            else:  # another record's text, which pickle would take too
-                assert_same_keys(parse_pickle(bytes(damaged)).keys, expected.keys)
-
-
-@pytest.mark.parametrize("protocol", [3, 4, 5])
-def test_damage_within_a_run_is_never_read_as_other_rows(protocol):
+def test_damage_is_never_read_as_other_rows(protocol):
     document = founding_document(60, width=3)
     data = pickle.dumps(document, protocol=protocol)
     rows = [record["activation"].tobytes() for record in document["activations"]]
-    generator = random.Random(protocol)
-    for _ in range(500):
-        damaged = bytearray(data)
-        at = generator.randrange(2, len(data))
-        damaged[at] ^= 1 << generator.randrange(8)
+    for damaged in flipped(data, 500, seed=protocol):
         try:
-            batch = parse_pickle(bytes(damaged))
+            batch = parse_pickle(damaged)
         except CorruptBatchError:
             continue
         # A flipped bit may hit a value, and then changes that value alone.
@@ -302,3 +227,80 @@ def test_damage_within_a_run_is_never_read_as_other_rows(protocol):
             for key, record in zip(keys, document["activations"], strict=True)
         )
         assert changed <= 2
+
+
+# How our own files are read: as a table, which must give what the machine and pickle give.
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(texts, texts, st.integers(-(2**63), 2**63 - 1)), min_size=1, max_size=12),
+    st.integers(1, 5),
+    st.one_of(st.integers(0, 10**9 - 1).map("layer_{}".format), texts.filter(len)),
+)
+def test_our_own_files_are_read_as_pickle_reads_them(rows, width, hook):
+    tasks, times, samples = zip(*rows, strict=True)
+    numbers = np.array(samples)
+    block = RowBlock(
+        task_ids=text_column(tasks),
+        timestamps=text_column(times),
+        sample_idx=numbers,
+        **{name: numbers.astype(np.int32) for name in ("step", "position", "token_id")},
+        activations={hook: np.arange(len(rows) * width, dtype=np.float32).reshape(-1, width)},
+    )
+    data = PickleFormat().serialise(hook, block).join()
+    document = pickle.loads(data)
+    batch = read_table(data)
+    assert batch is not None
+    assert batch.hook_point == hook
+    assert_same(batch, document)
+    assert_same(by_machine(data), document)
+    assert_same_keys(batch.keys, block)
+
+
+@pytest.mark.parametrize("rows", [1, 900])
+@pytest.mark.parametrize("width", [1, 63, 896])
+def test_our_own_files_are_read_as_a_table(rows, width):
+    block = varied_block(rows, width)
+    data = PickleFormat().serialise(HOOK, block).join()
+    batch = read_table(memoryview(data))
+    assert batch is not None
+    assert batch.stored.flags.c_contiguous
+    assert batch.stored.flags.aligned
+    assert batch.stored.tobytes() == block.activations[HOOK].tobytes()
+    assert_same_keys(batch.keys, block)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_damaged_table_is_read_as_the_machine_reads_it(seed):
+    data = PickleFormat().serialise(HOOK, varied_block(20, width=2, seed=seed)).join()
+    as_table = 0
+    for damaged in flipped(data, 1500, seed):
+        try:
+            expected = by_machine(damaged)
+        except Exception:
+            with pytest.raises(CorruptBatchError):
+                parse_pickle(damaged)
+            continue
+        batch = parse_pickle(damaged)
+        assert batch.hook_point == expected.hook_point
+        assert batch.stored.tobytes() == expected.stored.tobytes()
+        assert_same_keys(batch.keys, expected.keys)
+        with contextlib.suppress(Exception):
+            as_table += read_table(damaged) is not None
+    assert as_table > 100  # a changed number or activation is no change of the layout
+
+
+@pytest.mark.parametrize(
+    ("start", "reason"),
+    [
+        (b"(" + text("a") + b"0", "drops"),
+        (b"0", "IndexError"),
+        (b"}\x940" * 200, "drops"),
+    ],
+    ids=["below a mark", "of nothing", "more than texts"],
+)
+def test_what_no_batch_drops_is_refused(start, reason):
+    data = b"\x80\x04" + start + good_batch()[2:]
+    with pytest.raises(CorruptBatchError, match=reason):
+        parse_pickle(data)

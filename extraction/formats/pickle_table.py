@@ -1,0 +1,192 @@
+"""The layout of our own pickles: a table, which numpy writes and reads in one go.
+
+To an unpickler such a file is like any other. It first fills the unpickler's memo: with the keys,
+with what all arrays in it have in common, and with every text, once. Behind that, each record is
+the same opcodes in the same places, so all records have one size. Their numbers, the places of
+their texts in the memo and their activations are the fields of a structured array.
+"""
+
+import functools
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+
+from extraction.formats.batch import Buffer, ParsedBatch
+from extraction.formats.key_arrays import text_values
+from extraction.formats.pickle_objects import OPTIONAL, REQUIRED, hook_point_of
+from extraction.rows import RowBlock, text_column
+
+START = b"\x80\x03"  # protocol 3
+END = b"u."  # of the document
+KEYS = (*REQUIRED, *OPTIONAL)
+ARRAY_PARTS = {
+    "function": b"cnumpy.core.multiarray\n_reconstruct\n",  # numpy 1's name; numpy 2 knows it
+    "arguments": b"cnumpy\nndarray\nK\x00\x85C\x01b\x87",  # (ndarray, (0,), b"b")
+    "dtype": b"cnumpy\ndtype\nX\x02\0\0\0f4\x89\x88\x87R"  # dtype("f4", False, True), its state
+    b"(K\x03X\x01\0\0\0<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb",
+    "shape": b"J%b\x85",
+}
+PLACES = {name: place for place, name in enumerate((*KEYS, *ARRAY_PARTS))}
+"""Of what all records fetch from the memo."""
+FIRST_TEXT = len(PLACES)
+TEXT, NUMBER, POP = b"X", b"J", b"0"  # BINUNICODE and BININT; what is remembered leaves the stack
+REMEMBER = struct.Struct("<cIc")  # LONG_BINPUT, the place, POP
+
+
+def table_pickle(layer: int | str, block: RowBlock, rows: np.ndarray) -> list[Buffer]:
+    """The file's content.
+
+    Args:
+        layer: what stands under that key.
+        block: at least one row; its keys are taken.
+        rows: `[R, width]` float32.
+
+    Raises:
+        StoreError: a text holds half of a surrogate pair.
+    """
+    tasks = text_values(block.task_ids, "task_id")
+    times = text_values(block.timestamps, "timestamp")
+    texts = list(dict.fromkeys([*tasks, *times]))
+    places = {text: place for place, text in enumerate(texts, FIRST_TEXT)}
+    wide = bool((block.sample_idx != block.sample_idx.astype(np.int32)).any())
+    kind, opcodes = _record(rows.shape[1], wide)
+    table = np.empty(len(block), kind)
+    for name, constant in opcodes.items():
+        table[name] = constant
+    table["task_id"] = [places[text] for text in tasks]
+    table["timestamp"] = [places[text] for text in times]
+    table["activation"] = rows
+    for name in ("sample_idx", *OPTIONAL):
+        table[name] = getattr(block, name)
+    return [_head(layer, rows.shape[1], texts), table.view(np.uint8).data, END]
+
+
+def read_table(data: Buffer) -> ParsedBatch | None:
+    """The rows of a file that `table_pickle` wrote.
+
+    Returns:
+        None if it is laid out otherwise, as far as that is seen without an error.
+
+    Raises:
+        Exception: it is laid out otherwise.
+    """
+    layer, width, texts, start = _read_head(memoryview(data))
+    # Building it again compares every opcode.
+    if bytes(data[:start]) != _head(layer, width, texts) or bytes(data[-len(END) :]) != END:
+        return None
+    for wide in (False, True):
+        kind, opcodes = _record(width, wide)
+        count, rest = divmod(len(data) - len(END) - start, kind.itemsize)
+        if count > 0 and not rest:
+            table = np.frombuffer(data, kind, count, start)
+            if all((table[name] == constant).all() for name, constant in opcodes.items()):
+                return _batch(layer, table, texts)
+    return None
+
+
+def _batch(layer: int | str, table: np.ndarray, texts: Sequence[str]) -> ParsedBatch:
+    column = text_column(texts)
+    # Unsigned, so that a place before the first text does not count from the end.
+    tasks, times = (table[name] - np.uint32(FIRST_TEXT) for name in ("task_id", "timestamp"))
+    return ParsedBatch(
+        hook_point=hook_point_of(layer),
+        dtype="float32",
+        stored=table["activation"].astype(np.float32),
+        keys=RowBlock(
+            task_ids=column[tasks],
+            sample_idx=table["sample_idx"].astype(np.int64),
+            **{name: table[name].astype(np.int32) for name in OPTIONAL},
+            timestamps=column[times],
+            activations={},
+        ),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _record(width: int, wide: bool) -> tuple[np.dtype, dict[str, np.ndarray]]:
+    """The type of a record, and what stands in those of its fields that are alike in all.
+
+    Args:
+        width: of the activation.
+        wide: some sample index takes more than 32 bits.
+    """
+    number = (NUMBER, "<i4")
+    place = (b"j", "<u4")  # LONG_BINGET
+    array = b"".join(map(_get, ("activation", "function", "arguments")))
+    array += b"R(K\x01" + _get("shape") + _get("dtype") + b"\x89B" + struct.pack("<I", 4 * width)
+    parts = [  # opcodes, and the field behind them
+        (b"}(" + _get("task_id"), "task_id", *place),
+        (_get("sample_idx"), "sample_idx", *((b"\x8a\x08", "<i8") if wide else number)),  # LONG1
+        (array, "activation", b"", ("<f4", (width,))),
+        (b"tb" + _get("timestamp"), "timestamp", *place),
+        *((_get(name), name, *number) for name in OPTIONAL),
+    ]
+    fields, opcodes = [], {}
+    for before, name, opcode, kind in parts:
+        fields += [(f"before {name}", "u1", len(before + opcode)), (name, kind)]
+        opcodes[f"before {name}"] = np.frombuffer(before + opcode, np.uint8)
+    opcodes["end"] = np.frombuffer(b"ua", np.uint8)  # into the dictionary; this into the list
+    return np.dtype([*fields, ("end", "u1", 2)]), opcodes
+
+
+def _get(name: str) -> bytes:
+    return b"h" + bytes([PLACES[name]])  # BINGET
+
+
+def _text(text: str) -> bytes:
+    encoded = text.encode()
+    return TEXT + struct.pack("<I", len(encoded)) + encoded
+
+
+def _common(width: int) -> bytes:
+    """The file's first part, which depends on nothing else."""
+    parts = [*map(_text, KEYS), *ARRAY_PARTS.values()]
+    parts[-1] %= struct.pack("<i", width)
+    kept = [part + REMEMBER.pack(b"r", place, POP) for place, part in enumerate(parts)]
+    return START + b"".join(kept)
+
+
+_WIDTH_AT = len(_common(0)) - REMEMBER.size - len(ARRAY_PARTS["shape"] % bytes(4)) + len(NUMBER)
+_BEFORE_LAYER = b"}(" + _text("layer")
+_BEHIND_LAYER = _text("activations") + b"]"
+
+
+def _head(layer: int | str, width: int, texts: Sequence[str]) -> bytes:
+    """What stands before the records."""
+    return b"".join(
+        [
+            _common(width),
+            *(
+                _text(text) + REMEMBER.pack(b"r", place, POP)
+                for place, text in enumerate(texts, FIRST_TEXT)
+            ),
+            _BEFORE_LAYER,
+            _text(layer) if isinstance(layer, str) else NUMBER + struct.pack("<i", layer),
+            _BEHIND_LAYER,
+        ]
+    )
+
+
+def _read_head(view: memoryview) -> tuple[int | str, int, list[str], int]:
+    """Layer, width and texts, and where the records start, if this is a head."""
+
+    def number(at: int) -> int:
+        return struct.unpack_from("<i", view, at)[0]
+
+    def text(at: int) -> tuple[str, int]:
+        start = at + len(TEXT) + 4
+        end = start + number(at + len(TEXT))
+        return str(view[start:end], "utf-8"), end
+
+    at, texts = len(_common(0)), []
+    while view[at : at + 1] == TEXT:
+        found, at = text(at)
+        texts.append(found)
+        at += REMEMBER.size
+    at += len(_BEFORE_LAYER)
+    if view[at : at + 1] == TEXT:
+        layer, at = text(at)
+    else:
+        layer, at = number(at + len(NUMBER)), at + len(NUMBER) + 4
+    return layer, number(_WIDTH_AT), texts, at + len(_BEHIND_LAYER)
