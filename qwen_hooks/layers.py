@@ -37,8 +37,16 @@ def linear(
     bias: Float[Array, " F"] | None = None,
 ) -> Float[Array, "*B F"]:
     """`x @ kernel + bias`, with the kernel as `[in, out]` (a quarter faster to decode on CPU)."""
-    y = jnp.dot(x, kernel, precision=matmul_precision(x.dtype))
+    if x.dtype == jnp.bfloat16:
+        y = jax.lax.platform_dependent(x, kernel, cpu=_dot_by_float32, default=jnp.dot)
+    else:
+        y = jnp.dot(x, kernel, precision=matmul_precision(x.dtype))
     return y if bias is None else y + _for_last_axis(bias, y)
+
+
+def _dot_by_float32(x: Float[Array, "*B D"], kernel: Float[Array, "D F"]) -> Float[Array, "*B F"]:
+    """The same sums, rounded at the end; XLA's CPU backend is up to three times faster so."""
+    return jnp.dot(x, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
 
 
 def _for_last_axis(vector: Float[Array, " D"], x: Float[Array, "*B D"]) -> Float[Array, "*ones D"]:
