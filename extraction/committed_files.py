@@ -72,7 +72,7 @@ def parse_committed(
     """
     batch = FORMATS[identity.file_format].parse(data, sidecar)
     expected = (hook_point, record.n_rows, identity.dtype)
-    found = (batch.hook_point, len(batch.keys), batch.dtype)
+    found = (batch.hook_point, len(batch.row_keys), batch.dtype)
     if found != expected:
         raise CorruptBatchError(
             "holds {} with {} rows of {}, not {} with {} rows of {}".format(*found, *expected)

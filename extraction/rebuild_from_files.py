@@ -147,7 +147,7 @@ def _take_batch(
         statistics[hook] = RowStatistics.of(batch.block().activations[hook])
         entries.append(
             BatchFile(
-                batch_id=batch_id, hook_point=hook, file=files[hook], n_samples=len(batch.keys)
+                batch_id=batch_id, hook_point=hook, file=files[hook], n_samples=len(batch.row_keys)
             )
         )
     assert first is not None

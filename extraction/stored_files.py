@@ -25,7 +25,6 @@ import numpy as np
 from extraction.errors import CorruptBatchError
 from extraction.formats import FORMATS, ParsedBatch
 from extraction.formats.batch import Buffer
-from extraction.rows import RowBlock
 from extraction.run_contents import RunDescription, StoredBatch, StoredFile
 from extraction.storage import Storage
 
@@ -125,7 +124,7 @@ class StoredFiles:
                 return self._cached[key][0]
         mapped = self._mappable and self._storage.local_path(batch.files[hook].name) is not None
         parsed = self._parse(batch, hook, self._mapped if mapped else self._whole)
-        cost = len(parsed.keys) * KEY_BYTES + (MAPPED_COST if mapped else parsed.stored.nbytes)
+        cost = len(parsed.row_keys) * KEY_BYTES + (MAPPED_COST if mapped else parsed.stored.nbytes)
         with self._lock:
             self._cached_bytes -= self._cached.pop(key, (None, 0))[1]
             self._cached[key] = parsed, cost
@@ -154,7 +153,7 @@ class StoredFiles:
     def _check_aligned(self, batch: StoredBatch, parsed: dict[str, ParsedBatch]) -> None:
         first, *others = self._hook_points
         for hook in others:
-            if not _same_keys(parsed[first].keys, parsed[hook].keys):
+            if not parsed[first].row_keys.same_rows(parsed[hook].row_keys):
                 with self._named(batch.files[hook]):
                     raise CorruptBatchError(
                         f"its rows are not those of {batch.files[first].name}, by their keys"
@@ -244,11 +243,6 @@ def _crc32c_of(stream, size: int) -> int:
     while count := stream.readinto(scratch):
         crc = google_crc32c.extend(crc, scratch[:count])
     return crc
-
-
-def _same_keys(one: RowBlock, other: RowBlock) -> bool:
-    columns = ("task_ids", "sample_idx", "step", "position", "token_id", "timestamps")
-    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in columns)
 
 
 def _is_layer(hook: str) -> bool:

@@ -6,6 +6,7 @@ Reading needs numpy alone: bfloat16 comes back as its 16 bits, and is widened wi
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from extraction.errors import CorruptBatchError, StoreError
 from extraction.formats.float_types import to_float32
+from extraction.formats.key_arrays import KeyTable
 from extraction.rows import RowBlock
 
 Buffer = bytes | memoryview
@@ -53,20 +55,27 @@ class ParsedBatch:
         stored: `[R, width]` activations as they stand in the file, bfloat16 as uint16 with the
             same bits. In safetensors, npz and raw files a view of the buffer that was parsed, so
             that a mapped file is read where it is touched.
-        keys: the rows' keys, a block without hook points. Steps, positions and token ids that
-            the file does not tell are `UNKNOWN`.
+        row_keys: the rows' keys. Steps, positions and token ids that the file does not tell are
+            `UNKNOWN`. Like `stored`, they may be views.
     """
 
     hook_point: str
     dtype: str
     stored: np.ndarray
-    keys: RowBlock
+    row_keys: KeyTable
 
     def __post_init__(self):
         shape = self.stored.shape
         # Without rows, a file of no size can claim any width.
-        if len(shape) != 2 or shape[0] != len(self.keys) or shape[1] > WIDTH_LIMIT:
-            raise CorruptBatchError(f"activations of shape {list(shape)} for {len(self.keys)} rows")
+        if len(shape) != 2 or shape[0] != len(self.row_keys) or shape[1] > WIDTH_LIMIT:
+            raise CorruptBatchError(
+                f"activations of shape {list(shape)} for {len(self.row_keys)} rows"
+            )
+
+    @functools.cached_property
+    def keys(self) -> RowBlock:
+        """The rows' keys as a block without hook points."""
+        return self.row_keys.block()
 
     def block(self) -> RowBlock:
         """The rows with float32 activations; those of bfloat16 are exactly the stored values."""

@@ -46,24 +46,48 @@ def key_arrays(block: RowBlock) -> dict[str, np.ndarray]:
     }
 
 
-def key_columns(arrays: Mapping[str, np.ndarray]) -> RowBlock:
-    """The keys as a block without hook points; numbers are views of the arrays.
+class KeyTable:
+    """A batch's row keys as a file holds them; texts become `str` only where they are asked for.
 
     Args:
-        arrays: with the names and dtypes of `KEY_DTYPES`, one axis each.
+        arrays: with the names and dtypes of `KEY_DTYPES`, one axis each. They are kept, and may not
+            change.
 
     Raises:
         CorruptBatchError: they do not fit each other.
+        UnicodeDecodeError: a text is none.
     """
-    columns = {name: arrays[name] for name in NUMBERS}
-    for name, column in TEXTS.items():
-        columns[column] = _texts(
-            name, arrays[f"{name}.utf8"], arrays[f"{name}.offsets"], arrays[f"{name}.index"]
-        )
-    rows = {name: len(values) for name, values in columns.items()}
-    if len(set(rows.values())) > 1:
-        raise CorruptBatchError(f"the row keys differ in length: {rows}")
-    return RowBlock(**columns, activations={})
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        rows = {name: len(arrays[name]) for name in NUMBERS}
+        for name in TEXTS:
+            rows[name] = len(arrays[f"{name}.index"])
+            _check_texts(name, arrays)
+        if len(set(rows.values())) > 1:
+            raise CorruptBatchError(f"the row keys differ in length: {rows}")
+        self._arrays = arrays
+        self._rows = rows["sample_idx"]
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def block(self) -> RowBlock:
+        """The keys as a block without hook points; its numbers are views of the arrays."""
+        columns = {name: self._arrays[name] for name in NUMBERS}
+        for name, column in TEXTS.items():
+            encoded = self._arrays[f"{name}.utf8"].tobytes()
+            bounds = itertools.pairwise(self._arrays[f"{name}.offsets"].tolist())
+            texts = text_column([str(encoded[start:stop], "utf-8") for start, stop in bounds])
+            columns[column] = texts[self._arrays[f"{name}.index"]]
+        return RowBlock(**columns, activations={})
+
+    def same_rows(self, other: "KeyTable") -> bool:
+        """Whether the rows have the same keys, in the same order."""
+        if all(np.array_equal(self._arrays[name], other._arrays[name]) for name in KEY_DTYPES):
+            return True
+        one, two = self.block(), other.block()  # the same texts may be stored otherwise
+        columns = (*NUMBERS, *TEXTS.values())
+        return all(np.array_equal(getattr(one, name), getattr(two, name)) for name in columns)
 
 
 def text_values(column: np.ndarray, name: str) -> list[str]:
@@ -81,13 +105,16 @@ def text_values(column: np.ndarray, name: str) -> list[str]:
     return texts
 
 
-def _texts(name: str, utf8: np.ndarray, offsets: np.ndarray, index: np.ndarray) -> np.ndarray:
+def _check_texts(name: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Makes sure that every row has a text."""
+    utf8, offsets, index = (arrays[f"{name}.{part}"] for part in ("utf8", "offsets", "index"))
     if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(utf8):
         raise CorruptBatchError(f"{name}.offsets does not span {name}.utf8")
     if (offsets[1:] < offsets[:-1]).any():
         raise CorruptBatchError(f"{name}.offsets falls")
     if len(index) and not 0 <= index.min() <= index.max() < len(offsets) - 1:
         raise CorruptBatchError(f"{name}.index points beyond the {len(offsets) - 1} texts")
-    encoded = utf8.tobytes()
-    bounds = itertools.pairwise(offsets.tolist())
-    return text_column([str(encoded[start:stop], "utf-8") for start, stop in bounds])[index]
+    str(utf8.data, "utf-8")
+    starts = utf8[offsets[offsets < len(utf8)]]
+    if (starts & 0xC0 == 0x80).any():
+        raise CorruptBatchError(f"{name}.offsets cuts a character")

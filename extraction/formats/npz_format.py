@@ -17,7 +17,7 @@ from extraction.formats.batch import (
     damage_refused,
 )
 from extraction.formats.float_types import stored_array
-from extraction.formats.key_arrays import KEY_DTYPES, key_arrays, key_columns
+from extraction.formats.key_arrays import KEY_DTYPES, KeyTable, key_arrays
 from extraction.formats.npz_arrays import read_npz, write_npz
 from extraction.rows import RowBlock
 
@@ -47,7 +47,7 @@ class NpzFormat:
                 hook_point=arrays.pop("hook_point").tobytes().decode(),
                 dtype="float32",
                 stored=arrays.pop("activations"),
-                keys=key_columns(arrays),
+                row_keys=KeyTable(arrays),
             )
 
 

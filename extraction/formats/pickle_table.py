@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from extraction.formats.batch import Buffer, ParsedBatch
-from extraction.formats.key_arrays import text_values
+from extraction.formats.key_arrays import NUMBERS, TEXTS, KeyTable, text_values
 from extraction.formats.pickle_objects import OPTIONAL, REQUIRED, hook_point_of
-from extraction.rows import RowBlock, text_column
+from extraction.rows import RowBlock
 
 START = b"\x80\x03"  # protocol 3
 END = b"u."  # of the document
@@ -30,8 +30,8 @@ ARRAY_PARTS = {
 PLACES = {name: place for place, name in enumerate((*KEYS, *ARRAY_PARTS))}
 """Of what all records fetch from the memo."""
 FIRST_TEXT = len(PLACES)
-TEXT, NUMBER, POP = b"X", b"J", b"0"  # BINUNICODE and BININT; what is remembered leaves the stack
-REMEMBER = struct.Struct("<cIc")  # LONG_BINPUT, the place, POP
+UNICODE, NUMBER, POP = b"X", b"J", b"0"  # BINUNICODE, BININT
+REMEMBER = struct.Struct("<cIc")  # LONG_BINPUT, the place in the memo, POP: off the stack again
 
 
 def table_pickle(layer: int | str, block: RowBlock, rows: np.ndarray) -> list[Buffer]:
@@ -86,20 +86,17 @@ def read_table(data: Buffer) -> ParsedBatch | None:
 
 
 def _batch(layer: int | str, table: np.ndarray, texts: Sequence[str]) -> ParsedBatch:
-    column = text_column(texts)
-    # Unsigned, so that a place before the first text does not count from the end.
-    tasks, times = (table[name] - np.uint32(FIRST_TEXT) for name in ("task_id", "timestamp"))
+    encoded = [text.encode() for text in texts]
+    keys = {name: table[name].astype(dtype) for name, dtype in NUMBERS.items()}
+    for name in TEXTS:  # both take theirs from all
+        keys[f"{name}.utf8"] = np.frombuffer(b"".join(encoded), np.uint8)
+        keys[f"{name}.offsets"] = np.cumsum([0, *map(len, encoded)])
+        keys[f"{name}.index"] = table[name].astype(np.int64) - FIRST_TEXT
     return ParsedBatch(
         hook_point=hook_point_of(layer),
         dtype="float32",
         stored=table["activation"].astype(np.float32),
-        keys=RowBlock(
-            task_ids=column[tasks],
-            sample_idx=table["sample_idx"].astype(np.int64),
-            **{name: table[name].astype(np.int32) for name in OPTIONAL},
-            timestamps=column[times],
-            activations={},
-        ),
+        row_keys=KeyTable(keys),
     )
 
 
@@ -136,7 +133,7 @@ def _get(name: str) -> bytes:
 
 def _text(text: str) -> bytes:
     encoded = text.encode()
-    return TEXT + struct.pack("<I", len(encoded)) + encoded
+    return UNICODE + struct.pack("<I", len(encoded)) + encoded
 
 
 def _common(width: int) -> bytes:
@@ -175,17 +172,17 @@ def _read_head(view: memoryview) -> tuple[int | str, int, list[str], int]:
         return struct.unpack_from("<i", view, at)[0]
 
     def text(at: int) -> tuple[str, int]:
-        start = at + len(TEXT) + 4
-        end = start + number(at + len(TEXT))
+        start = at + len(UNICODE) + 4
+        end = start + number(at + len(UNICODE))
         return str(view[start:end], "utf-8"), end
 
     at, texts = len(_common(0)), []
-    while view[at : at + 1] == TEXT:
+    while view[at : at + 1] == UNICODE:
         found, at = text(at)
         texts.append(found)
         at += REMEMBER.size
     at += len(_BEFORE_LAYER)
-    if view[at : at + 1] == TEXT:
+    if view[at : at + 1] == UNICODE:
         layer, at = text(at)
     else:
         layer, at = number(at + len(NUMBER)), at + len(NUMBER) + 4

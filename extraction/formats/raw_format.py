@@ -17,7 +17,7 @@ from extraction.formats.batch import (
     damage_refused,
 )
 from extraction.formats.float_types import stored_array
-from extraction.formats.key_arrays import key_arrays, key_columns
+from extraction.formats.key_arrays import KeyTable, key_arrays
 from extraction.formats.npz_arrays import read_npz, write_npz
 from extraction.formats.npz_format import check_arrays, text_array
 from extraction.formats.safetensors_format import array_buffer
@@ -69,5 +69,5 @@ class RawFormat:
                 hook_point=arrays.pop("hook_point").tobytes().decode(),
                 dtype=dtype,
                 stored=flat.view(_NUMPY[dtype]).reshape(rows, width),
-                keys=key_columns(arrays),
+                row_keys=KeyTable(arrays),
             )

@@ -11,6 +11,7 @@ import numpy as np
 
 from extraction.errors import CorruptBatchError
 from extraction.formats.batch import Buffer, ParsedBatch, damage_refused
+from extraction.formats.key_arrays import KeyTable, key_arrays
 from extraction.formats.pickle_machine import read_pickle
 from extraction.formats.pickle_objects import Fields, hook_point_of
 from extraction.formats.pickle_table import read_table
@@ -45,19 +46,20 @@ def _batch(document: Fields, file_size: int) -> ParsedBatch:
     stored = np.frombuffer(content, f"<{rows.code}") if content else np.zeros(0, np.float32)
     unknown = [[UNKNOWN] * len(payloads)] * 3
     step, position, token_id = (_int32(column) for column in columns[4:] or unknown)
+    keys = RowBlock(
+        task_ids=text_column(columns[0]),
+        sample_idx=np.array(columns[1], np.int64),
+        step=step,
+        position=position,
+        token_id=token_id,
+        timestamps=text_column(columns[3]),
+        activations={},
+    )
     return ParsedBatch(
         hook_point=hook_point_of(layer),
         dtype=_DTYPES[rows.code] if content else "float32",
         stored=stored.reshape(len(payloads), rows.width),
-        keys=RowBlock(
-            task_ids=text_column(columns[0]),
-            sample_idx=np.array(columns[1], np.int64),
-            step=step,
-            position=position,
-            token_id=token_id,
-            timestamps=text_column(columns[3]),
-            activations={},
-        ),
+        row_keys=KeyTable(key_arrays(keys)),
     )
 
 

@@ -24,7 +24,7 @@ from extraction.formats.batch import (
     damage_refused,
 )
 from extraction.formats.float_types import stored_array
-from extraction.formats.key_arrays import KEY_DTYPES, key_arrays, key_columns
+from extraction.formats.key_arrays import KEY_DTYPES, KeyTable, key_arrays
 from extraction.rows import RowBlock
 
 ALIGNMENT = 64
@@ -87,7 +87,7 @@ class SafetensorsFormat:
                 hook_point=metadata["hook_point"],
                 dtype=dtype,
                 stored=arrays.pop("activations"),
-                keys=key_columns(arrays),
+                row_keys=KeyTable(arrays),
             )
 
 

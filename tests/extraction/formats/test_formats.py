@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import extraction
 from extraction.errors import CorruptBatchError, StoreError
 from extraction.formats import FORMATS, ParsedBatch
+from extraction.formats.key_arrays import KeyTable, key_arrays
 from tests.extraction.formats.batches import (
     HOOK,
     assert_same_keys,
@@ -230,15 +231,15 @@ def test_extensions_tell_formats_apart(name):
 
 @pytest.mark.parametrize("shape", [(3,), (3, 4, 1), (2, 4), (0, 4)])
 def test_activations_that_do_not_fit_the_keys_are_refused(shape):
-    keys = dataclasses.replace(varied_block(3), activations={})
+    keys = KeyTable(key_arrays(varied_block(3)))
     with pytest.raises(CorruptBatchError, match="for 3 rows"):
-        ParsedBatch(hook_point=HOOK, dtype="float32", stored=np.zeros(shape), keys=keys)
+        ParsedBatch(hook_point=HOOK, dtype="float32", stored=np.zeros(shape), row_keys=keys)
 
 
 def test_a_width_without_rows_is_bounded():
-    keys = dataclasses.replace(varied_block(0), activations={})
+    keys, values = KeyTable(key_arrays(varied_block(0))), np.zeros((0, 2**61), "u1")
     with pytest.raises(CorruptBatchError, match="for 0 rows"):
-        ParsedBatch(hook_point=HOOK, dtype="bfloat16", stored=np.zeros((0, 2**61), "u1"), keys=keys)
+        ParsedBatch(hook_point=HOOK, dtype="bfloat16", stored=values, row_keys=keys)
 
 
 def test_reading_needs_numpy_alone(tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extraction.errors import CorruptBatchError, StoreError
-from extraction.formats.key_arrays import KEY_DTYPES, key_arrays, key_columns
+from extraction.formats.key_arrays import KEY_DTYPES, KeyTable, key_arrays
 from extraction.rows import text_column
 from tests.extraction.formats.batches import assert_same_keys, varied_block
 
@@ -14,14 +14,14 @@ from tests.extraction.formats.batches import assert_same_keys, varied_block
 @pytest.mark.parametrize("rows", [0, 1, 7, 100])
 def test_keys_come_back(rows):
     block = varied_block(rows)
-    assert_same_keys(key_columns(key_arrays(block)), block)
+    assert_same_keys(KeyTable(key_arrays(block)).block(), block)
 
 
 @settings(deadline=None)
 @given(st.lists(st.text(), max_size=20))
 def test_any_texts_come_back(texts):
     block = dataclasses.replace(varied_block(len(texts)), task_ids=text_column(texts))
-    assert key_columns(key_arrays(block)).task_ids.tolist() == texts
+    assert KeyTable(key_arrays(block)).block().task_ids.tolist() == texts
 
 
 def test_names_and_dtypes_are_as_documented():
@@ -41,7 +41,7 @@ def test_a_shared_text_is_stored_once():
 
 def test_text_that_numpy_holds_becomes_plain_text():
     texts = text_column([np.str_("a"), "a", np.str_("b")])
-    found = key_columns(key_arrays(dataclasses.replace(varied_block(3), task_ids=texts)))
+    found = KeyTable(key_arrays(dataclasses.replace(varied_block(3), task_ids=texts))).block()
     assert [type(text) for text in found.task_ids] == [str] * 3
 
 
@@ -75,7 +75,7 @@ def test_arrays_that_do_not_fit_each_other_are_refused(name, values, reason):
     arrays = key_arrays(dataclasses.replace(varied_block(3), task_ids=texts))
     arrays[name] = np.array(values, arrays[name].dtype)
     with pytest.raises(CorruptBatchError, match=reason):
-        key_columns(arrays)
+        KeyTable(arrays)
 
 
 def test_an_index_into_no_texts_is_refused():
@@ -83,4 +83,26 @@ def test_an_index_into_no_texts_is_refused():
     arrays["task_id.offsets"] = np.zeros(1, np.int64)
     arrays["task_id.utf8"] = np.zeros(0, np.uint8)
     with pytest.raises(CorruptBatchError, match="beyond the 0"):
-        key_columns(arrays)
+        KeyTable(arrays)
+
+
+def test_offsets_that_cut_a_character_are_refused():
+    arrays = key_arrays(dataclasses.replace(varied_block(2), task_ids=text_column(["é", "b"])))
+    arrays["task_id.offsets"] = np.array([0, 1, 3])
+    with pytest.raises(CorruptBatchError, match="cuts a character"):
+        KeyTable(arrays)
+
+
+def test_the_same_rows_may_be_stored_otherwise():
+    block = dataclasses.replace(varied_block(3), task_ids=text_column(["a", "b", "a"]))
+    arrays = key_arrays(block)
+    texts = {
+        "task_id.utf8": np.frombuffer(b"baa", np.uint8),
+        "task_id.offsets": np.arange(4),
+        "task_id.index": np.array([1, 0, 2], np.int32),
+    }
+    assert KeyTable(arrays).same_rows(KeyTable(arrays | texts))
+    texts["task_id.index"] = np.array([1, 0, 0], np.int32)
+    assert not KeyTable(arrays).same_rows(KeyTable(arrays | texts))
+    other = dataclasses.replace(block, step=block.step + 1)
+    assert not KeyTable(arrays).same_rows(KeyTable(key_arrays(other)))
