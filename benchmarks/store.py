@@ -53,6 +53,7 @@ from extraction.verify import verify
 
 LAYERS = (6, 12, 18, 23)
 WIDTH = 896
+WRITE_ROWS, READ_ROWS = 16_384, 65_536
 MIB = 1 << 20
 
 Work = Callable[[Path], object]
@@ -205,7 +206,7 @@ def report(
 def measure_write(parent: Path, rows: int, repeats: int) -> None:
     """Prints the table of writing."""
     block = make_block(rows)
-    batches = max(2, 16_384 // rows)
+    batches = WRITE_ROWS // rows
     print(f"\nwrite, {batches} batches of {rows} rows, {len(LAYERS)} layers of width {WIDTH}")
     works: dict[str, Work] = {}
     sizes: dict[str, int] = {}
@@ -267,7 +268,7 @@ def read_run(folder: Path, rows: int, *, verified: bool) -> None:
 def measure_read(parent: Path, rows: int, repeats: int) -> None:
     """Prints the table of reading."""
     block = make_block(rows)
-    batches = max(2, 16_384 // rows)
+    batches = READ_ROWS // rows
     print(f"\nread, {batches} batches of {rows} rows, {len(LAYERS)} layers of width {WIDTH}")
     works: dict[str, Work] = {}
     sizes: dict[str, int] = {}

@@ -21,15 +21,14 @@ class RowSource:
     """What a stream reads from.
 
     Attributes:
-        read: all rows of a batch; None: it is damaged, and left out. Told True, it may give arrays
-            that hold until the same thread's next call.
+        read: all rows of a batch; None: it is damaged, and left out.
         present: batches as the user wants them.
         widths: of each hook point's rows.
         dtype: of the rows that `read` gives.
         threads: that read.
     """
 
-    read: Callable[[StoredBatch, bool], Rows | None]
+    read: Callable[[StoredBatch], Rows | None]
     present: Callable[[Rows], object]
     widths: Mapping[str, int]
     dtype: np.dtype
@@ -109,7 +108,7 @@ def _single_pools(
     waiting: deque[tuple[Pool, Future[Rows | None]]] = deque()
     for pool in pools:
         (batch,) = pool.batches
-        waiting.append((pool, executor.submit(source.read, batches[batch], False)))
+        waiting.append((pool, executor.submit(source.read, batches[batch])))
         if len(waiting) > source.threads:
             yield finished(*waiting.popleft())
     while waiting:
@@ -126,7 +125,7 @@ def _mixed_pools(
     """Pools whose rows are put in their places as they arrive."""
 
     def fill(batch: int, arrays: Rows, places: np.ndarray) -> bool:
-        rows = source.read(batches[batch], True)
+        rows = source.read(batches[batch])
         if rows is None:
             return False
         for hook, values in rows.items():

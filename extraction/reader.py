@@ -15,6 +15,7 @@ batch 4 before batch 3; `refresh` puts what is new behind what was there, so wit
 """
 
 import dataclasses
+import functools
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from extraction.formats.float_types import to_float32
 from extraction.frameworks import Rows, presenter, with_dtype
 from extraction.listed_run import ListedRun
 from extraction.read_ahead import threads_for
+from extraction.recycled_memory import RecycledMemory
 from extraction.row_numbers import EVERY, Place, RowNumbers, is_number
 from extraction.rows import RowBlock
 from extraction.run_contents import CommittedRun, RunContents, StoredBatch, chosen_hook_points
@@ -38,7 +40,7 @@ from extraction.run_identity import read_identity
 from extraction.statistics import OUTLIER_FACTOR, RowStatistics
 from extraction.storage import Storage, open_storage
 from extraction.storage.local import LocalStorage
-from extraction.stored_files import StoredFiles
+from extraction.stored_files import StoredFiles, TakeMemory
 
 log = logging.getLogger(__name__)
 
@@ -280,7 +282,7 @@ class ActivationDataset:
             CorruptBatchError: while it is read: a file is damaged.
         """
         source = RowSource(
-            read=self._read,
+            read=functools.partial(self._read, memory=RecycledMemory().take),
             present=presenter(framework, self.hook_points[0] if self._single else None, self._bits),
             widths=self._widths(),
             dtype=self._dtype,
@@ -328,19 +330,20 @@ class ActivationDataset:
 
     def _all_rows(self) -> Iterator[tuple[int, Rows]]:
         """Of each batch the number of its first row, and float32 rows that hold until the next."""
+        memory = RecycledMemory().take
         for first, batch in self._numbers:
-            parsed = self._parsed(batch, reuse=True)
+            parsed = self._parsed(batch, memory)
             if parsed is not None:
                 yield first, {hook: to_float32(p.stored, p.dtype) for hook, p in parsed.items()}
 
-    def _read(self, batch: StoredBatch, reuse: bool) -> Rows | None:
+    def _read(self, batch: StoredBatch, memory: TakeMemory) -> Rows | None:
         """All rows of a batch for a stream; None: it is damaged, and left out."""
-        parsed = self._parsed(batch, reuse)
+        parsed = self._parsed(batch, memory)
         return None if parsed is None else {h: self._values(p) for h, p in parsed.items()}
 
-    def _parsed(self, batch: StoredBatch, reuse: bool) -> dict[str, ParsedBatch] | None:
+    def _parsed(self, batch: StoredBatch, memory: TakeMemory) -> dict[str, ParsedBatch] | None:
         try:
-            return self._files.read(batch, reuse=reuse)
+            return self._files.read(batch, memory)
         except CorruptBatchError as error:
             if not self._skip:
                 raise
@@ -348,9 +351,9 @@ class ActivationDataset:
             return None
 
     def _leave_out(self, batch_id: int, problem: str) -> None:
-        if batch_id not in self.skipped:
+        # Two epochs may come upon it at the same time; one of them tells.
+        if self.skipped.setdefault(batch_id, problem) is problem:
             log.warning("batch %d is left out: %s", batch_id, problem)
-        self.skipped[batch_id] = problem
 
     def _problems(self, batches: Sequence[StoredBatch]) -> dict[int, str]:
         """What a listing of the files tells of damage, by batch id."""

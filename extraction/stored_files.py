@@ -17,7 +17,7 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import google_crc32c
 import numpy as np
@@ -39,6 +39,15 @@ MAPPED_COST = 4 << 20
 
 KEY_BYTES = 200
 """About what the keys of a row take."""
+
+
+TakeMemory = Callable[[int], np.ndarray]
+"""Gives `[size]` uint8, whose content is not set, that nobody else holds."""
+
+
+def fresh_memory(size: int) -> np.ndarray:
+    """A `TakeMemory`."""
+    return np.empty(size, np.uint8)
 
 
 class StoredFiles:
@@ -72,25 +81,23 @@ class StoredFiles:
         self._cached: OrderedDict[tuple[int, str], tuple[ParsedBatch, int]] = OrderedDict()
         self._cached_bytes = 0
         self._lock = threading.Lock()
-        self._thread_memory = threading.local()
         self._intact: set[str] = set()  # mapped files whose checksum was right
         self._aligned: set[int] = set()  # batches whose hook points have the same keys
         self._widths = {hook: description.hidden_dim for hook in hook_points if _is_layer(hook)}
 
-    def read(self, batch: StoredBatch, *, reuse: bool = False) -> dict[str, ParsedBatch]:
+    def read(self, batch: StoredBatch, memory: TakeMemory = fresh_memory) -> dict[str, ParsedBatch]:
         """All rows of a batch, of every hook point.
 
         Args:
             batch: to read.
-            reuse: read into the memory of this thread's last call, whose arrays change; otherwise
-                nobody else holds them.
+            memory: where local files are read to.
 
         Raises:
             CorruptBatchError: a file is damaged or missing; names it and says why.
         """
         parsed = {}
         for hook in self._hook_points:
-            read = functools.partial(self._whole, memory=hook if reuse else None)
+            read = functools.partial(self._whole, memory=memory)
             parsed[hook] = self._parse(batch, hook, read)
         self._check_aligned(batch, parsed)
         return parsed
@@ -175,7 +182,7 @@ class StoredFiles:
                 raise CorruptBatchError(f"{place} cannot be read: {error.strerror}") from error
             raise
 
-    def _whole(self, file: StoredFile, memory: str | None = None) -> Buffer:
+    def _whole(self, file: StoredFile, memory: TakeMemory = fresh_memory) -> Buffer:
         path = self._storage.local_path(file.name)
         if path is None:
             data = np.frombuffer(bytearray(self._storage.get(file.name)), np.uint8)
@@ -185,19 +192,10 @@ class StoredFiles:
             with path.open("rb", buffering=0) as stream:
                 size = os.fstat(stream.fileno()).st_size
                 self._check_size(file, size)
-                data = self._memory(size, memory)
+                data = memory(size)
                 found = _fill(stream, data, self._checked(file))
         self._check_crc32c(file, found)
         return data.data
-
-    def _memory(self, size: int, name: str | None) -> np.ndarray:
-        """Bytes to read into: new ones, or this thread's own of that name."""
-        if name is None:
-            return np.empty(size, np.uint8)
-        own: dict[str, np.ndarray] = vars(self._thread_memory)
-        if name not in own or len(own[name]) < size:
-            own[name] = np.empty(size, np.uint8)
-        return own[name][:size]
 
     def _mapped(self, file: StoredFile) -> Buffer:
         path = self._storage.local_path(file.name)
