@@ -16,7 +16,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
-from inference.generation import BatchInput, GenerationSettings, batch_sharding, generate_batch
+from inference.generation import (
+    BatchInput,
+    GenerationSettings,
+    batch_sharding,
+    generate_batch,
+    last_slots,
+)
 from qwen_hooks import QwenConfig, QwenModelWithActivations
 from qwen_hooks.hook_points import layer_name
 from qwen_hooks.model import Params, forward
@@ -71,10 +77,12 @@ class RandomModel:
         random = np.random.default_rng(0)
         ids = random.integers(self.config.vocab_size, size=(batch, slots), dtype=np.int32)
         place = functools.partial(jax.device_put, device=batch_sharding(self.mesh))
+        lengths = np.full(batch, slots, np.int32)
         return BatchInput(
             input_ids=place(ids),
-            lengths=place(np.full(batch, slots, np.int32)),
+            lengths=place(lengths),
             numbers=place(np.arange(batch, dtype=np.int32)),
+            rows=place(last_slots(lengths)),
         )
 
     def generate(

@@ -349,6 +349,7 @@ def measure_entries(parent: Path, entries: int) -> None:
     """Prints what a run of many files costs."""
     folder = parent / "entries"
     batches = write_entries(folder, entries)
+    os.sync()
     print(f"\na run of {entries:,} files of rows in {batches:,} batches")
     for label in ("finalising", "opening", "verify, level 1"):
         command = [sys.executable, "-m", "benchmarks.store", "--entries_work", label]

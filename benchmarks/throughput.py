@@ -42,7 +42,7 @@ from inference.batch_plan import (
     plan_units,
 )
 from inference.generation import GenerationSettings, generate_batch
-from inference.run_loop import place_batch
+from inference.run_loop import Program, place_batch
 from inference.samples import Sample, make_samples
 from inference.settings import DistributedSettings
 from inference.tasks import read_tasks
@@ -77,17 +77,25 @@ class Ours:
         layers: Sequence[int],
     ) -> None:
         """All batches, one behind the other, their rows brought to the host."""
-        settings = GenerationSettings(max_new_tokens=new_tokens)
+        program = Program(
+            model=self.model(layers),
+            params=self.params,
+            generation=GenerationSettings(max_new_tokens=new_tokens),
+            mesh=self.layout.mesh,
+            row_slots={batch.bucket: 1 for batch in batches},
+        )
         outputs = []
         for batch in batches:
-            size = plan.batch_size(batch.bucket)
-            placed = place_batch(batch, samples, size, self.layout.mesh)
+            placed = place_batch(program, batch, samples, plan.batch_size(batch.bucket))
             output = generate_batch(
-                self.model(layers), self.params, placed, settings=settings, mesh=self.layout.mesh
+                program.model,
+                program.params,
+                placed,
+                settings=program.generation,
+                mesh=program.mesh,
             )
-            outputs.append(output.rows if layers else output.tokens)
-        for array in outputs:
-            np.asarray(array)
+            outputs.append(output)
+        jax.tree.map(np.asarray, outputs)
 
 
 def pack(samples: Sequence[Sample], plan: PlanSettings) -> list[Batch]:
@@ -215,7 +223,15 @@ def measure_decode(ours: Ours, theirs: Qwen2ForCausalLM, new_tokens: int, repeat
     """Prints the decode table."""
     ids = np.random.default_rng(0).integers(400, size=(8, 64)).astype(np.int32)
     samples = [
-        Sample(number=i, task_id=str(i), sample_idx=0, prompt=None, token_ids=tuple(row), extra={})
+        Sample(
+            number=i,
+            task_id=str(i),
+            sample_idx=0,
+            prompt=None,
+            token_ids=tuple(row),
+            positions=(len(row) - 1,),
+            extra={},
+        )
         for i, row in enumerate(ids.tolist())
     ]
     plan = PlanSettings(tokens_per_batch=512, max_batch_size=8, rows_per_unit=8 * new_tokens)
@@ -239,7 +255,15 @@ def measure_capture(ours: Ours, new_tokens: int, repeats: int) -> None:
     """Prints what capturing costs."""
     ids = np.random.default_rng(1).integers(400, size=(8, 128)).tolist()
     samples = [
-        Sample(number=i, task_id=str(i), sample_idx=0, prompt=None, token_ids=tuple(row), extra={})
+        Sample(
+            number=i,
+            task_id=str(i),
+            sample_idx=0,
+            prompt=None,
+            token_ids=tuple(row),
+            positions=(len(row) - 1,),
+            extra={},
+        )
         for i, row in enumerate(ids)
     ]
     plan = PlanSettings(tokens_per_batch=1024, max_batch_size=8, rows_per_unit=4096)

@@ -131,7 +131,8 @@ def compile_program(
         )
 
     lowered = program.lower(
-        abstract_params(model, layout), spread((rows, bucket)), spread((rows,)), spread((rows,))
+        abstract_params(model, layout),
+        *(spread(shape) for shape in ((rows, bucket), (rows,), (rows,), (rows, 1))),
     )
     started = time.perf_counter()
     compiled = lowered.compile()
@@ -145,7 +146,8 @@ def compile_program(
         batch_size=batch_size,
         bucket=bucket,
         max_new_tokens=new_tokens,
-        captured_layers=len(layers),
+        row_slots=1,
+        captured_width=len(layers) * config.hidden_size,
         itemsize=ITEMSIZE,
     )
     return CompiledProgram(

@@ -196,11 +196,6 @@ def pack_batches(units: Iterable[Unit], settings: PlanSettings, devices: int) ->
             yield Batch(bucket=bucket, rows=tuple(rows))
 
 
-def rows_per_sample(max_new_tokens: int) -> int:
-    """Rows of the last token: one for each forward pass, of which there is at least one."""
-    return max(1, max_new_tokens)
-
-
 def padding_efficiency(
     batches: Iterable[Batch], tokens: Sequence[int], settings: PlanSettings, devices: int
 ) -> float:

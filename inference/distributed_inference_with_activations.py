@@ -24,7 +24,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 from tqdm import tqdm
@@ -36,7 +36,6 @@ from inference.batch_plan import (
     own_units,
     pack_batches,
     plan_units,
-    rows_per_sample,
 )
 from inference.command_line import run_command
 from inference.generation import GenerationSettings
@@ -50,15 +49,25 @@ from inference.multihost import (
     start_distributed,
     wait_for_all,
 )
-from inference.outputs import output_line, skipped_line
+from inference.outputs import NO_POSITION, output_line, skipped_line
+from inference.positions import Positions, special_ids
 from inference.pretrained import Pretrained, open_pretrained
-from inference.run_loop import Drain, SampleResult, run_batches, unit_rows
+from inference.run_loop import (
+    Drain,
+    Program,
+    SampleResult,
+    row_slots,
+    run_batches,
+    unit_rows,
+)
 from inference.samples import Sample, decode_text, make_samples, reason_to_skip
 from inference.self_check import check_sample
 from inference.settings import DistributedSettings
+from inference.shown_positions import print_samples
 from inference.tasks import read_tasks
 from inference.unit_run import UnitRun
 from qwen_hooks import create_model_with_hooks, load_params
+from qwen_hooks.hook_points import hook_widths
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +88,8 @@ class Job:
         units: of the run.
         samples: of the tasks.
         reasons: why each sample is skipped; None where it runs.
+        positions: of the tokens whose activations are kept.
+        row_slots: of each bucket, how many slots of a prompt are captured.
     """
 
     settings: DistributedSettings
@@ -89,6 +100,8 @@ class Job:
     units: Sequence[Unit]
     samples: Sequence[Sample]
     reasons: Sequence[str | None]
+    positions: Positions
+    row_slots: Mapping[int, int]
 
 
 def run(settings: DistributedSettings) -> None:
@@ -105,6 +118,8 @@ def run(settings: DistributedSettings) -> None:
     samples = list(
         make_samples(tasks, pretrained.tokenizer, pretrained.checkpoint.config.vocab_size, settings)
     )
+    if jax.process_index() == 0:
+        print_samples(samples, pretrained.tokenizer, settings.show_positions)
     job = _plan(settings, pretrained, samples)
     mesh = dict(job.workers.layout.mesh.shape)
     unit_run = UnitRun(
@@ -157,19 +172,26 @@ def _plan(settings: DistributedSettings, pretrained: Pretrained, samples: Sequen
         max_batch_size=settings.batch_size,
         rows_per_unit=settings.save_every_n_samples,
     )
-    rows = rows_per_sample(settings.max_new_tokens)
+    positions = Positions(settings.positions)
+    later = positions.most_generated(settings.max_new_tokens)
     planned = (
-        PlannedSample(number=s.number, tokens=0 if reason else len(s.token_ids), rows=rows)
+        PlannedSample(
+            number=s.number,
+            tokens=0 if reason else len(s.token_ids),
+            rows=len(s.positions) + later,
+        )
         for s, reason in zip(samples, reasons, strict=True)
     )
     units = list(plan_units(planned, plan))
+    slots = row_slots(units, samples, predicts=settings.max_new_tokens > 0)
     check_memory(
         config,
         workers.layout,
         plan,
         buckets=sorted({unit.bucket for unit in units if unit.bucket}),
         max_new_tokens=settings.max_new_tokens,
-        captured_layers=len(pretrained.model.layers_to_extract),
+        row_slots=slots,
+        captured_width=sum(hook_widths(pretrained.model.hook_points, config).values()),
         itemsize=itemsize,
         device_memory=workers.device_memory,
     )
@@ -182,6 +204,8 @@ def _plan(settings: DistributedSettings, pretrained: Pretrained, samples: Sequen
         units=units,
         samples=samples,
         reasons=reasons,
+        positions=positions,
+        row_slots=slots,
     )
 
 
@@ -195,7 +219,6 @@ def _run_units(
     """Runs and commits the units of this process; the errors that the self-check found."""
     settings, pretrained, samples = job.settings, job.pretrained, job.samples
     checkpoint, layout = pretrained.checkpoint, job.workers.layout
-    layers = pretrained.model.layers_to_extract
     own = _own(job, committed)
 
     def commit(unit: Unit, results: list[SampleResult]) -> None:
@@ -204,7 +227,7 @@ def _run_units(
         lines = [_result_line(result, pretrained, checkpoint.stop_token_ids) for result in results]
         if not unit.bucket:
             lines = [skipped_line(samples[n], job.reasons[n] or "") for n in unit.samples]
-        unit_run.commit(unit, unit_rows(results, layers), lines)
+        unit_run.commit(unit, unit_rows(results), lines)
 
     for unit in own:
         if not unit.bucket:
@@ -217,17 +240,34 @@ def _run_units(
     params = load_params(checkpoint, pretrained.dtype, layout, scan_layers=scan)
     model, alone = (
         create_model_with_hooks(
-            layout.config(checkpoint.config), layers, pretrained.dtype, kind, scan_layers=scan
+            layout.config(checkpoint.config),
+            dtype=pretrained.dtype,
+            attention=kind,
+            scan_layers=scan,
+            hook_points=pretrained.model.hook_points,
         )
         for kind in (job.attention, "xla")
     )
     generation = GenerationSettings(
         max_new_tokens=settings.max_new_tokens,
+        capture_generated=job.positions.choose_generated,
         stop_token_ids=checkpoint.stop_token_ids,
         temperature=settings.temperature,
         top_p=settings.top_p,
         seed=settings.random_seed,
     )
+    program = Program(
+        model=model,
+        params=params,
+        generation=generation,
+        mesh=layout.mesh,
+        row_slots=job.row_slots,
+    )
+    special = special_ids(pretrained.tokenizer)
+
+    def choose_generated(sample: Sample, token_ids: Sequence[int]) -> list[int]:
+        return job.positions.of_generated(len(sample.token_ids), token_ids, special)
+
     batches = list(pack_batches(running, job.plan, layout.mesh.shape["data"]))
     every = max(1, len(batches) // max(1, settings.self_check))
     keep = [batch.rows[0][1] for batch in batches[::every]][: settings.self_check]
@@ -236,7 +276,9 @@ def _run_units(
     shared = layout.mesh.is_multi_process
     errors: list[float] = []
     with (
-        Drain({unit.number: unit for unit in running}, samples, commit, keep) as drain,
+        Drain(
+            {unit.number: unit for unit in running}, samples, commit, keep, choose_generated
+        ) as drain,
         tqdm(total=len(batches), unit="batch", disable=None) as progress,
     ):
 
@@ -246,9 +288,7 @@ def _run_units(
                 errors.extend(check_sample(alone, params, kept) for kept in drain.take_kept())
             return shared or not stop.is_set()
 
-        run_batches(
-            model, params, batches, samples, job.plan, generation, layout.mesh, drain, goes_on
-        )
+        run_batches(program, batches, samples, job.plan, drain, goes_on)
     errors.extend(check_sample(alone, params, kept) for kept in drain.take_kept())
     return errors
 
@@ -256,7 +296,9 @@ def _run_units(
 def _result_line(result: SampleResult, pretrained: Pretrained, stop: tuple[int, ...]) -> dict:
     tokens = result.token_ids
     reason = "stop" if tokens and tokens[-1] in stop else "length"
-    return output_line(result.sample, tokens, decode_text(pretrained.tokenizer, tokens), reason)
+    text = decode_text(pretrained.tokenizer, tokens)
+    no_rows = None if len(result.positions) else NO_POSITION
+    return output_line(result.sample, tokens, text, reason, no_rows)
 
 
 def _use_compilation_cache(folder: str | None) -> None:

@@ -11,6 +11,7 @@ collective at all, and stops when its own rows have ended. Otherwise XLA partiti
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.struct
 import jax
@@ -22,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from inference.token_choice import choose_tokens, step_keys
 from qwen_hooks import KVCache, QwenModelWithActivations
-from qwen_hooks.model import ForwardOutput, Params, forward, unembed
+from qwen_hooks.model import Params, forward, unembed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class GenerationSettings:
 
     Attributes:
         max_new_tokens: generated at most; 0 runs the prompt and predicts nothing.
+        capture_generated: whether activations of generated tokens are wanted.
         stop_token_ids: end a row.
         temperature: 0 for the likeliest token.
         top_p: nucleus.
@@ -38,6 +40,7 @@ class GenerationSettings:
     """
 
     max_new_tokens: int
+    capture_generated: bool = True
     stop_token_ids: tuple[int, ...] = ()
     temperature: float = 0.0
     top_p: float = 1.0
@@ -52,11 +55,14 @@ class BatchInput:
         input_ids: int32 `[B, S]`, padded on the right.
         lengths: int32 `[B]`, 0 for a dummy row.
         numbers: int32 `[B]`, each sample's number, part of its sampling keys.
+        rows: int32 `[B, R]`, slots of the prompt whose activations are wanted, in any order; where
+            a token is predicted, the last of them is the prompt's last token.
     """
 
     input_ids: Int[Array, "B S"]
     lengths: Int[Array, " B"]
     numbers: Int[Array, " B"]
+    rows: Int[Array, "B R"]
 
 
 @flax.struct.dataclass
@@ -64,13 +70,16 @@ class BatchOutput:
     """What a batch gave; still on the devices.
 
     Attributes:
-        rows: `[steps, layers, B, D]`, layers ascending; step t is the last token before generated
-            token t + 1.
+        prompt_rows: `[B, R, width]` of each hook point, the values of several heads one behind
+            the other.
+        generated_rows: `[T, B, width]` of each hook point, of the generated tokens that ran: all
+            but the last. T is `max_new_tokens - 1`, or 0 if they are not wanted.
         tokens: int32 `[B, max_new_tokens]`, generated.
         counts: int32 `[B]`, how many of them count, a stop token included.
     """
 
-    rows: Float[Array, "T layers B D"]
+    prompt_rows: dict[str, Float[Array, "B R width"]]
+    generated_rows: dict[str, Float[Array, "T B width"]]
     tokens: Int[Array, "B new"]
     counts: Int[Array, " B"]
 
@@ -81,6 +90,11 @@ class _LoopState:
     ended: Bool[Array, " B"]
     cache: KVCache
     output: BatchOutput
+
+
+def last_slots(lengths: Int[np.ndarray | Array, " B"]) -> Int[np.ndarray | Array, "B one"]:
+    """The slots of the prompts' last tokens, as `BatchInput.rows` has them."""
+    return (lengths - 1).clip(0)[:, None]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -116,21 +130,22 @@ def generate_batch(
             return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
 
         return BatchOutput(
-            rows=lay(output.rows, P(None, None, over)),
+            prompt_rows={h: lay(rows, P(over)) for h, rows in output.prompt_rows.items()},
+            generated_rows={h: lay(r, P(None, over)) for h, r in output.generated_rows.items()},
             tokens=lay(output.tokens, P(over)),
             counts=lay(output.counts, P(over)),
         )
 
-    def on_one_device(params: Params, batch: BatchInput) -> tuple[Array, Array, Array]:
+    def on_one_device(params: Params, batch: BatchInput) -> tuple[Any, ...]:
         output = run(params, batch)
-        return output.rows, output.tokens, output.counts
+        return output.prompt_rows, output.generated_rows, output.tokens, output.counts
 
     return BatchOutput(
         *jax.shard_map(
             on_one_device,
             mesh=mesh,
             in_specs=(P(), P("data")),
-            out_specs=(P(None, None, "data"), P("data"), P("data")),
+            out_specs=(P("data"), P(None, "data"), P("data"), P("data")),
             check_vma=False,  # the loop's carry starts from constants, which vary over no axis
         )(params, batch)
     )
@@ -148,24 +163,28 @@ def _generate(
     steps = max(1, settings.max_new_tokens)
     slot = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), (size, slots))
     positions = jnp.where(slot < batch.lengths[:, None], slot, -1)
-    last = jnp.maximum(batch.lengths - 1, 0)
-
     with jax.named_scope("prefill"):
         predicts = settings.max_new_tokens > 0
         num_layers = None if predicts else model.blocks_needed
         prompt = forward(
-            model, params, batch.input_ids, positions, num_layers=num_layers, rows=last[:, None]
+            model, params, batch.input_ids, positions, num_layers=num_layers, rows=batch.rows
         )
-    first_rows = _stack_rows(prompt)
+    prompt_rows = {hook: _flat(values) for hook, values in prompt.activations.items()}
+    wanted = prompt_rows if settings.capture_generated else {}
+    generated_rows = {
+        hook: jnp.zeros((steps - 1, size, values.shape[-1]), values.dtype)
+        for hook, values in wanted.items()
+    }
     if not predicts:
         return BatchOutput(
-            rows=first_rows[None],
+            prompt_rows=prompt_rows,
+            generated_rows=generated_rows,
             tokens=jnp.zeros((size, 0), jnp.int32),
             counts=jnp.zeros(size, jnp.int32),
         )
 
-    def choose(residual: Float[Array, "B one D"], step: int | Array) -> Int[Array, " B"]:
-        logits = unembed(model, params, residual[:, 0])
+    def choose(residual: Float[Array, "B R D"], step: int | Array) -> Int[Array, " B"]:
+        logits = unembed(model, params, residual[:, -1])
         keys = step_keys(settings.seed, batch.numbers, step)
         return choose_tokens(logits, keys, settings.temperature, settings.top_p)
 
@@ -173,15 +192,20 @@ def _generate(
     is_dummy = batch.lengths == 0
     if steps == 1:
         counts = jnp.where(is_dummy, 0, 1).astype(jnp.int32)
-        return BatchOutput(rows=first_rows[None], tokens=first[:, None], counts=counts)
+        return BatchOutput(
+            prompt_rows=prompt_rows,
+            generated_rows=generated_rows,
+            tokens=first[:, None],
+            counts=counts,
+        )
 
-    shape = (steps, *first_rows.shape)
     start = _LoopState(
         step=jnp.ones((), jnp.int32),
         ended=is_dummy | _stops(first, settings),
         cache=KVCache.from_prefill(prompt.keys_values, positions, capacity=slots + steps - 1),
         output=BatchOutput(
-            rows=jnp.zeros(shape, first_rows.dtype).at[0].set(first_rows),
+            prompt_rows={},
+            generated_rows=generated_rows,
             tokens=jnp.zeros((size, steps), jnp.int32).at[:, 0].set(first),
             counts=jnp.where(is_dummy, 0, 1).astype(jnp.int32),
         ),
@@ -197,26 +221,30 @@ def _generate(
         now = forward(model, params, token, at, cache=state.cache)
         assert now.cache is not None
         chosen = choose(now.residual, step)
-        rows = _stack_rows(now)
+        rows = {hook: _flat(values)[:, 0] for hook, values in now.activations.items()}
         return _LoopState(
             step=step + 1,
             ended=state.ended | _stops(chosen, settings),
             cache=now.cache,
             output=BatchOutput(
-                rows=jax.lax.dynamic_update_index_in_dim(output.rows, rows, step, axis=0),
+                prompt_rows={},
+                generated_rows={
+                    hook: jax.lax.dynamic_update_index_in_dim(kept, rows[hook], step - 1, axis=0)
+                    for hook, kept in output.generated_rows.items()
+                },
                 tokens=jax.lax.dynamic_update_index_in_dim(output.tokens, chosen, step, axis=1),
                 counts=output.counts + jnp.where(state.ended, 0, 1).astype(jnp.int32),
             ),
         )
 
     with jax.named_scope("decode"):
-        return jax.lax.while_loop(goes_on, decode, start).output
+        output = jax.lax.while_loop(goes_on, decode, start).output
+    return output.replace(prompt_rows=prompt_rows)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _stack_rows(output: ForwardOutput) -> Float[Array, "layers B D"]:
-    rows = [values[:, 0] for values in output.activations.values()]
-    # Capturing nothing is for measuring what capturing costs.
-    return jnp.stack(rows) if rows else jnp.zeros((0, *output.residual[:, 0].shape))
+def _flat(values: Float[Array, "B R *shape"]) -> Float[Array, "B R width"]:
+    """Values of several heads one behind the other."""
+    return values.reshape(*values.shape[:2], -1)
 
 
 def _stops(tokens: Int[Array, " B"], settings: GenerationSettings) -> Bool[Array, " B"]:

@@ -6,6 +6,7 @@ residual stream), logits, and captured rows.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 from inference.batch_plan import PlanSettings
 from inference.errors import InputError
@@ -36,7 +37,8 @@ def estimate_memory(
     batch_size: int,
     bucket: int,
     max_new_tokens: int,
-    captured_layers: int,
+    row_slots: int,
+    captured_width: int,
     itemsize: int,
 ) -> MemoryEstimate:
     """Memory of a program for one bucket.
@@ -47,7 +49,8 @@ def estimate_memory(
         batch_size: rows on one place of the data axis.
         bucket: padded prompt length.
         max_new_tokens: 0 or 1 need no cache and no logits of more than one token.
-        captured_layers: hook points.
+        row_slots: slots of a prompt whose rows are captured.
+        captured_width: numbers that all hook points give of a token.
         itemsize: bytes of a number in the dtype of the computation.
     """
     model = layout.mesh.shape["model"]
@@ -74,7 +77,7 @@ def estimate_memory(
     slots = bucket + max_new_tokens - 1
     cache = 2 * L * batch_size * slots * keys // over_heads if max_new_tokens > 1 else 0
     logits = 4 * 2 * batch_size * V // over_vocabulary if max_new_tokens else 0
-    rows = itemsize * max(1, max_new_tokens) * captured_layers * batch_size * D
+    rows = itemsize * batch_size * (row_slots + max(1, max_new_tokens) - 1) * captured_width
     prefill_cache = 2 * itemsize * cache  # the prompt's own, and the padded buffers
     return MemoryEstimate(params=params, batch=working + prefill_cache + logits + 2 * rows)
 
@@ -86,7 +89,8 @@ def check_memory(
     *,
     buckets: list[int],
     max_new_tokens: int,
-    captured_layers: int,
+    row_slots: Mapping[int, int],
+    captured_width: int,
     itemsize: int,
     device_memory: int,
 ) -> None:
@@ -104,7 +108,8 @@ def check_memory(
                 batch_size=batch_size,
                 bucket=bucket,
                 max_new_tokens=max_new_tokens,
-                captured_layers=captured_layers,
+                row_slots=row_slots[bucket],
+                captured_width=captured_width,
                 itemsize=itemsize,
             )
             return estimate.params + estimate.batch

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 OUTPUTS_FILE = "outputs.jsonl"
 SUBMISSION_FILE = "submission.json"
+NO_POSITION = "--positions chose none of its tokens"
 OUTPUT_FIELDS = frozenset(
     [
         "task_id",
@@ -38,9 +39,21 @@ OUTPUT_FIELDS = frozenset(
 
 
 def output_line(
-    sample: "Sample", generated: Sequence[int], text: str | None, finish_reason: str
+    sample: "Sample",
+    generated: Sequence[int],
+    text: str | None,
+    finish_reason: str,
+    reason: str | None = None,
 ) -> dict[str, Any]:
-    """The line of a sample that ran."""
+    """A sample's line.
+
+    Args:
+        sample: it.
+        generated: token ids, a stop token included.
+        text: of the generated tokens.
+        finish_reason: stop, length or skipped.
+        reason: why it gave no activations, if it gave none.
+    """
     return {
         "task_id": sample.task_id,
         "sample_idx": sample.sample_idx,
@@ -49,13 +62,14 @@ def output_line(
         "generated_token_ids": list(generated),
         "text": text,
         "finish_reason": finish_reason,
+        **({} if reason is None else {"reason": reason}),
         **sample.extra,
     }
 
 
 def skipped_line(sample: "Sample", reason: str) -> dict[str, Any]:
     """The line of a sample that could not run."""
-    return output_line(sample, [], None, "skipped") | {"reason": reason}
+    return output_line(sample, [], None, "skipped", reason)
 
 
 class OutputsFile:

@@ -52,13 +52,15 @@ def open_pretrained(settings: ExtractionSettings) -> Pretrained:
         StoreError: the bucket that it lies in cannot be used.
     """
     checkpoint = _open_checkpoint(settings.model_path, settings.revision)
-    layers = settings.layers_to_extract
-    if layers is None:
+    layers, hook_points = settings.layers_to_extract, settings.hook_points
+    if layers is None and hook_points is None:
         layers = default_layers(checkpoint.config.num_hidden_layers)
     dtype = jnp.dtype(default_dtype() if settings.dtype == "auto" else settings.dtype)
     return Pretrained(
         checkpoint=checkpoint,
-        model=create_model_with_hooks(checkpoint.config, layers, dtype),
+        model=_check_widths(
+            create_model_with_hooks(checkpoint.config, layers, dtype, hook_points=hook_points)
+        ),
         tokenizer=_load_tokenizer(checkpoint.folder),
         dtype=dtype,
     )
@@ -70,6 +72,17 @@ def _open_checkpoint(model_path: str, revision: str | None) -> Checkpoint:
     if revision is not None:
         raise ModelError(f"{model_path} is a bucket's folder, which has no revision {revision!r}")
     return open_bucket_checkpoint(model_path)
+
+
+def _check_widths(model: QwenModelWithActivations) -> QwenModelWithActivations:
+    """Refuses what gives no rows of one width."""
+    patterns = [name for name in model.hook_points if name.endswith(".pattern")]
+    if patterns:
+        raise InputError(
+            f"{patterns[0]} has a value for each key, so its rows differ in width; take it from the"
+            " model itself: create_model_with_hooks(config, hook_points=...)"
+        )
+    return model
 
 
 def default_dtype() -> str:

@@ -42,15 +42,42 @@ class SampleResult:
     Attributes:
         sample: it.
         token_ids: generated, a stop token included.
-        rows: `[steps, layers, D]`.
+        positions: int32 `[rows]`, of the tokens whose rows these are, ascending.
+        rows: `[rows, width]` of each hook point.
     """
 
     sample: Sample
     token_ids: list[int]
-    rows: np.ndarray
+    positions: np.ndarray
+    rows: Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """What runs a batch.
+
+    Attributes:
+        model: captures its hook points.
+        params: on the mesh.
+        generation: settings of the program.
+        mesh: to run on.
+        row_slots: of each bucket, how many slots of a prompt are captured; see `row_slots`.
+    """
+
+    model: QwenModelWithActivations
+    params: Params
+    generation: GenerationSettings
+    mesh: Mesh
+    row_slots: Mapping[int, int]
 
 
 CommitUnit = Callable[[Unit, list[SampleResult]], None]
+ChooseGenerated = Callable[[Sample, Sequence[int]], Sequence[int]]
+
+
+def choose_all(sample: Sample, token_ids: Sequence[int]) -> Sequence[int]:
+    """A `ChooseGenerated`: the rows of all generated tokens that ran."""
+    return range(len(token_ids))
 
 
 class Drain:
@@ -61,6 +88,8 @@ class Drain:
         samples: by number.
         commit: called with each unit and its results, in the order of the unit's samples.
         keep: numbers of samples whose results `take_kept` gives to the main thread.
+        choose_generated: given a sample and the generated tokens that ran, says of which, counted
+            from 0, the rows are kept.
     """
 
     def __init__(
@@ -69,11 +98,13 @@ class Drain:
         samples: Mapping[int, Sample] | Sequence[Sample],
         commit: CommitUnit,
         keep: Iterable[int] = (),
+        choose_generated: ChooseGenerated = choose_all,
     ):
         self._units = units
         self._samples = samples
         self._commit = commit
         self._keep = set(keep)
+        self._choose_generated = choose_generated
         self._kept: queue.SimpleQueue[SampleResult] = queue.SimpleQueue()
         self._queue: queue.Queue[tuple[Batch, BatchOutput] | None] = queue.Queue(BATCHES_ON_THE_WAY)
         self._results: dict[int, dict[int, SampleResult]] = {}
@@ -117,13 +148,30 @@ class Drain:
 
     def _drain(self, batch: Batch, output: BatchOutput) -> None:
         counts, tokens = np.asarray(output.counts), np.asarray(output.tokens)
-        rows = np.asarray(output.rows)
+        prompt_rows = {hook: np.asarray(rows) for hook, rows in output.prompt_rows.items()}
+        later_rows = {hook: np.asarray(rows) for hook, rows in output.generated_rows.items()}
+        predicts = tokens.shape[1] > 0
         for i, (unit, number) in enumerate(batch.rows):
-            count = int(counts[i])
+            sample, token_ids = self._samples[number], tokens[i, : counts[i]].tolist()
+            chosen: Sequence[int] = ()
+            if any(rows.shape[0] for rows in later_rows.values()):
+                chosen = self._choose_generated(sample, token_ids[:-1])
+            behind = len(captured_slots(sample, predicts))  # the slots stand at the end
             result = SampleResult(
-                sample=self._samples[number],
-                token_ids=tokens[i, :count].tolist(),
-                rows=rows[: max(count, 1), :, i],
+                sample=sample,
+                token_ids=token_ids,
+                positions=np.array(
+                    [*sample.positions, *(len(sample.token_ids) + n for n in chosen)], np.int32
+                ),
+                rows={
+                    hook: np.concatenate(
+                        [
+                            rows[i, rows.shape[1] - behind :][: len(sample.positions)],
+                            later_rows[hook][list(chosen), i] if chosen else rows[i, :0],
+                        ]
+                    )
+                    for hook, rows in prompt_rows.items()
+                },
             )
             if number in self._keep:
                 self._kept.put(result)
@@ -135,35 +183,54 @@ class Drain:
                 self._commit(self._units[unit], [waiting[member] for member in members])
 
 
+def captured_slots(sample: Sample, predicts: bool) -> list[int]:
+    """The prompt's slots that are captured: the chosen ones, and the last where it predicts."""
+    slots, last = list(sample.positions), len(sample.token_ids) - 1
+    return slots if not predicts or slots[-1:] == [last] else [*slots, last]
+
+
+def row_slots(units: Iterable[Unit], samples: Sequence[Sample], predicts: bool) -> dict[int, int]:
+    """Of each bucket how many slots of a prompt are captured: a power of two, or all.
+
+    One number for each, so that there are no more programs than buckets.
+    """
+    most: dict[int, int] = {}
+    for unit in units:
+        if unit.bucket:
+            counts = (len(captured_slots(samples[n], predicts)) for n in unit.samples)
+            most[unit.bucket] = max(most.get(unit.bucket, 1), *counts)
+    return {bucket: min(bucket, 1 << (n - 1).bit_length()) for bucket, n in most.items()}
+
+
 def run_batches(
-    model: QwenModelWithActivations,
-    params: Params,
+    program: Program,
     batches: Iterable[Batch],
     samples: Mapping[int, Sample] | Sequence[Sample],
     plan: PlanSettings,
-    generation: GenerationSettings,
-    mesh: Mesh,
     drain: Drain,
     goes_on: Callable[[], bool],
 ) -> None:
     """Dispatches every batch and hands it to the drain.
 
     Args:
-        model: captures its layers.
-        params: on the mesh.
+        program: to run.
         batches: to run, in order.
         samples: by number.
         plan: that the batches come from.
-        generation: settings of the program.
-        mesh: to run on.
         drain: started.
         goes_on: called in this thread after each dispatch; False ends the loop.
     """
     for batch in batches:
-        placed = place_batch(batch, samples, plan.batch_size(batch.bucket), mesh)
+        placed = place_batch(program, batch, samples, plan.batch_size(batch.bucket))
         # Nothing may wait for the devices here: the drain's thread does.
         with jax.transfer_guard_device_to_host("disallow"):
-            output = generate_batch(model, params, placed, settings=generation, mesh=mesh)
+            output = generate_batch(
+                program.model,
+                program.params,
+                placed,
+                settings=program.generation,
+                mesh=program.mesh,
+            )
             for array in jax.tree.leaves(output):
                 array.copy_to_host_async()
             drain.put(batch, output)
@@ -172,38 +239,49 @@ def run_batches(
 
 
 def place_batch(
-    batch: Batch, samples: Mapping[int, Sample] | Sequence[Sample], size: int, mesh: Mesh
+    program: Program,
+    batch: Batch,
+    samples: Mapping[int, Sample] | Sequence[Sample],
+    size: int,
 ) -> BatchInput:
     """A batch over the mesh, `size` rows for each place on its data axis, dummies at the end.
 
     Every process that shares the mesh has the whole batch and gives its own devices their part.
     """
+    mesh, predicts = program.mesh, program.generation.max_new_tokens > 0
     total = size * mesh.shape["data"]
     input_ids = np.zeros((total, batch.bucket), np.int32)
     lengths, numbers = np.zeros(total, np.int32), np.zeros(total, np.int32)
+    rows = np.zeros((total, program.row_slots[batch.bucket]), np.int32)
     for i, (_, number) in enumerate(batch.rows):
         token_ids = samples[number].token_ids
         input_ids[i, : len(token_ids)] = token_ids
         lengths[i], numbers[i] = len(token_ids), number
+        slots = captured_slots(samples[number], predicts)
+        rows[i, rows.shape[1] - len(slots) :] = slots
 
     def place(array: np.ndarray) -> jax.Array:
         sharding = batch_sharding(mesh)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
-    return BatchInput(input_ids=place(input_ids), lengths=place(lengths), numbers=place(numbers))
+    return BatchInput(
+        input_ids=place(input_ids),
+        lengths=place(lengths),
+        numbers=place(numbers),
+        rows=place(rows),
+    )
 
 
-def unit_rows(results: Sequence[SampleResult], layers: Sequence[int]) -> RowBlock | None:
-    """The rows of a unit with their keys, sample by sample and step by step."""
-    if not results:
+def unit_rows(results: Sequence[SampleResult]) -> RowBlock | None:
+    """The rows of a unit with their keys, sample by sample and token by token; None without any."""
+    counts = [len(result.positions) for result in results]
+    if not sum(counts):
         return None
-    steps = [len(result.rows) for result in results]
-    step = np.concatenate([np.arange(n, dtype=np.int32) for n in steps])
-    first = np.array([len(result.sample.token_ids) - 1 for result in results], np.int32)
-    position = np.repeat(first, steps) + step
+    position = np.concatenate([result.positions for result in results])
+    last = np.array([len(result.sample.token_ids) - 1 for result in results], np.int32)
+    step = np.maximum(position - np.repeat(last, counts), 0)
     sequences = [[*result.sample.token_ids, *result.token_ids] for result in results]
-    owner = np.repeat(np.arange(len(results)), steps).tolist()
-    rows = np.concatenate([result.rows for result in results])
+    owner = np.repeat(np.arange(len(results)), counts).tolist()
     return RowBlock(
         task_ids=text_column([results[i].sample.task_id for i in owner]),
         sample_idx=np.array([results[i].sample.sample_idx for i in owner], np.int64),
@@ -213,5 +291,8 @@ def unit_rows(results: Sequence[SampleResult], layers: Sequence[int]) -> RowBloc
             [sequences[i][p] for i, p in zip(owner, position.tolist(), strict=True)], np.int32
         ),
         timestamps=text_column([timestamp()] * len(step)),
-        activations={f"layer_{layer}": rows[:, i] for i, layer in enumerate(layers)},
+        activations={
+            hook: np.concatenate([result.rows[hook] for result in results])
+            for hook in results[0].rows
+        },
     )

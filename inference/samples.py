@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from inference.arc import ArcTask, arc_prompt, augmentation
 from inference.arc_grids import GRID_ENCODERS
 from inference.errors import InputError
+from inference.positions import Positions, PromptTokens
 from inference.settings import ExtractionSettings
 from inference.tasks import PromptTask, Task
 
@@ -23,6 +24,7 @@ class Sample:
         sample_idx: its number within the task.
         prompt: as text, None where only token ids were given and there is no tokenizer.
         token_ids: as the model sees it.
+        positions: of the prompt's tokens whose activations are kept, ascending.
         extra: further fields of its output line.
     """
 
@@ -31,6 +33,7 @@ class Sample:
     sample_idx: int
     prompt: str | None
     token_ids: tuple[int, ...]
+    positions: tuple[int, ...]
     extra: Mapping[str, Any]
 
 
@@ -46,7 +49,7 @@ def make_samples(
         InputError: a text without a tokenizer, a chat without a template, or token ids that the
             model does not have.
     """
-    number = 0
+    number, positions = 0, Positions(settings.positions)
     for task in tasks:
         prompts = _arc_prompts(task, settings) if isinstance(task, ArcTask) else [_own_prompt(task)]
         for sample_idx, (content, extra) in enumerate(prompts):
@@ -54,12 +57,24 @@ def make_samples(
                 _check_token_ids(task.task_id, content, vocab_size)
             prompt, token_ids = _tokenise(task.task_id, content, tokenizer)
             _check_token_ids(task.task_id, token_ids, vocab_size)
+            entity = task.extra.get("entity") if isinstance(task, PromptTask) else None
+            tokens = PromptTokens(
+                task_id=task.task_id,
+                token_ids=token_ids,
+                text=prompt,
+                tokenizer=tokenizer,
+                adds_special_tokens=isinstance(content, str),
+                messages=content if isinstance(content, list) else None,
+                entity=entity if isinstance(entity, str) else None,
+                seed=(settings.random_seed, number),
+            )
             yield Sample(
                 number=number,
                 task_id=task.task_id,
                 sample_idx=sample_idx,
                 prompt=prompt,
                 token_ids=token_ids,
+                positions=positions.of_prompt(tokens),
                 extra=extra,
             )
             number += 1

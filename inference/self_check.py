@@ -25,17 +25,20 @@ class SelfCheckError(RuntimeError):
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def _rows_alone(model: QwenModelWithActivations, params: Params, input_ids: jax.Array) -> jax.Array:
+def _rows_alone(
+    model: QwenModelWithActivations, params: Params, input_ids: jax.Array
+) -> dict[str, jax.Array]:
     positions = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None]
     output = forward(model, params, input_ids, positions, num_layers=model.blocks_needed)
-    return jnp.stack([values[0] for values in output.activations.values()], axis=1)
+    return {hook: values[0] for hook, values in output.activations.items()}
 
 
 def check_sample(model: QwenModelWithActivations, params: Params, result: SampleResult) -> float:
     """Computes a sample's rows again and gives the largest relative error of a row.
 
     Args:
-        model: that captures the same layers; with plain XLA attention, to check the kernels too.
+        model: that captures the same hook points; with plain XLA attention, to check the kernels
+            too.
         params: as the run uses them.
         result: of the run.
 
@@ -43,17 +46,21 @@ def check_sample(model: QwenModelWithActivations, params: Params, result: Sample
         SelfCheckError: it is beyond the tolerance of the dtype, or a number is not finite in one
             of the two computations only.
     """
-    sequence = [*result.sample.token_ids, *result.token_ids[: len(result.rows) - 1]]
-    input_ids = np.array([sequence], np.int32)
-    every = np.asarray(_rows_alone(model, params, input_ids), np.float32)
-    alone = every[len(result.sample.token_ids) - 1 :]
-    error = _row_error(result.rows.astype(np.float32), alone)
-    tolerance = TOLERANCES[str(result.rows.dtype)]
+    if not len(result.positions):
+        return 0.0
+    input_ids = np.array([[*result.sample.token_ids, *result.token_ids[:-1]]], np.int32)
+    every = _rows_alone(model, params, input_ids)
+    errors = []
+    for hook, rows in result.rows.items():
+        alone = np.asarray(every[hook], np.float32)[result.positions]
+        errors.append(_row_error(rows.astype(np.float32), alone.reshape(rows.shape)))
+    error, dtype = max(errors), str(jax.tree.leaves(params)[0].dtype)
+    tolerance = TOLERANCES[dtype]
     if error > tolerance:
         name = f"{result.sample.task_id!r}, sample_idx {result.sample.sample_idx}"
         raise SelfCheckError(
             f"self-check: rows of task {name} differ by {error:.2g} from the same rows computed"
-            f" alone; at most {tolerance} is right for {result.rows.dtype}"
+            f" alone; at most {tolerance} is right for {dtype}"
         )
     return error
 

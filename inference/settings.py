@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 from inference.arc_grids import GRID_ENCODERS
 from inference.errors import InputError
+from inference.positions import KNOWN, Positions
 
 MAX_SEED = 2**31 - 1
 
@@ -46,6 +47,22 @@ class ExtractionSettings:
     layers_to_extract: list[int] | None = field(
         default=None,
         metadata=_help("Blocks whose output is captured. Default: L/4 L/2 3L/4 L-1."),
+    )
+    hook_points: list[str] | None = field(
+        default=None,
+        metadata=_help(
+            "Further places to capture: names or patterns such as layers.*.mlp; alone, in place of"
+            " the default layers. See docs/hook_points.md."
+        ),
+    )
+    positions: list[str] = field(
+        default_factory=lambda: ["last"],
+        metadata=_help(
+            f"Tokens whose activations are kept, several joined: {KNOWN}. See docs/positions.md."
+        ),
+    )
+    show_positions: int = field(
+        default=0, metadata=_help("Print so many samples with the chosen tokens marked.")
     )
     max_new_tokens: int = field(
         default=1,
@@ -117,6 +134,7 @@ class ExtractionSettings:
 
     minimum: ClassVar[Mapping[str, float]] = {
         "max_new_tokens": 0,
+        "show_positions": 0,
         "save_every_n_samples": 1,
         "temperature": 0,
         "predictions_per_task": 1,
@@ -126,6 +144,7 @@ class ExtractionSettings:
     """Least values of the flags that have one."""
 
     def __post_init__(self):
+        Positions(self.positions)
         for name, minimum in self.minimum.items():
             value = getattr(self, name)
             if not value >= minimum:  # also refuses NaN

@@ -4,8 +4,8 @@
         --model_path Qwen/Qwen2.5-0.5B --tasks_file arc_tasks.json \
         --output_dir ./outputs --activations_dir ./activations --layers_to_extract 6 12 18 23
 
-The prompt is run once (prefill) and then each generated token once, with a KV cache. Step t
-captures the last token of the sequence so far, so a sample has as many rows as it generated
+The prompt is run once (prefill) and then each generated token once, with a KV cache. By default
+step t captures the last token of the sequence so far, so a sample has as many rows as it generated
 tokens, and at least one. Prompts are padded on the right to a few lengths, for each of which one
 program is compiled; causal attention never looks to the right, so no row depends on it.
 """
@@ -30,14 +30,16 @@ import numpy as np
 from tqdm import tqdm
 
 from extraction.rows import RowBlock, text_column, timestamp
-from inference.batch_plan import PlannedSample, plan_in_order, rows_per_sample
+from inference.batch_plan import PlannedSample, plan_in_order
 from inference.buckets import bucket_length
 from inference.command_line import run_command
 from inference.interruption import Interrupted, stop_flag
-from inference.outputs import output_line, skipped_line
+from inference.outputs import NO_POSITION, output_line, skipped_line
+from inference.positions import Positions, special_ids
 from inference.pretrained import open_pretrained
 from inference.samples import Sample, decode_text, make_samples, reason_to_skip
 from inference.settings import ExtractionSettings
+from inference.shown_positions import print_samples
 from inference.tasks import read_tasks
 from inference.token_choice import choose_tokens, step_keys
 from inference.unit_run import UnitRun
@@ -56,13 +58,14 @@ class Generated:
     Attributes:
         token_ids: generated ones, a stop token included.
         finish_reason: `stop` or `length`.
-        rows: `[steps, layers, D]`, layers ascending; step t is the last token before generated
-            token t + 1, so its position is `len(prompt) - 1 + t`.
+        positions: int32 `[rows]`, of the captured tokens, ascending.
+        rows: `[rows, width]` of each hook point.
     """
 
     token_ids: list[int]
     finish_reason: str
-    rows: np.ndarray
+    positions: np.ndarray
+    rows: dict[str, np.ndarray]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "predict", "capacity"))
@@ -71,25 +74,26 @@ def prefill(
     params: Params,
     input_ids: jax.Array,
     length: jax.Array,
+    slots_wanted: jax.Array,
     *,
     predict: bool,
     capacity: int | None,
-) -> tuple[jax.Array, jax.Array | None, KVCache | None]:
+) -> tuple[dict[str, jax.Array], jax.Array | None, KVCache | None]:
     """Runs a prompt, int32 `[1, S]` of which the first `length` are tokens.
 
     Returns:
-        The last token's rows `[layers, D]`; with `predict` the next token's logits `[1, V]`,
-        else only the blocks up to the deepest captured one run; with `capacity` a cache.
+        The rows `[R, width]` of the slots that are wanted, int32 `[1, R]`; with `predict` the
+        logits `[1, V]` behind the last of them, else only the blocks up to the deepest captured
+        one run; with `capacity` a cache.
     """
     slots = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None]
     positions = jnp.where(slots < length, slots, -1)
     num_layers = None if predict else model.blocks_needed
-    last = jnp.reshape(length - 1, (1, 1))
-    output = forward(model, params, input_ids, positions, num_layers=num_layers, rows=last)
-    rows = jnp.stack([values[0, 0] for values in output.activations.values()])
+    output = forward(model, params, input_ids, positions, num_layers=num_layers, rows=slots_wanted)
+    rows = {h: values[0].reshape(values.shape[1], -1) for h, values in output.activations.items()}
     logits = cache = None
     if predict:
-        logits = unembed(model, params, output.residual[:, 0])
+        logits = unembed(model, params, output.residual[:, -1])
     if capacity is not None:
         cache = KVCache.from_prefill(output.keys_values, positions, capacity)
     return rows, logits, cache
@@ -102,11 +106,11 @@ def decode_step(
     token: jax.Array,
     position: jax.Array,
     cache: KVCache,
-) -> tuple[jax.Array, jax.Array, KVCache]:
-    """Runs one token, int32 `[1]`: its rows `[layers, D]`, the next logits and the cache."""
+) -> tuple[dict[str, jax.Array], jax.Array, KVCache]:
+    """Runs one token, int32 `[1]`: its rows `[1, width]`, the next logits and the cache."""
     output = forward(model, params, token[:, None], position[None, None], cache=cache)
     assert output.cache is not None
-    rows = jnp.stack([values[0, 0] for values in output.activations.values()])
+    rows = {hook: values.reshape(1, -1) for hook, values in output.activations.items()}
     return rows, unembed(model, params, output.residual[:, 0]), output.cache
 
 
@@ -117,16 +121,18 @@ def generate(
     stop_token_ids: Sequence[int],
     settings: ExtractionSettings,
     pad_to: int | None = None,
+    special: frozenset[int] = frozenset(),
 ) -> Generated:
-    """Generates for one sample and captures the last token of each step.
+    """Generates for one sample and captures the chosen tokens.
 
     Args:
-        model: captures `model.layers_to_extract`.
+        model: captures `model.hook_points`.
         params: the full `{'params': ...}`.
         sample: with at least one token.
         stop_token_ids: end the text; the one that did is among the generated.
         settings: number of tokens, temperature, nucleus and seed.
         pad_to: length to pad the prompt to; None: not padded.
+        special: ids of special tokens.
     """
     length, steps = len(sample.token_ids), settings.max_new_tokens
     input_ids = np.zeros((1, pad_to or length), np.int32)
@@ -134,10 +140,19 @@ def generate(
     capacity = None
     if steps > 1:  # a power of two, so that few decode programs are compiled
         capacity = 1 << (input_ids.shape[1] + steps - 2).bit_length()
+    chosen = list(sample.positions)
+    slots = [*chosen, length - 1]  # the last predicts; doubled to a power of two of them
+    slots = np.array([slots + slots[-1:] * ((1 << (len(slots) - 1).bit_length()) - len(slots))])
     rows, logits, cache = prefill(
-        model, params, input_ids, np.int32(length), predict=steps > 0, capacity=capacity
+        model,
+        params,
+        input_ids,
+        np.int32(length),
+        slots.astype(np.int32),
+        predict=steps > 0,
+        capacity=capacity,
     )
-    captured = [np.asarray(rows)]
+    captured = [{hook: np.asarray(values)[: len(chosen)] for hook, values in rows.items()}]
     tokens: list[int] = []
     while logits is not None:
         keys = step_keys(settings.random_seed, jnp.array([sample.number]), len(tokens))
@@ -147,27 +162,29 @@ def generate(
             break
         position = np.int32(length - 1 + len(tokens))
         rows, logits, cache = decode_step(model, params, token, position, cache)
-        captured.append(np.asarray(rows))
+        captured.append({hook: np.asarray(values) for hook, values in rows.items()})
+    later = Positions(settings.positions).of_generated(length, tokens[:-1], special)
+    kept = [captured[0], *(captured[1 + number] for number in later)]
     return Generated(
         token_ids=tokens,
         finish_reason="stop" if tokens and tokens[-1] in stop_token_ids else "length",
-        rows=np.stack(captured),
+        positions=np.array([*chosen, *(length + number for number in later)], np.int32),
+        rows={hook: np.concatenate([part[hook] for part in kept]) for hook in model.hook_points},
     )
 
 
-def row_block(sample: Sample, generated: Generated, layers: Sequence[int]) -> RowBlock:
+def row_block(sample: Sample, generated: Generated) -> RowBlock:
     """The rows of a sample with their keys."""
-    steps = len(generated.rows)
-    position = len(sample.token_ids) - 1 + np.arange(steps, dtype=np.int32)
+    position, count = generated.positions, len(generated.positions)
     sequence = [*sample.token_ids, *generated.token_ids]
     return RowBlock(
-        task_ids=text_column([sample.task_id] * steps),
-        sample_idx=np.full(steps, sample.sample_idx, np.int64),
-        step=np.arange(steps, dtype=np.int32),
+        task_ids=text_column([sample.task_id] * count),
+        sample_idx=np.full(count, sample.sample_idx, np.int64),
+        step=np.maximum(position - (len(sample.token_ids) - 1), 0),
         position=position,
         token_id=np.array([sequence[p] for p in position], np.int32),
-        timestamps=text_column([timestamp()] * steps),
-        activations={f"layer_{layer}": generated.rows[:, i] for i, layer in enumerate(layers)},
+        timestamps=text_column([timestamp()] * count),
+        activations=generated.rows,
     )
 
 
@@ -177,15 +194,21 @@ def run(settings: ExtractionSettings) -> None:
     pretrained = open_pretrained(settings)
     config, model = pretrained.checkpoint.config, pretrained.model
     samples = list(make_samples(tasks, pretrained.tokenizer, config.vocab_size, settings))
+    print_samples(samples, pretrained.tokenizer, settings.show_positions)
     reasons = [reason_to_skip(s, config.context_length, settings.max_new_tokens) for s in samples]
-    rows = rows_per_sample(settings.max_new_tokens)
+    later = Positions(settings.positions).most_generated(settings.max_new_tokens)
     planned = (
-        PlannedSample(number=s.number, tokens=0 if reason else len(s.token_ids), rows=rows)
+        PlannedSample(
+            number=s.number,
+            tokens=0 if reason else len(s.token_ids),
+            rows=len(s.positions) + later,
+        )
         for s, reason in zip(samples, reasons, strict=True)
     )
     units = list(plan_in_order(planned, settings.save_every_n_samples))
     unit_run = UnitRun(COMMAND, settings, pretrained, tasks, samples, units)
 
+    special = special_ids(pretrained.tokenizer)
     tokens, started = 0, time.perf_counter()
     with stop_flag() as stop, contextlib.ExitStack() as stack:
         unit_run.begin(stack)
@@ -209,13 +232,14 @@ def run(settings: ExtractionSettings) -> None:
                     log.info("loading %s in %s", settings.model_path, pretrained.dtype)
                     params = load_params(pretrained.checkpoint, pretrained.dtype)
                 pad_to = bucket_length(len(sample.token_ids))
-                generated = generate(
-                    model, params, sample, pretrained.checkpoint.stop_token_ids, settings, pad_to
-                )
-                blocks.append(row_block(sample, generated, model.layers_to_extract))
+                stops = pretrained.checkpoint.stop_token_ids
+                generated = generate(model, params, sample, stops, settings, pad_to, special)
+                if len(generated.positions):
+                    blocks.append(row_block(sample, generated))
+                no_rows = None if len(generated.positions) else NO_POSITION
                 text = decode_text(pretrained.tokenizer, generated.token_ids)
                 lines.append(
-                    output_line(sample, generated.token_ids, text, generated.finish_reason)
+                    output_line(sample, generated.token_ids, text, generated.finish_reason, no_rows)
                 )
                 tokens += len(sample.token_ids) + len(generated.token_ids)
                 rate = tokens / (time.perf_counter() - started)

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 DECIDING = (
     "revision", "max_new_tokens", "save_every_n_samples", "temperature", "top_p", "random_seed",
-    "batch_size", "tokens_per_batch",
+    "batch_size", "tokens_per_batch", "positions",
 )  # fmt: skip
 """Settings that decide what the rows are or how they are cut into units."""
 
@@ -91,7 +91,7 @@ class UnitRun:
         self.storage: Storage = self._cloud or self._spool
         """Holds the truth: the bucket, or the folder."""
         self._outputs = OutputsFile(settings.output_dir, may_exist=settings.resume)
-        hook_points = tuple(f"layer_{n}" for n in pretrained.model.layers_to_extract)
+        hook_points = pretrained.model.hook_points
         dtype = settings.stored_dtype(str(pretrained.dtype))
         self._identity = RunIdentity.new(
             model_name=settings.model_path,
@@ -210,8 +210,8 @@ class UnitRun:
         if len(totals) < len(self.units):
             print(f"committed    {len(totals)} of {len(self.units)} units; not finished yet")
             return
-        layers = len(self._identity.hook_points)
-        print(f"activations  {totals.n_rows} rows for each of {layers} layers,"
+        hooks = len(self._identity.hook_points)
+        print(f"activations  {totals.n_rows} rows for each of {hooks} hook points,"
               f" {len(totals)} batches in {self.storage.address}")  # fmt: skip
         print(f"outputs      {self._outputs.path}")
 

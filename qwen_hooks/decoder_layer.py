@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from qwen_hooks.attention import attend, attention_pattern
+from qwen_hooks.attention import BLOCK, attend, attention_pattern
 from qwen_hooks.attention_backends import ATTENTION
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.kv_cache import KeysValues, write_slots
@@ -131,14 +131,20 @@ class QwenDecoderLayer(nn.Module):
     ) -> tuple[Float[Array, "B R D"], KeysValues]:
         """The residual stream after the block, and what `QwenAttention` returns for the cache.
 
-        With `rows` only those slots go through the block and come out; their keys and values are
-        still made of all slots. For the last block, when nobody reads the others.
+        With `rows` only those slots come out, and only they go through the block, if they are few;
+        keys and values are still made of all slots. For the last block, when nobody reads the
+        others.
         """
         taps = taps or Taps()
+        # The scores of all of these exist at once.
+        few = rows if rows is not None and rows.shape[1] <= BLOCK else None
         x = taps("input_layernorm", self.input_layernorm(taps("resid_pre", residual)))
-        mixed, seen = self.self_attn(x, around, taps, cache, rows)
-        if rows is not None:
-            residual, taps = take_rows(residual, rows), taps.of_rows()
+        mixed, seen = self.self_attn(x, around, taps, cache, few)
+        if few is not None:
+            residual, taps = take_rows(residual, few), taps.of_rows()
         residual = taps("resid_mid", residual + mixed)
         x = taps("post_attention_layernorm", self.post_attention_layernorm(residual))
-        return taps("resid_post", residual + taps("mlp", self.mlp(x, taps))), seen
+        residual = taps("resid_post", residual + taps("mlp", self.mlp(x, taps)))
+        if rows is not None and few is None:
+            residual = take_rows(residual, rows)
+        return residual, seen

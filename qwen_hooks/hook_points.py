@@ -12,6 +12,7 @@ passed that norm.)
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -331,6 +332,19 @@ def markdown_table() -> str:
         cells = [f"`{point.name}`", shape, point.definition, *names]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines).replace("{i}", "i") + "\n"
+
+
+def hook_widths(names: Iterable[str], config: QwenConfig) -> dict[str, int]:
+    """Numbers of one token's value, of several heads together, for canonical names.
+
+    The pattern's depends on the prompt, and is not among them.
+    """
+    shapes = {site.name: point_shape(site.point, config) for site in sites(config)}
+    return {
+        name: math.prod(size for size in shapes[name] if size is not None)
+        for name in names
+        if None not in shapes[name]
+    }
 
 
 def layer_name(layer: int) -> str:

@@ -167,8 +167,8 @@ class QwenModelWithActivations(nn.Module):
             positions: int32 `[B, T]`; -1 for padding, with `cudnn` on the right only.
             cache: what came before; the tokens are appended. None: the tokens are all there is.
             num_layers: run only so many blocks; None: all.
-            rows: slots whose residual stream and activations are wanted, R at most
-                `attention.BLOCK` of them; the last block computes only these. None: all slots.
+            rows: slots whose residual stream and activations are wanted; up to `attention.BLOCK`
+                of them are all that the last block computes. None: all slots.
             attention: in place of the model's own, for this call.
         """
         if cache is not None:

@@ -47,14 +47,14 @@ def make_unit_run(run: PlannedRun, monkeypatch) -> UnitRun:
     pretrained = object.__new__(Pretrained)
     for name, value in {
         "dtype": "float32",
-        "model": SimpleNamespace(layers_to_extract=(6, 12)),
+        "model": SimpleNamespace(hook_points=("layer_6", "layer_12")),
         "checkpoint": SimpleNamespace(config=SimpleNamespace(hidden_size=run.width)),
     }.items():
         object.__setattr__(pretrained, name, value)
     samples = [
         Sample(
             number=n, task_id=sample_key(n)[0], sample_idx=sample_key(n)[1], prompt="", extra={},
-            token_ids=(1,),
+            token_ids=(1,), positions=(0,),
         )
         for n in range(len(STEPS))
     ]  # fmt: skip

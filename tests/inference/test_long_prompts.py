@@ -52,7 +52,7 @@ def test_no_matrix_of_all_scores(demo_checkpoint):
     model = create_model_with_hooks(config, LAYERS)
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
     slots = 16_384
-    shapes = ((1, slots), (1,), (1,))
+    shapes = ((1, slots), (1,), (1,), (1, 1))
     settings = GenerationSettings(max_new_tokens=2)
 
     @jax.jit

@@ -6,7 +6,13 @@ import pytest
 
 from inference.batch_plan import PlanSettings
 from inference.errors import InputError
-from inference.generation import BatchInput, GenerationSettings, batch_sharding, generate_batch
+from inference.generation import (
+    BatchInput,
+    GenerationSettings,
+    batch_sharding,
+    generate_batch,
+    last_slots,
+)
 from inference.memory_estimate import check_memory, estimate_memory
 from qwen_hooks import QwenConfig, create_model_with_hooks
 from qwen_hooks.sharding import layout_for, params_bytes
@@ -31,7 +37,7 @@ def test_estimate_is_near_what_xla_allocates(new_tokens, batch_size, bucket):
     settings = GenerationSettings(max_new_tokens=new_tokens)
 
     def run(params, input_ids, lengths, numbers):
-        batch = BatchInput(input_ids=input_ids, lengths=lengths, numbers=numbers)
+        batch = BatchInput(input_ids, lengths, numbers, last_slots(lengths))
         return generate_batch(model, params, batch, settings=settings, mesh=layout.mesh)
 
     sharding = batch_sharding(layout.mesh)
@@ -44,7 +50,8 @@ def test_estimate_is_near_what_xla_allocates(new_tokens, batch_size, bucket):
         batch_size=batch_size,
         bucket=bucket,
         max_new_tokens=new_tokens,
-        captured_layers=2,
+        row_slots=1,
+        captured_width=2 * CONFIG.hidden_size,
         itemsize=4,
     )
     assert estimate.params == pytest.approx(params_bytes(CONFIG, 4), rel=0.01)
@@ -52,8 +59,16 @@ def test_estimate_is_near_what_xla_allocates(new_tokens, batch_size, bucket):
     assert 0.8 * allocated < estimate.batch < 2.5 * allocated
 
 
+OPTIONS = {
+    "max_new_tokens": 32,
+    "row_slots": {256: 1, 4096: 1},
+    "captured_width": 2 * CONFIG.hidden_size,
+    "itemsize": 4,
+}
+
+
 def check(device_memory, **changes):
-    settings = {"max_new_tokens": 32, "captured_layers": 2, "itemsize": 4, "buckets": [256, 4096]}
+    settings = OPTIONS | {"buckets": [256, 4096]}
     plan = PlanSettings(tokens_per_batch=65_536, max_batch_size=64, rows_per_unit=512)
     layout = layout_for(CONFIG, (1, 1), jax.devices()[:1], 10**10, 4)
     check_memory(CONFIG, layout, plan, device_memory=device_memory, **(settings | changes))
@@ -67,8 +82,7 @@ def test_advice_is_a_batch_size_that_fits():
     assert 1 <= advised < 16
     plan = PlanSettings(tokens_per_batch=65_536, max_batch_size=advised, rows_per_unit=512)
     layout = layout_for(CONFIG, (1, 1), jax.devices()[:1], 10**10, 4)
-    options = {"max_new_tokens": 32, "captured_layers": 2, "itemsize": 4}
-    check_memory(CONFIG, layout, plan, buckets=[256, 4096], device_memory=10**9, **options)
+    check_memory(CONFIG, layout, plan, buckets=[256, 4096], device_memory=10**9, **OPTIONS)
 
 
 def test_where_nothing_fits_the_message_says_so():

@@ -20,6 +20,7 @@ def sample():
         sample_idx=3,
         prompt=HARD_TEXT,
         token_ids=(4, 5, 5),
+        positions=(2,),
         extra={"label": ["LOC"], "prediction": 1},
     )
 

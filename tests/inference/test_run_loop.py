@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from inference.batch_plan import PlannedSample, PlanSettings, pack_batches, plan_units
 from inference.buckets import bucket_length
 from inference.generation import GenerationSettings, generate_batch
-from inference.run_loop import Drain, run_batches, unit_rows
+from inference.run_loop import Drain, Program, row_slots, run_batches, unit_rows
 from inference.samples import Sample
 from qwen_hooks import Checkpoint, create_model_with_hooks, load_params
 from qwen_hooks.sharding import layout_for
@@ -34,7 +34,7 @@ def loaded(tmp_path_factory):
 def samples_of(lengths):
     return [
         Sample(number=i, task_id=f"t{i}", sample_idx=0, prompt=None,
-               token_ids=tuple(random_tokens(n, seed=i)), extra={})
+               token_ids=tuple(random_tokens(n, seed=i)), positions=(n - 1,), extra={})
         for i, n in enumerate(lengths)
     ]  # fmt: skip
 
@@ -44,10 +44,15 @@ def run(loaded, samples, commit, drain_type=Drain):
     planned = [PlannedSample(number=s.number, tokens=len(s.token_ids), rows=3) for s in samples]
     units = list(plan_units(planned, PLAN))
     batches = list(pack_batches(units, PLAN, 2))
+    program = Program(
+        model=model,
+        params=params,
+        generation=GENERATION,
+        mesh=mesh,
+        row_slots=row_slots(units, samples, predicts=True),
+    )
     with drain_type({unit.number: unit for unit in units}, samples, commit) as drain:
-        run_batches(
-            model, params, batches, samples, PLAN, GENERATION, mesh, drain, goes_on=lambda: True
-        )
+        run_batches(program, batches, samples, PLAN, drain, goes_on=lambda: True)
     return units, batches
 
 
@@ -77,7 +82,7 @@ def test_captured_arrays_are_fetched_in_the_drains_thread_alone(loaded, monkeypa
     whole = ArrayImpl._value
 
     def watched(array):
-        if array.ndim == 4:  # captured rows: [steps, layers, B, D]
+        if array.ndim == 3:  # captured rows: [B, R, D] and [steps, B, D]
             fetched_by.append(threading.current_thread().name)
         return whole.fget(array)
 
@@ -87,8 +92,8 @@ def test_captured_arrays_are_fetched_in_the_drains_thread_alone(loaded, monkeypa
     assert set(fetched_by) == {"drain"}
 
     # ... and the watch would notice a fetch in this thread.
-    over_devices = NamedSharding(loaded[2], PartitionSpec(None, None, "data"))
-    np.asarray(jax.device_put(np.zeros((1, 1, 2, 1)), over_devices))
+    over_devices = NamedSharding(loaded[2], PartitionSpec(None, "data"))
+    np.asarray(jax.device_put(np.zeros((1, 2, 1)), over_devices))
     assert "MainThread" in fetched_by
 
 
@@ -104,7 +109,7 @@ def test_rows_of_a_unit_come_sample_by_sample(loaded):
     blocks = {}
 
     def commit(unit, results):
-        blocks[unit.number] = (unit, unit_rows(results, [0, 1]))
+        blocks[unit.number] = (unit, unit_rows(results))
 
     samples = samples_of([5, 7, 30, 6, 31])
     run(loaded, samples, commit)

@@ -211,7 +211,9 @@ def test_nothing_is_computed_that_nobody_reads(demo_checkpoint):
     ids = jnp.zeros((1, 40), jnp.int32)
 
     def program(predict):
-        lowered = prefill.lower(model, params, ids, 40, predict=predict, capacity=None)
+        lowered = prefill.lower(
+            model, params, ids, 40, jnp.array([[39]]), predict=predict, capacity=None
+        )
         return lowered.as_text(), lowered.compile().cost_analysis()["flops"]
 
     with_token, flops = program(predict=True)

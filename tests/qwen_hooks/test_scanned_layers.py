@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inference.generation import BatchInput, GenerationSettings, batch_sharding, generate_batch
+from inference.generation import (
+    BatchInput,
+    GenerationSettings,
+    batch_sharding,
+    generate_batch,
+    last_slots,
+)
 from qwen_hooks import Checkpoint, ModelError, create_model_with_hooks, load_params
 from qwen_hooks.checkpoint import save_pretrained
 from qwen_hooks.sharding import layout_for
@@ -54,7 +60,10 @@ def test_generation_equals_unrolled_layers(new_tokens, mesh, tmp_path):
         ids[row, :length] = random_tokens(length, seed=row)
     sharding = batch_sharding(layout.mesh)
     batch = BatchInput(
-        *(jax.device_put(x, sharding) for x in (ids, lengths, np.arange(8, dtype=np.int32)))
+        *(
+            jax.device_put(x, sharding)
+            for x in (ids, lengths, np.arange(8, dtype=np.int32), last_slots(lengths))
+        )
     )
     settings = GenerationSettings(max_new_tokens=new_tokens)
     outputs = []
@@ -69,8 +78,13 @@ def test_generation_equals_unrolled_layers(new_tokens, mesh, tmp_path):
     np.testing.assert_array_equal(
         np.asarray(scanned.tokens)[real], np.asarray(unrolled.tokens)[real]
     )
-    ours, theirs = np.asarray(scanned.rows)[:, :, real], np.asarray(unrolled.rows)[:, :, real]
-    assert row_error(ours, theirs) < TOLERANCE
+    for hook, rows in unrolled.prompt_rows.items():
+        ours, theirs = np.asarray(scanned.prompt_rows[hook])[real], np.asarray(rows)[real]
+        assert row_error(ours, theirs) < TOLERANCE
+        if new_tokens:
+            ours = np.asarray(scanned.generated_rows[hook])[:, real]
+            theirs = np.asarray(unrolled.generated_rows[hook])[:, real]
+            assert row_error(ours, theirs) < TOLERANCE
 
 
 def test_init_makes_what_load_params_gives(tmp_path):

@@ -21,7 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from examples.make_demo import make_checkpoint
-from inference.generation import BatchInput, GenerationSettings, batch_sharding, generate_batch
+from inference.generation import (
+    BatchInput,
+    GenerationSettings,
+    batch_sharding,
+    generate_batch,
+    last_slots,
+)
 from qwen_hooks import Checkpoint, ModelError, create_model_with_hooks, load_params
 from qwen_hooks.attention_backends import ATTENTION, choose_attention
 from qwen_hooks.sharding import layout_for
@@ -35,7 +41,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 def run(
     checkpoint: Checkpoint, devices: Sequence[Any], dtype: str, attention: str, scan_layers: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows `[steps, layers, B, D]` in float32, and tokens `[B, steps]`."""
+    """Rows `[layers, steps, B, D]` in float32, and tokens `[B, steps]`."""
     layout = layout_for(checkpoint.config, (len(devices), 1), devices, 1 << 40, 4)
     model = create_model_with_hooks(
         checkpoint.config, None, dtype, attention, scan_layers=scan_layers
@@ -45,11 +51,18 @@ def run(
     ids = random.integers(checkpoint.config.vocab_size, size=(8, BUCKET)).astype(np.int32)
     sharding = batch_sharding(layout.mesh)
     batch = BatchInput(
-        *(jax.device_put(x, sharding) for x in (ids, lengths, np.arange(8, dtype=np.int32)))
+        *(
+            jax.device_put(x, sharding)
+            for x in (ids, lengths, np.arange(8, dtype=np.int32), last_slots(lengths))
+        )
     )
     params = load_params(checkpoint, dtype, layout, scan_layers=scan_layers)
     output = generate_batch(model, params, batch, settings=SETTINGS, mesh=layout.mesh)
-    return np.asarray(output.rows, np.float32), np.asarray(output.tokens)
+    rows = [
+        np.concatenate([np.asarray(first).swapaxes(0, 1), output.generated_rows[hook]])
+        for hook, first in output.prompt_rows.items()
+    ]
+    return np.stack(rows).astype(np.float32), np.asarray(output.tokens)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
