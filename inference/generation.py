@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from inference.token_choice import choose_tokens, step_keys
 from qwen_hooks import KVCache, QwenModelWithActivations
+from qwen_hooks.interventions import Interventions
 from qwen_hooks.model import Params, forward, unembed
 
 
@@ -110,6 +111,7 @@ def generate_batch(
     *,
     settings: GenerationSettings,
     mesh: Mesh,
+    interventions: Interventions | None = None,
 ) -> BatchOutput:
     """Runs a batch over the mesh.
 
@@ -119,10 +121,11 @@ def generate_batch(
         batch: `B` a multiple of the mesh's data axis.
         settings: of generation.
         mesh: with the axes `data` and `model`.
+        interventions: that change what is computed, of the prompts and of what is generated.
     """
     run = functools.partial(_generate, model, settings=settings)
     if mesh.shape["model"] > 1:
-        output = run(params, batch)
+        output = run(params, batch, interventions)
         # Where the mesh spans hosts, the one that writes needs all rows.
         over = None if mesh.is_multi_process else "data"
 
@@ -136,18 +139,20 @@ def generate_batch(
             counts=lay(output.counts, P(over)),
         )
 
-    def on_one_device(params: Params, batch: BatchInput) -> tuple[Any, ...]:
-        output = run(params, batch)
+    numbers, tree = jax.tree.flatten(interventions)
+
+    def on_one_device(params: Params, batch: BatchInput, numbers: list[Array]) -> tuple[Any, ...]:
+        output = run(params, batch, jax.tree.unflatten(tree, numbers))
         return output.prompt_rows, output.generated_rows, output.tokens, output.counts
 
     return BatchOutput(
         *jax.shard_map(
             on_one_device,
             mesh=mesh,
-            in_specs=(P(), P("data")),
+            in_specs=(P(), P("data"), [] if interventions is None else interventions.specs()),
             out_specs=(P("data"), P(None, "data"), P("data"), P("data")),
             check_vma=False,  # the loop's carry starts from constants, which vary over no axis
-        )(params, batch)
+        )(params, batch, numbers)
     )
 
 
@@ -155,6 +160,7 @@ def _generate(
     model: QwenModelWithActivations,
     params: Params,
     batch: BatchInput,
+    interventions: Interventions | None,
     *,
     settings: GenerationSettings,
 ) -> BatchOutput:
@@ -167,7 +173,13 @@ def _generate(
         predicts = settings.max_new_tokens > 0
         num_layers = None if predicts else model.blocks_needed
         prompt = forward(
-            model, params, batch.input_ids, positions, num_layers=num_layers, rows=batch.rows
+            model,
+            params,
+            batch.input_ids,
+            positions,
+            num_layers=num_layers,
+            rows=batch.rows,
+            interventions=interventions,
         )
     prompt_rows = {hook: _flat(values) for hook, values in prompt.activations.items()}
     wanted = prompt_rows if settings.capture_generated else {}
@@ -184,7 +196,8 @@ def _generate(
         )
 
     def choose(residual: Float[Array, "B R D"], step: int | Array) -> Int[Array, " B"]:
-        logits = unembed(model, params, residual[:, -1])
+        at = (batch.lengths - 1 + step)[:, None]
+        logits = unembed(model, params, residual[:, -1:], interventions, at)[:, 0]
         keys = step_keys(settings.seed, batch.numbers, step)
         return choose_tokens(logits, keys, settings.temperature, settings.top_p)
 
@@ -218,7 +231,7 @@ def _generate(
         output, step = state.output, state.step
         token = jax.lax.dynamic_slice_in_dim(output.tokens, step - 1, 1, axis=1)
         at = (batch.lengths - 1 + step)[:, None]
-        now = forward(model, params, token, at, cache=state.cache)
+        now = forward(model, params, token, at, cache=state.cache, interventions=interventions)
         assert now.cache is not None
         chosen = choose(now.residual, step)
         rows = {hook: _flat(values)[:, 0] for hook, values in now.activations.items()}

@@ -138,7 +138,8 @@ class QwenDecoderLayer(nn.Module):
         taps = taps or Taps()
         # The scores of all of these exist at once.
         few = rows if rows is not None and rows.shape[1] <= BLOCK else None
-        x = taps("input_layernorm", self.input_layernorm(taps("resid_pre", residual)))
+        residual = taps("resid_pre", residual)
+        x = taps("input_layernorm", self.input_layernorm(residual))
         mixed, seen = self.self_attn(x, around, taps, cache, few)
         if few is not None:
             residual, taps = take_rows(residual, few), taps.of_rows()

@@ -36,6 +36,7 @@ from qwen_hooks.hook_points import (
     select,
     sites,
 )
+from qwen_hooks.interventions import Interventions, edits_of
 from qwen_hooks.kv_cache import KeysValues, KVCache, StackedKeysValues
 from qwen_hooks.layers import Linear, RMSNorm, matmul_precision
 from qwen_hooks.rope import rotary_angles
@@ -114,6 +115,7 @@ class QwenModelWithActivations(nn.Module):
         input_ids: TokenIds,
         attention_mask: AttentionMask | None = None,
         return_activations: Literal[False] = False,
+        interventions: Interventions | None = None,
     ) -> Float[Array, "B S V"]: ...
 
     @overload
@@ -122,9 +124,12 @@ class QwenModelWithActivations(nn.Module):
         input_ids: TokenIds,
         attention_mask: AttentionMask | None = None,
         return_activations: Literal[True] = ...,
+        interventions: Interventions | None = None,
     ) -> tuple[Float[Array, "B S V"], Activations]: ...
 
-    def __call__(self, input_ids, attention_mask=None, return_activations=False):
+    def __call__(
+        self, input_ids, attention_mask=None, return_activations=False, interventions=None
+    ):
         """Runs whole sequences.
 
         Args:
@@ -134,6 +139,7 @@ class QwenModelWithActivations(nn.Module):
                 token's row. With a mask `xla` runs in place of `cudnn`, which cannot skip
                 padding on the left.
             return_activations: also return the activations.
+            interventions: that change what is computed; see `interventions`.
 
         Returns:
             Logits, float32 `[B, S, V]`; with `return_activations` the pair of logits and
@@ -143,12 +149,14 @@ class QwenModelWithActivations(nn.Module):
         if attention_mask is not None:
             attention_mask = jnp.asarray(attention_mask, jnp.int32)
         any_side = self.attention == "cudnn" and attention_mask is not None
+        positions = positions_from_mask(input_ids, attention_mask)
         output = self.forward(
             input_ids,
-            positions_from_mask(input_ids, attention_mask),
+            positions,
             attention="xla" if any_side else None,
+            interventions=interventions,
         )
-        logits = self.unembed(output.residual)
+        logits = self.unembed(output.residual, interventions, positions)
         return (logits, output.activations) if return_activations else logits
 
     def forward(
@@ -159,6 +167,7 @@ class QwenModelWithActivations(nn.Module):
         num_layers: int | None = None,
         rows: Int[Array, "B R"] | None = None,
         attention: str | None = None,
+        interventions: Interventions | None = None,
     ) -> ForwardOutput:
         """The blocks, without the unembedding.
 
@@ -170,6 +179,7 @@ class QwenModelWithActivations(nn.Module):
             rows: slots whose residual stream and activations are wanted; up to `attention.BLOCK`
                 of them are all that the last block computes. None: all slots.
             attention: in place of the model's own, for this call.
+            interventions: that change what is computed.
         """
         if cache is not None:
             slot, cache = cache.filled, cache.with_positions(positions)
@@ -184,10 +194,13 @@ class QwenModelWithActivations(nn.Module):
         )
 
         num_layers = num_layers or self.config.num_hidden_layers
-        outside = Taps(by_layer(self.hook_points).get(None, ()), rows)
+        edits = edits_of(interventions, None, positions)
+        outside = Taps(by_layer(self.hook_points).get(None, ()), rows, edits)
         residual = outside("embed_tokens", self.embed_tokens(input_ids))
         run = self._run_scanned if self.scan_layers else self._run_unrolled
-        residual, activations, keys_values = run(residual, around, cache, num_layers, rows)
+        residual, activations, keys_values = run(
+            residual, around, cache, num_layers, rows, interventions
+        )
         if {"norm", "logits"} & outside.wanted and num_layers == self.config.num_hidden_layers:
             self._logits(residual, outside.of_rows())
         computed = outside.captured | activations
@@ -204,6 +217,7 @@ class QwenModelWithActivations(nn.Module):
         cache: KVCache | None,
         num_layers: int,
         rows: Int[Array, "B R"] | None,
+        interventions: Interventions | None,
     ) -> tuple[Float[Array, "B R D"], Activations, tuple[KeysValues, ...]]:
         """The blocks one behind the other."""
         names = by_layer(self.hook_points)
@@ -213,7 +227,7 @@ class QwenModelWithActivations(nn.Module):
             is_last = i == num_layers - 1
             buffers = None if cache is None else cast("KeysValues", cache.layers[i])
             wanted = names.get(i, {})
-            taps = Taps(wanted, rows)
+            taps = Taps(wanted, rows, edits_of(interventions, i, around.query_positions))
             residual, seen = layer(residual, around, taps, buffers, rows if is_last else None)
             keys_values.append(seen)
             activations |= {wanted[key]: value for key, value in taps.captured.items()}
@@ -226,6 +240,7 @@ class QwenModelWithActivations(nn.Module):
         cache: KVCache | None,
         num_layers: int,
         rows: Int[Array, "B R"] | None,
+        interventions: Interventions | None,
     ) -> tuple[Float[Array, "B R D"], Activations, StackedKeysValues]:
         """The blocks as a loop; keys and values are stacked, `[L, B, S, K, H]`."""
         names = by_layer(self.hook_points)
@@ -243,6 +258,7 @@ class QwenModelWithActivations(nn.Module):
             captured=wanted,
             buffers=None if cache is None else cast("StackedKeysValues", cache.layers),
             rows=rows,
+            interventions=interventions,
         )
         activations = {
             names[layer][key]: value
@@ -279,9 +295,23 @@ class QwenModelWithActivations(nn.Module):
         """Canonical names of every place of this model that can be captured."""
         return [site.name for site in sites(self.config)]
 
-    def unembed(self, residual: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """Float32 logits of the token after each position: final norm, then unembedding."""
-        return self._logits(residual, Taps())
+    def unembed(
+        self,
+        residual: Float[Array, "*B D"],
+        interventions: Interventions | None = None,
+        positions: Int[Array, "*B"] | None = None,
+    ) -> Float[Array, "*B V"]:
+        """Float32 logits of the token after each position: final norm, then unembedding.
+
+        Args:
+            residual: of any tokens; `[B, T, D]` with interventions.
+            interventions: that change what is computed.
+            positions: int32 `[B, T]`, of the tokens, for them.
+        """
+        if interventions is None:
+            return self._logits(residual, Taps())
+        assert positions is not None
+        return self._logits(residual, Taps(edits=edits_of(interventions, None, positions)))
 
     def _logits(self, residual: Float[Array, "*B D"], taps: Taps) -> Float[Array, "*B V"]:
         hidden = taps("norm", self.norm(residual))
@@ -376,13 +406,27 @@ def forward(
     cache: KVCache | None = None,
     num_layers: int | None = None,
     rows: Int[Array, "B R"] | None = None,
+    interventions: Interventions | None = None,
 ) -> ForwardOutput:
     """`QwenModelWithActivations.forward` with the full `{'params': ...}`."""
-    return model.apply(params, input_ids, positions, cache, num_layers, rows, method="forward")
+    return model.apply(
+        params,
+        input_ids,
+        positions,
+        cache,
+        num_layers,
+        rows,
+        interventions=interventions,
+        method="forward",
+    )
 
 
 def unembed(
-    model: QwenModelWithActivations, params: Params, residual: Float[Array, "*B D"]
+    model: QwenModelWithActivations,
+    params: Params,
+    residual: Float[Array, "*B D"],
+    interventions: Interventions | None = None,
+    positions: Int[Array, "*B"] | None = None,
 ) -> Float[Array, "*B V"]:
     """`QwenModelWithActivations.unembed` with the full `{'params': ...}`."""
-    return model.apply(params, residual, method="unembed")
+    return model.apply(params, residual, interventions, positions, method="unembed")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from qwen_hooks.decoder_layer import Surroundings
+from qwen_hooks.interventions import Interventions, edits_of_any
 from qwen_hooks.kv_cache import StackedKeysValues
 from qwen_hooks.taps import Taps
 
@@ -32,6 +33,7 @@ def run_scanned(
     captured: Mapping[str, Sequence[int]],
     buffers: StackedKeysValues | None,
     rows: Int[Array, "B R"] | None,
+    interventions: Interventions | None = None,
 ) -> tuple[Float[Array, "B R D"], dict[str, dict[int, Array]], StackedKeysValues]:
     """Runs the first `num_layers` blocks.
 
@@ -44,6 +46,7 @@ def run_scanned(
         captured: of each hook point's key the blocks where it is wanted.
         buffers: the cache's, `[L, B, C, K, H]` each; None without a cache.
         rows: as in `QwenModelWithActivations.forward`.
+        interventions: that change what is computed; every block looks which are its own.
 
     Returns:
         The residual stream, what was captured by key and block, and the keys and values of all
@@ -53,7 +56,8 @@ def run_scanned(
     wanted = {key: layers for key, layers in wanted.items() if layers}
 
     def run_block(layer: Int[Array, ""], residual: Array, cache: Any, rows_now: Array | None):
-        taps = Taps(wanted, rows)
+        edits = edits_of_any(interventions, layer, around.query_positions)
+        taps = Taps(wanted, rows, edits)
         params = at_layer(stacked, layer)
         residual, seen = block(params, residual, around, taps, cache, rows_now)
         return residual, seen, taps.captured

@@ -4,15 +4,30 @@ The code passes every value by a `Taps`, under the hook point's key:
 
     x = taps("input_layernorm", self.input_layernorm(residual))
 
-which gives the value back and keeps it if it was asked for. A `Taps` lives for one call of one
+which gives the value back and keeps it if it was asked for; where interventions change it, both
+are of the changed value. A `Taps` lives for one call of one
 block, inside of the traced function; what it kept is returned, so nothing is left behind. Where
 nothing is asked for, the compiled program is the same as without.
 """
 
 from collections.abc import Collection
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Shaped
+
+
+@runtime_checkable
+class ChangeValues(Protocol):
+    """What changes values on their way, `interventions.Edits`."""
+
+    def __call__(self, key: str, value: Array, every: int = 1) -> Array:
+        """The changed value; of heads that are repeated all copies alike."""
+        ...
+
+    def at_rows(self, rows: Int[Array, "B R"]) -> "ChangeValues":
+        """For values of these slots only."""
+        ...
 
 
 class Taps:
@@ -21,20 +36,29 @@ class Taps:
     Args:
         wanted: keys to keep.
         rows: int32 `[B, R]`, the slots that are kept of values of all slots; None: all.
+        edits: that change values; None: none does.
 
     Attributes:
         captured: what was kept, `[B, R, ...]` each.
     """
 
-    def __init__(self, wanted: Collection[str] = (), rows: Int[Array, "B R"] | None = None):
+    def __init__(
+        self,
+        wanted: Collection[str] = (),
+        rows: Int[Array, "B R"] | None = None,
+        edits: ChangeValues | None = None,
+    ):
         self.wanted = frozenset(wanted)
         self._rows = rows
+        self._edits = edits
         self.captured: dict[str, Array] = {}
 
     def __call__(
         self, key: str, value: Shaped[Array, "..."], *, every: int = 1
     ) -> Shaped[Array, "..."]:
         """Takes a value `[B, T, ...]` of every slot; of heads that are repeated every n-th."""
+        if self._edits is not None:
+            value = self._edits(key, value, every)
         if key in self.wanted:
             kept = value if self._rows is None else take_rows(value, self._rows)
             self.captured[key] = kept if every == 1 else kept[:, :, ::every]
@@ -42,7 +66,10 @@ class Taps:
 
     def of_rows(self) -> "Taps":
         """For values that were computed for the wanted slots only."""
-        narrowed = Taps(self.wanted)
+        edits = self._edits
+        if edits is not None and self._rows is not None:
+            edits = edits.at_rows(self._rows)
+        narrowed = Taps(self.wanted, edits=edits)
         narrowed.captured = self.captured
         return narrowed
 

@@ -1,0 +1,302 @@
+"""Changing what the model computes at hook points: steering, ablation, patching.
+
+    edits = intervene({"layer_6": Add(vector, coefficient=4.0)}, config, prompt_lengths)
+    model.apply(params, input_ids, interventions=edits)
+
+An operation is data: which hook points and which operations there are is part of the compiled
+program, every number in them is an argument of it, so other vectors, coefficients and positions
+compile nothing anew. It is given to a call and is gone with it; nothing is left on the model.
+
+What is captured at a hook point is what its operations made of it. An edit of the prompt's keys,
+values or residual stream lives on in the KV cache for the generated tokens, as it would if the
+whole sequence were run again.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+
+from qwen_hooks.config import QwenConfig
+from qwen_hooks.errors import ModelError
+from qwen_hooks.hook_points import by_layer, hook_widths, select, sites
+from qwen_hooks.taps import take_rows
+
+Where = Literal["all", "prompt", "generated"]
+Numbers = Array | np.ndarray
+Number = float | int | np.floating | Float[Numbers, ""] | Float[Numbers, " B"]
+
+
+@flax.struct.dataclass(kw_only=True)
+class Operation:
+    """What every operation says besides.
+
+    Attributes:
+        apply_to: which tokens: `all`, those of the `prompt`, or the `generated` ones.
+        positions: int32 `[B, P]`, only these positions of each sequence, from 0; fill up with -1.
+            None: all.
+    """
+
+    positions: Int[Numbers, "B P"] | None = None
+    apply_to: Where = flax.struct.field(pytree_node=False, default="all")
+
+    def change(self, value: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
+        """What it makes of values, in float32."""
+        raise NotImplementedError
+
+
+SHARED_AXES = {
+    "positions": 1, "vector": 1, "coefficient": 0, "directions": 2, "strength": 0, "direction": 1,
+    "low": 0, "high": 0, "values": 1,
+}  # fmt: skip
+"""Axes of what is the same for all samples; with one more, the first is that of the samples."""
+
+
+@flax.struct.dataclass(kw_only=True)
+class Add(Operation):
+    """`x + coefficient * vector`.
+
+    Attributes:
+        vector: `[W]`, or `[B, W]`, each sample its own.
+        coefficient: a number, or `[B]`.
+        relative: the vector is made one long and multiplied with the norm of `x` besides, so that
+            the coefficient is in units of that norm.
+    """
+
+    vector: Float[Numbers, "*samples W"]
+    coefficient: Number = 1.0
+    relative: bool = flax.struct.field(pytree_node=False, default=False)
+
+    def change(self, value: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
+        """See `Operation.change`."""
+        added = _of_tokens(self.vector, 1)
+        if self.relative:
+            norm = jnp.linalg.norm(value, axis=-1, keepdims=True)
+            added = norm * added / jnp.linalg.norm(added, axis=-1, keepdims=True)
+        return value + _of_tokens(self.coefficient, 0) * added
+
+
+@flax.struct.dataclass(kw_only=True)
+class ProjectOut(Operation):
+    """`x` less `strength` times its part in the span of some directions.
+
+    Attributes:
+        directions: `[r, W]`, linearly independent; they need not be orthogonal or of length one.
+        strength: 1 takes the part away, 2 mirrors it; a number, or `[B]`.
+    """
+
+    directions: Float[Numbers, "r W"]
+    strength: Number = 1.0
+
+    def change(self, value: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
+        """See `Operation.change`."""
+        basis, _ = jnp.linalg.qr(jnp.asarray(self.directions, jnp.float32).T)
+        part = jnp.einsum("btw,wr,vr->btv", value, basis, basis, precision="highest")
+        return value - _of_tokens(self.strength, 0) * part
+
+
+@flax.struct.dataclass(kw_only=True)
+class Clamp(Operation):
+    """`x` with its component along a direction between two bounds, the rest as it is.
+
+    Attributes:
+        direction: `[W]`, or `[B, W]`; made one long.
+        low: least component; a number, or `[B]`.
+        high: largest component; the same as `low` sets it.
+    """
+
+    direction: Float[Numbers, "*samples W"]
+    low: Number
+    high: Number
+
+    def change(self, value: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
+        """See `Operation.change`."""
+        along = _of_tokens(self.direction, 1)
+        along = along / jnp.linalg.norm(along, axis=-1, keepdims=True)
+        component = jnp.sum(value * along, axis=-1, keepdims=True)
+        low, high = _of_tokens(self.low, 0), _of_tokens(self.high, 0)
+        return value + (jnp.clip(component, low, high) - component) * along
+
+
+@flax.struct.dataclass(kw_only=True)
+class Replace(Operation):
+    """Other values in place of `x`, such as those of another prompt.
+
+    Attributes:
+        values: `[W]`, `[B, W]`, or `[B, P, W]`, one for each of `positions`.
+    """
+
+    values: Float[Numbers, "*axes W"]
+
+    def change(self, value: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
+        """See `Operation.change`; not for values of positions."""
+        return jnp.broadcast_to(_of_tokens(self.values, 1), value.shape)
+
+
+@flax.struct.dataclass
+class Interventions:
+    """Operations by canonical name of the hook point; `intervene` makes them.
+
+    Attributes:
+        operations: in the order in which they apply.
+        prompt_lengths: int32 `[B]`, tokens of each prompt.
+    """
+
+    operations: dict[str, tuple[Operation, ...]]
+    prompt_lengths: Int[Array, " B"]
+
+    def specs(self) -> list[P]:
+        """How each of the numbers lies on a mesh, in the order of `jax.tree.leaves`."""
+
+        def spec(path: tuple[Any, ...], leaf: Any) -> P:
+            name = path[-1].name
+            per_sample = name == "prompt_lengths" or jnp.ndim(leaf) > SHARED_AXES[name]
+            return P("data") if per_sample else P()
+
+        return [spec(*entry) for entry in jax.tree_util.tree_leaves_with_path(self)]
+
+
+def intervene(
+    operations: Mapping[str, Operation | Sequence[Operation]],
+    config: QwenConfig,
+    prompt_lengths: Int[Numbers, " B"],
+) -> Interventions:
+    """Operations for a call of the model.
+
+    Args:
+        operations: by name, alias or pattern of hook points; several apply one after the other.
+        config: of the model.
+        prompt_lengths: int32 `[B]`, tokens of each prompt; the others are generated.
+
+    Raises:
+        ModelError: there is no such hook point, one cannot be changed, or widths differ.
+    """
+    widths = hook_widths([site.name for site in sites(config)], config)
+    found: dict[str, tuple[Operation, ...]] = {}
+    for asked, given in operations.items():
+        several = (given,) if isinstance(given, Operation) else tuple(given)
+        for name in select(asked, config):
+            if name not in widths:
+                raise ModelError(
+                    f"{name} is computed beside the attention, to look at; it cannot be changed"
+                )
+            for operation in several:
+                _check_width(name, operation, widths[name])
+            found[name] = found.get(name, ()) + several
+    return Interventions(found, jnp.asarray(prompt_lengths, jnp.int32))
+
+
+def _check_width(name: str, operation: Operation, width: int) -> None:
+    for field in ("vector", "directions", "direction", "values"):
+        if hasattr(operation, field):
+            shape = jnp.shape(getattr(operation, field))
+            if shape[-1:] != (width,):
+                raise ModelError(f"{name} has {width} numbers, {field} has shape {list(shape)}")
+
+
+class Edits:
+    """The operations of one block, or of what is outside the blocks, for some tokens.
+
+    Args:
+        operations: by the hook point's key, each with the condition under which it applies: a
+            traced bool, or None for always.
+        positions: int32 `[B, T]`, of the tokens; -1 for padding.
+        prompt_lengths: int32 `[B]`.
+    """
+
+    def __init__(
+        self,
+        operations: Mapping[str, Sequence[tuple[Bool[Array, ""] | None, Operation]]],
+        positions: Int[Array, "B T"],
+        prompt_lengths: Int[Array, " B"],
+    ):
+        self._operations = operations
+        self._positions = positions
+        self._lengths = prompt_lengths
+
+    def at_rows(self, rows: Int[Array, "B R"]) -> "Edits":
+        """For values of these slots only."""
+        return Edits(self._operations, take_rows(self._positions, rows), self._lengths)
+
+    def __call__(self, key: str, value: Array, every: int = 1) -> Array:
+        """The changed value `[B, T, ...]`; of heads that are repeated all copies alike."""
+        if not self._operations.get(key):
+            return value
+        own = value if every == 1 else value[:, :, ::every]
+        flat = own.reshape(*own.shape[:2], -1)
+        for condition, operation in self._operations[key]:
+            applies = self._applies(operation)
+            changed, applies = self._changed(operation, flat.astype(jnp.float32), applies)
+            if condition is not None:
+                applies &= condition
+            flat = jnp.where(applies[..., None], changed.astype(flat.dtype), flat)
+        own = flat.reshape(own.shape)
+        return own if every == 1 else jnp.repeat(own, every, axis=2)
+
+    def _applies(self, operation: Operation) -> Bool[Array, "B T"]:
+        generated = self._positions >= self._lengths[:, None]
+        applies = self._positions >= 0
+        if operation.apply_to == "prompt":
+            applies &= ~generated
+        elif operation.apply_to == "generated":
+            applies &= generated
+        return applies
+
+    def _changed(
+        self, operation: Operation, value: Float[Array, "B T W"], applies: Bool[Array, "B T"]
+    ) -> tuple[Float[Array, "B T W"], Bool[Array, "B T"]]:
+        """What the operation makes of all tokens, and of which it counts."""
+        if operation.positions is None:
+            return operation.change(value), applies
+        there = self._positions[..., None] == jnp.asarray(operation.positions)[:, None, :]
+        applies &= there.any(axis=-1)
+        if isinstance(operation, Replace) and jnp.ndim(operation.values) == 3:
+            number = jnp.argmax(there, axis=-1)
+            return take_rows(jnp.asarray(operation.values, jnp.float32), number), applies
+        return operation.change(value), applies
+
+
+def edits_of(
+    interventions: Interventions | None,
+    layer: int | None,
+    positions: Int[Array, "B T"],
+) -> Edits | None:
+    """The edits of a block (None: outside of the blocks), or None if there are none at all."""
+    if interventions is None:
+        return None
+    keys = by_layer(interventions.operations).get(layer, {})
+    operations = {
+        key: [(None, op) for op in interventions.operations[name]] for key, name in keys.items()
+    }
+    return Edits(operations, positions, interventions.prompt_lengths)
+
+
+def edits_of_any(
+    interventions: Interventions | None,
+    layer: Int[Array, ""],
+    positions: Int[Array, "B T"],
+) -> Edits | None:
+    """The edits of a block whose number is traced: those of all blocks, each on its condition."""
+    if interventions is None:
+        return None
+    operations: dict[str, list[tuple[Bool[Array, ""] | None, Operation]]] = {}
+    for number, keys in by_layer(interventions.operations).items():
+        if number is not None:
+            for key, name in keys.items():
+                operations.setdefault(key, []).extend(
+                    (layer == number, op) for op in interventions.operations[name]
+                )
+    return Edits(operations, positions, interventions.prompt_lengths)
+
+
+def _of_tokens(value: Number | Float[Numbers, "..."], axes: int) -> Float[Array, "samples one W"]:
+    """A number, or a vector (one axis), of all samples or of each, for values of tokens."""
+    array = jnp.asarray(value, jnp.float32)
+    if array.ndim == axes:
+        array = array[None]
+    return array.reshape(array.shape[0], 1, -1)
