@@ -307,7 +307,8 @@ def _use_compilation_cache(folder: str | None) -> None:
         folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", COMPILATION_CACHE)
     if folder:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

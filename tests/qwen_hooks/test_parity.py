@@ -1,5 +1,8 @@
 """The model against Hugging Face's torch model on the same tokens, unpadded, float32."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -52,6 +55,12 @@ CASES = {
 }
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def compiled(model, params, input_ids):
+    """Logits and activations."""
+    return model.apply(params, input_ids, return_activations=True)
+
+
 @pytest.mark.parametrize("tokens", [1, 37, 300])
 @pytest.mark.parametrize("case", CASES)
 def test_every_row_equals_torch(case, tokens, tmp_path):
@@ -62,7 +71,7 @@ def test_every_row_equals_torch(case, tokens, tmp_path):
     checkpoint = Checkpoint.open(folder)
     model = create_model_with_hooks(checkpoint.config)
     input_ids = jnp.array([token_ids], jnp.int32)
-    ours, activations = model.apply(load_params(checkpoint), input_ids, return_activations=True)
+    ours, activations = compiled(model, load_params(checkpoint), input_ids)
 
     assert row_error(ours[0], logits) < TOLERANCE
     assert list(activations) == [f"layer_{i}" for i in range(4)]
@@ -87,9 +96,7 @@ def test_bfloat16_is_as_near_to_float32_as_torch_is(tmp_path):
         token_ids = random_tokens(200, seed=seed)
         true_logits, true_layers = torch_rows(exact, token_ids)
         torch_logits, torch_layers = torch_rows(rounded, token_ids)
-        ours, activations = model.apply(
-            params, jnp.array([token_ids], jnp.int32), return_activations=True
-        )
+        ours, activations = compiled(model, params, jnp.array([token_ids], jnp.int32))
         assert all(values.dtype == jnp.bfloat16 for values in activations.values())
         our_layers = [np.asarray(a[0], np.float32) for a in activations.values()]
         triples = [*zip(our_layers, torch_layers, true_layers, strict=True)]
