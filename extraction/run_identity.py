@@ -145,12 +145,14 @@ def check_identity(
     found = read_identity(storage)
     if found is None:
         left = _batch_files(storage)
-        if left:
+        if not left:
+            return
+        found = read_identity(storage)  # another process may have begun one in between
+        if found is None:
             raise ExistingRunError(
                 f"{storage.address} already holds a run ({left[0]} and {len(left) - 1} more files)"
                 f" that has no {RUN_FILE} to go on from; choose another folder, nothing was changed"
             )
-        return
     if exclusive and not storage.names(COMMITS):
         return
     if not resume:

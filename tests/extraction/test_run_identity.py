@@ -135,6 +135,28 @@ def test_a_run_without_its_identity_is_never_touched(tmp_path, name, resume):
     assert bytes_of(tmp_path) == before
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_begins_while_one_looks_is_seen(tmp_path, monkeypatch, resume):
+    storage, other = LocalStorage(tmp_path), identity()
+    names = LocalStorage.names
+
+    def names_of_a_moment_later(self, prefix=""):
+        monkeypatch.undo()
+        begin(storage, other)
+        (tmp_path / "layer_6_batch_000001.pkl").write_bytes(b"")
+        return names(self, prefix)
+
+    monkeypatch.setattr(LocalStorage, "names", names_of_a_moment_later)
+    if resume:
+        check_identity(storage, identity(), resume=True)
+    else:
+        with pytest.raises(ExistingRunError, match="--resume goes on with it"):
+            check_identity(storage, identity(), resume=False)
+    found = read_identity(storage)
+    assert found is not None
+    assert found.run_id == other.run_id
+
+
 def test_a_run_that_never_committed_need_not_be_heeded_by_who_holds_the_lock(tmp_path):
     storage = LocalStorage(tmp_path)
     first = begin(storage, identity(dtype="bfloat16"))
