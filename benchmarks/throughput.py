@@ -219,21 +219,31 @@ def measure_by_turns(works: dict[str, list[Callable[[], object]]]) -> dict[str, 
     return seconds
 
 
-def measure_decode(ours: Ours, theirs: Qwen2ForCausalLM, new_tokens: int, repeats: int) -> None:
-    """Prints the decode table."""
-    ids = np.random.default_rng(0).integers(400, size=(8, 64)).astype(np.int32)
-    samples = [
+def random_prompts(seed: int, tokens: int) -> np.ndarray:
+    """Int32 `[8, tokens]`."""
+    return np.random.default_rng(seed).integers(400, size=(8, tokens)).astype(np.int32)
+
+
+def as_samples(ids: np.ndarray) -> list[Sample]:
+    """Prompts `[B, S]` of which the last token is captured."""
+    return [
         Sample(
-            number=i,
-            task_id=str(i),
+            number=number,
+            task_id=str(number),
             sample_idx=0,
             prompt=None,
             token_ids=tuple(row),
             positions=(len(row) - 1,),
             extra={},
         )
-        for i, row in enumerate(ids.tolist())
+        for number, row in enumerate(ids.tolist())
     ]
+
+
+def measure_decode(ours: Ours, theirs: Qwen2ForCausalLM, new_tokens: int, repeats: int) -> None:
+    """Prints the decode table."""
+    ids = random_prompts(0, 64)
+    samples = as_samples(ids)
     plan = PlanSettings(tokens_per_batch=512, max_batch_size=8, rows_per_unit=8 * new_tokens)
     batches = pack(samples, plan)
     steps = max(1, new_tokens // 16)
@@ -253,19 +263,7 @@ def measure_decode(ours: Ours, theirs: Qwen2ForCausalLM, new_tokens: int, repeat
 
 def measure_capture(ours: Ours, new_tokens: int, repeats: int) -> None:
     """Prints what capturing costs."""
-    ids = np.random.default_rng(1).integers(400, size=(8, 128)).tolist()
-    samples = [
-        Sample(
-            number=i,
-            task_id=str(i),
-            sample_idx=0,
-            prompt=None,
-            token_ids=tuple(row),
-            positions=(len(row) - 1,),
-            extra={},
-        )
-        for i, row in enumerate(ids)
-    ]
+    samples = as_samples(random_prompts(1, 128))
     plan = PlanSettings(tokens_per_batch=1024, max_batch_size=8, rows_per_unit=4096)
     batches = pack(samples, plan)
     print(f"\ncapturing {len(ours.layers)} layers, batch 8, 128 prompt tokens")
