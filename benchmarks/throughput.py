@@ -95,7 +95,8 @@ class Ours:
                 mesh=program.mesh,
             )
             outputs.append(output)
-        jax.tree.map(np.asarray, outputs)
+        for array in jax.tree.leaves(outputs):
+            np.asarray(array)
 
 
 def pack(samples: Sequence[Sample], plan: PlanSettings) -> list[Batch]:

@@ -64,14 +64,16 @@ def generation_with_extraction(steps: int = 5) -> None:
     params = model.init(jax.random.key(0), prompt)
 
     length = prompt.shape[1]
+    last = np.array([[length - 1]], np.int32)  # the slots whose rows are wanted
     rows, logits, cache = prefill(
-        model, params, prompt, np.int32(length), predict=True, capacity=length + steps
+        model, params, prompt, np.int32(length), last, predict=True, capacity=length + steps
     )
     for step in range(steps):
         assert logits is not None
         assert cache is not None
         token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        print(f"step {step}: rows {rows.shape} of [layer_2, layer_5], next token {int(token[0])}")
+        shapes = ", ".join(f"{hook} {values.shape}" for hook, values in rows.items())
+        print(f"step {step}: {shapes}, next token {int(token[0])}")
         rows, logits, cache = decode_step(model, params, token, np.int32(length + step), cache)
 
 

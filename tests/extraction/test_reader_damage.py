@@ -360,7 +360,7 @@ def test_a_bad_disk_is_damage_and_a_lack_of_descriptors_is_not(tmp_path, monkeyp
             list(dataset.batches(4))
     else:
         assert list(dataset.batches(4)) == []
-    assert list(dataset.skipped) == ([1, 2, 3] if kind is CorruptBatchError else [])
+    assert sorted(dataset.skipped) == ([1, 2, 3] if kind is CorruptBatchError else [])
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path, monkeypatch):
