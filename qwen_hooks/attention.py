@@ -9,7 +9,9 @@ keys with positions 0 .. p, of these only the last `window` where the layer slid
     query at 2      .   .   x   x   x   .        full attention
     query at 3      .   .   .   .   x   x        sliding window of 2
 
-Queries that stand on padding see nothing; their rows are averages that nobody reads.
+Queries that stand on padding see nothing; their rows are averages that nobody reads. Where several
+documents are packed into one row, every slot also carries the number of its segment, positions
+begin anew in each, and a query sees its own segment only.
 
 `attend` is for few queries and many keys (a decode step), `attend_causal` for a prompt with
 itself. Softmax is float32 in both.
@@ -29,12 +31,20 @@ LOWEST = jnp.finfo(jnp.float32).min
 
 
 def visible_keys(
-    query_positions: Int[Array, "B T"], key_positions: Int[Array, "B S"], window: int | None
+    query_positions: Int[Array, "B T"],
+    key_positions: Int[Array, "B S"],
+    window: int | None,
+    query_segments: Int[Array, "B T"] | None = None,
+    key_segments: Int[Array, "B S"] | None = None,
 ) -> Bool[Array, "B T S"]:
     """True where a query sees a key (see the module's docstring)."""
     distance = query_positions[:, :, None] - key_positions[:, None, :]
     visible = (key_positions[:, None, :] >= 0) & (distance >= 0)
-    return visible if window is None else visible & (distance < window)
+    if window is not None:
+        visible &= distance < window
+    if query_segments is not None and key_segments is not None:
+        visible &= query_segments[:, :, None] == key_segments[:, None, :]
+    return visible
 
 
 def attend(
@@ -44,9 +54,12 @@ def attend(
     query_positions: Int[Array, "B T"],
     key_positions: Int[Array, "B S"],
     window: int | None = None,
+    query_segments: Int[Array, "B T"] | None = None,
+    key_segments: Int[Array, "B S"] | None = None,
 ) -> Float[Array, "B T N H"]:
     """Attention of any queries to any keys; all scores exist at once, `[B, N, T, S]`."""
-    weights = _weights(query, key, query_positions, key_positions, window)
+    visible = visible_keys(query_positions, key_positions, window, query_segments, key_segments)
+    weights = _weights(query, key, visible)
     precision = matmul_precision(query.dtype)
     mixed = jnp.einsum("bkgts,bskh->btkgh", weights.astype(value.dtype), value, precision=precision)
     return mixed.reshape(query.shape)
@@ -58,9 +71,12 @@ def attention_pattern(
     query_positions: Int[Array, "B T"],
     key_positions: Int[Array, "B S"],
     window: int | None = None,
+    query_segments: Int[Array, "B T"] | None = None,
+    key_segments: Int[Array, "B S"] | None = None,
 ) -> Float[Array, "B T N S"]:
     """The weights by which `attend` mixes, in the dtype of the queries."""
-    weights = _weights(query, key, query_positions, key_positions, window).astype(query.dtype)
+    visible = visible_keys(query_positions, key_positions, window, query_segments, key_segments)
+    weights = _weights(query, key, visible).astype(query.dtype)
     batch, kv_heads, group, tokens, keys = weights.shape
     return weights.reshape(batch, kv_heads * group, tokens, keys).swapaxes(1, 2)
 
@@ -68,9 +84,7 @@ def attention_pattern(
 def _weights(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
-    query_positions: Int[Array, "B T"],
-    key_positions: Int[Array, "B S"],
-    window: int | None,
+    visible: Bool[Array, "B T S"],
 ) -> Float[Array, "B K G T S"]:
     """Float32 softmax over the keys that each query sees."""
     batch, tokens, heads, head_dim = query.shape
@@ -80,8 +94,8 @@ def _weights(
     scores = jnp.einsum(
         "btkgh,bskh->bkgts", grouped, key, precision=precision, preferred_element_type=jnp.float32
     )
-    visible = visible_keys(query_positions, key_positions, window)[:, None, None]
-    return jax.nn.softmax(jnp.where(visible, scores * head_dim**-0.5, LOWEST), axis=-1)
+    scores = jnp.where(visible[:, None, None], scores * head_dim**-0.5, LOWEST)
+    return jax.nn.softmax(scores, axis=-1)
 
 
 def attend_causal(
@@ -90,16 +104,18 @@ def attend_causal(
     value: Float[Array, "B S K H"],
     positions: Int[Array, "B S"],
     window: int | None = None,
+    segments: Int[Array, "B S"] | None = None,
 ) -> Float[Array, "B S N H"]:
     """Attention of a prompt to itself, block by block with a running softmax (arXiv 2205.14135).
 
     Blocks to the right of the diagonal, and those that a sliding window has left behind, are not
     computed; no score matrix larger than `[B, N, BLOCK, BLOCK]` exists. Positions must not
-    decrease along the slots (padding aside), as in any prompt.
+    decrease along the slots of a segment (padding aside), as in any prompt, and a segment's slots
+    must stand together.
     """
     batch, slots, heads, head_dim = query.shape
     if slots <= BLOCK:
-        return attend(query, key, value, positions, positions, window)
+        return attend(query, key, value, positions, positions, window, segments, segments)
     kv_heads, group = key.shape[2], heads // key.shape[2]
     blocks = -(-slots // BLOCK)
     padding = blocks * BLOCK - slots
@@ -111,14 +127,16 @@ def attend_causal(
         return jnp.moveaxis(x.reshape(batch, blocks, BLOCK, *x.shape[2:]), 1, 0)
 
     positions_of = split(positions, fill=-1)
+    segments_of = None if segments is None else split(segments, fill=-1)
     # The queries of a group stand side by side, so that a KV head is one matrix product.
     queries = split(query).reshape(blocks, batch, BLOCK, kv_heads, group, head_dim)
     queries = queries.transpose(0, 1, 3, 4, 2, 5).reshape(blocks, batch, kv_heads, -1, head_dim)
     keys = split(key).transpose(0, 1, 3, 4, 2)  # [blocks, B, K, H, BLOCK]
     values = split(value).transpose(0, 1, 3, 2, 4)  # [blocks, B, K, BLOCK, H]
 
-    def one_query_block(block: tuple[Array, Array, Array]) -> Array:
-        number, block_query, block_positions = block
+    def one_query_block(block: tuple[Array, Array]) -> Array:
+        number, block_query = block
+        block_segments = None if segments_of is None else segments_of[number]
 
         def add_keys(j: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             highest, total, mixed = state
@@ -129,8 +147,14 @@ def attend_causal(
                 precision=precision,
                 preferred_element_type=jnp.float32,
             ).reshape(batch, kv_heads, group, BLOCK, BLOCK)
-            visible = visible_keys(block_positions, positions_of[j], window)[:, None, None]
-            scores = jnp.where(visible, scores * head_dim**-0.5, LOWEST)
+            visible = visible_keys(
+                positions_of[number],
+                positions_of[j],
+                window,
+                block_segments,
+                None if segments_of is None else segments_of[j],
+            )
+            scores = jnp.where(visible[:, None, None], scores * head_dim**-0.5, LOWEST)
             new_highest = jnp.maximum(highest, scores.max(axis=-1))
             weights = jnp.exp(scores - new_highest[..., None])
             keep = jnp.exp(highest - new_highest)
@@ -154,6 +178,6 @@ def attend_causal(
         _, total, mixed = jax.lax.fori_loop(first, number + 1, add_keys, nothing)
         return (mixed / total[..., None]).astype(value.dtype)
 
-    mixed = jax.lax.map(one_query_block, (jnp.arange(blocks), queries, positions_of))
+    mixed = jax.lax.map(one_query_block, (jnp.arange(blocks), queries))
     mixed = mixed.transpose(1, 0, 4, 2, 3, 5).reshape(batch, blocks * BLOCK, heads, head_dim)
     return mixed[:, :slots]

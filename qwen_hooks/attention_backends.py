@@ -4,13 +4,14 @@
     splash   TPU                        `attend_splash`, a Pallas kernel that ships with JAX
     cudnn    NVIDIA GPU, half precision `attend_cudnn`, the fused kernel of cuDNN
 
-All take `(query, key, value, positions, window)` as `attend_causal` does and give the same rows on
-every slot that holds a token; what stands on padding is finite, differs, and is read by nobody.
+All take `(query, key, value, positions, window, segments)` as `attend_causal` does and give the
+same rows on every slot that holds a token; what stands on padding is finite, differs, and is read
+by nobody.
 `ATTENTION` is the table that the model looks its choice up in, `choose_attention` makes the choice.
 
-    padding            left   right   both   between tokens
-    xla, splash        yes    yes     yes    no
-    cudnn              no     yes     no     no
+    padding            left   right   both   between tokens     segments
+    xla, splash        yes    yes     yes    no                 yes
+    cudnn              no     yes     no     no                 no
 
 Decode steps, with few queries and many keys, are `attention.attend` everywhere.
 """
@@ -59,6 +60,7 @@ def attend_splash(
     value: Float[Array, "B S K H"],
     positions: Int[Array, "B S"],
     window: int | None = None,
+    segments: Int[Array, "B S"] | None = None,
 ) -> Float[Array, "B S N H"]:
     """Splash attention, a flash attention (arXiv 2205.14135) that skips blocks nobody sees.
 
@@ -71,6 +73,7 @@ def attend_splash(
         value: `[B, S, K, H]`.
         positions: int32 `[B, S]`, ascending along the tokens; -1 for padding, on either side.
         window: keys that a query sees, its own included; None: all before it.
+        segments: int32 `[B, S]`, not negative; tokens see their own segment only.
     """
     _, slots, heads, head_dim = query.shape
     padded = -(-slots // LANES) * LANES
@@ -81,8 +84,10 @@ def attend_splash(
 
     # Slots ascend as positions do, so the kernel masks by slot; padding is a segment of its own.
     # There every slot sees itself at least, without which its softmax would divide by zero.
-    padding = jnp.pad(positions, ((0, 0), (0, padded - slots)), constant_values=-1) < 0
-    segments = padding.astype(jnp.int32)
+    if segments is None:
+        segments = jnp.zeros_like(positions)
+    segments = jnp.where(positions < 0, -1, segments)
+    segments = jnp.pad(segments, ((0, 0), (0, padded - slots)), constant_values=-1)
     # The kernel does not scale. In bfloat16 this rounds the query once more, unless H is a power of
     # four (64 is, 128 is not): noise of the size that rounding query and key has brought already.
     scaled = (query.astype(jnp.float32) * head_dim**-0.5).astype(query.dtype)
@@ -132,6 +137,7 @@ def attend_cudnn(
     value: Float[Array, "B S K H"],
     positions: Int[Array, "B S"],
     window: int | None = None,
+    segments: Int[Array, "B S"] | None = None,
 ) -> Float[Array, "B S N H"]:
     """cuDNN's fused attention, for prompts padded on the right only.
 
@@ -144,11 +150,14 @@ def attend_cudnn(
         value: `[B, S, K, H]`.
         positions: int32 `[B, S]`; taken for `0, 1, 2, ...` up to the padding, and not looked at.
         window: keys that a query sees, its own included; None: all before it.
+        segments: None; it has no mask for them.
 
     Raises:
-        ModelError: the dtype is not one of cuDNN's.
+        ModelError: the dtype is not one of cuDNN's, or there are segments.
     """
     refusal = _cudnn_dtype_refusal(query.dtype)
+    if segments is not None:
+        refusal = "attention 'cudnn' takes no packed documents: use 'xla'"
     if refusal:
         raise ModelError(refusal)
     return jax.nn.dot_product_attention(

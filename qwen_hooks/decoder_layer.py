@@ -5,10 +5,10 @@ residual -> input_layernorm -> attention -> (+) -> post_attention_layernorm -> M
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -32,6 +32,8 @@ class Surroundings:
         key_positions: int32 `[B, S]` of the keys that can be seen: the tokens themselves, or the
             slots of the cache.
         slot: int32 scalar, where in the cache the tokens' keys go; None without a cache.
+        query_segments: int32 `[B, T]`, where several documents are packed into a row.
+        key_segments: int32 `[B, S]`, likewise.
         attention: static, the entry of `attention_backends.ATTENTION` for a prompt with itself.
     """
 
@@ -40,16 +42,25 @@ class Surroundings:
     query_positions: Int[Array, "B T"]
     key_positions: Int[Array, "B S"]
     slot: Int[Array, ""] | None = None
+    query_segments: Int[Array, "B T"] | None = None
+    key_segments: Int[Array, "B S"] | None = None
     attention: str = flax.struct.field(pytree_node=False, default="xla")
 
     def at_rows(self, rows: Int[Array, "B R"]) -> "Surroundings":
         """The same for queries at these slots only; the keys stay."""
+        segments = self.query_segments
         return dataclasses.replace(
             self,
             cos=take_rows(self.cos, rows),
             sin=take_rows(self.sin, rows),
-            query_positions=jnp.take_along_axis(self.query_positions, rows, axis=1),
+            query_positions=take_rows(self.query_positions, rows),
+            query_segments=None if segments is None else take_rows(segments, rows),
         )
+
+    def places(self, window: int | None) -> tuple[Any, ...]:
+        """Who sees whom, as `attention.attend` takes it behind queries, keys and values."""
+        positions, segments = self.query_positions, self.query_segments
+        return positions, self.key_positions, window, segments, self.key_segments
 
 
 class QwenAttention(nn.Module):
@@ -96,13 +107,14 @@ class QwenAttention(nn.Module):
             assert around.slot is not None
             seen = write_slots(cache, seen, around.slot)
         if "pattern" in taps.wanted:
-            positions = asking.query_positions, around.key_positions
-            taps("pattern", attention_pattern(query, seen[0], *positions, self.window))
+            taps("pattern", attention_pattern(query, seen[0], *asking.places(self.window)))
         if cache is None and rows is None:
             attend_prompt = ATTENTION[around.attention]
-            mixed = attend_prompt(query, *seen, around.key_positions, self.window)
+            mixed = attend_prompt(
+                query, *seen, around.key_positions, self.window, around.key_segments
+            )
         else:
-            mixed = attend(query, *seen, asking.query_positions, around.key_positions, self.window)
+            mixed = attend(query, *seen, *asking.places(self.window))
         mixed = taps("z", mixed)
         return taps("attention", self.o_proj(mixed.reshape(*x.shape[:2], -1))), seen
 

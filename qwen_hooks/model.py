@@ -168,6 +168,7 @@ class QwenModelWithActivations(nn.Module):
         rows: Int[Array, "B R"] | None = None,
         attention: str | None = None,
         interventions: Interventions | None = None,
+        segments: Int[Array, "B T"] | None = None,
     ) -> ForwardOutput:
         """The blocks, without the unembedding.
 
@@ -180,6 +181,8 @@ class QwenModelWithActivations(nn.Module):
                 of them are all that the last block computes. None: all slots.
             attention: in place of the model's own, for this call.
             interventions: that change what is computed.
+            segments: int32 `[B, T]`, of documents packed into one row: a token sees its own
+                only, and positions begin anew in each. Without a cache, and not with `cudnn`.
         """
         if cache is not None:
             slot, cache = cache.filled, cache.with_positions(positions)
@@ -190,6 +193,8 @@ class QwenModelWithActivations(nn.Module):
             query_positions=positions,
             key_positions=positions if cache is None else cache.positions,
             slot=None if cache is None else slot,
+            query_segments=segments,
+            key_segments=segments,
             attention=attention or self.attention,
         )
 
@@ -407,6 +412,7 @@ def forward(
     num_layers: int | None = None,
     rows: Int[Array, "B R"] | None = None,
     interventions: Interventions | None = None,
+    segments: Int[Array, "B T"] | None = None,
 ) -> ForwardOutput:
     """`QwenModelWithActivations.forward` with the full `{'params': ...}`."""
     return model.apply(
@@ -417,6 +423,7 @@ def forward(
         num_layers,
         rows,
         interventions=interventions,
+        segments=segments,
         method="forward",
     )
 

@@ -53,6 +53,29 @@ def test_a_prompt_with_itself(slots, padding, window):
     assert np.isfinite(plain).all()
 
 
+@pytest.mark.parametrize("window", [None, 30, BLOCK + 1])
+@pytest.mark.parametrize("lengths", [(1, 60, 7, 60), (BLOCK, BLOCK + 1, 3), (300, 1, 1, 40)])
+def test_documents_that_share_a_row_see_themselves_alone(lengths, window):
+    ends = np.cumsum(lengths)
+    slots = ends[-1] + 9  # and padding
+    positions, segments = np.full((2, 1, slots), -1, np.int32)
+    query, key, value = (random_heads(i, 1, slots, n, 4) for i, n in enumerate((6, 2, 2)))
+    wanted = np.zeros(query.shape)
+    for number, (length, end) in enumerate(zip(lengths, ends, strict=True)):
+        mine = slice(end - length, end)
+        positions[:, mine], segments[:, mine] = np.arange(length), number
+        alone = [x[:, mine] for x in (query, key, value, positions, positions)]
+        wanted[:, mine] = by_loops(*alone, window)
+    real = positions >= 0
+    arrays = [jnp.array(x) for x in (query, key, value, positions)]
+    of_row = jnp.array(segments)
+    blocked = np.asarray(attend_causal(*arrays, window, of_row))
+    np.testing.assert_allclose(blocked[real], wanted[real], rtol=2e-5, atol=2e-5)
+    assert np.isfinite(blocked).all()
+    plain = np.asarray(attend(*arrays, arrays[3], window, of_row, of_row))
+    np.testing.assert_allclose(plain[real], wanted[real], rtol=2e-5, atol=2e-5)
+
+
 def test_a_query_against_a_cache_with_gaps():
     key_positions = np.array([[0, 1, 2, -1, -1, 3, 4, -1], [0, -1, -1, -1, -1, 1, 2, -1]], np.int32)
     query_positions = np.array([[4], [2]], np.int32)

@@ -67,6 +67,26 @@ def test_splash_gives_the_same_rows(group, padding, window):
     assert_same_rows(attend_splash(*arrays, positions, window), arrays, positions, real, window)
 
 
+@pytest.mark.parametrize("window", [None, 30])
+def test_splash_keeps_documents_that_share_a_row_apart(window):
+    arrays, _, _ = prompt(300, "none")
+    lengths = [1, 140, 60, 90]  # and padding
+    positions, segments = np.full((2, 2, 300), -1, np.int32)
+    filled = np.concatenate([np.arange(n) for n in lengths])
+    positions[:, : len(filled)] = filled
+    segments[:, : len(filled)] = np.repeat(np.arange(len(lengths)), lengths)
+    segments = jnp.maximum(segments, 0)
+    ours = attend_splash(*arrays, jnp.array(positions), window, segments)
+    wanted = attend_causal(*arrays, jnp.array(positions), window, segments)
+    assert row_error(ours[positions >= 0], wanted[positions >= 0]) < TOLERANCE["float32"]
+
+
+def test_cudnn_refuses_documents_that_share_a_row():
+    arrays, positions, _ = prompt(16, "none", dtype="bfloat16")
+    with pytest.raises(ModelError, match="packed documents"):
+        attend_cudnn(*arrays, positions, None, positions)
+
+
 @pytest.mark.parametrize("slots", [1, 127, 128, 129])
 def test_splash_at_lengths_around_a_multiple_of_128(slots):
     arrays, positions, real = prompt(slots, "none")
