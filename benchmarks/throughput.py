@@ -41,7 +41,7 @@ from inference.batch_plan import (
     padding_efficiency,
     plan_units,
 )
-from inference.generation import GenerationSettings, generate_batch
+from inference.generation import GenerationSettings
 from inference.run_loop import Program, place_batch
 from inference.samples import Sample, make_samples
 from inference.settings import DistributedSettings
@@ -86,15 +86,7 @@ class Ours:
         )
         outputs = []
         for batch in batches:
-            placed = place_batch(program, batch, samples, plan.batch_size(batch.bucket))
-            output = generate_batch(
-                program.model,
-                program.params,
-                placed,
-                settings=program.generation,
-                mesh=program.mesh,
-            )
-            outputs.append(output)
+            outputs.append(program.run(place_batch(program, batch, samples, plan)))
         for array in jax.tree.leaves(outputs):
             np.asarray(array)
 

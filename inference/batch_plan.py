@@ -13,8 +13,12 @@ runs at a time in the bucket of the group's longest. So no group but the last, t
 dummy rows: where a bucket's samples do not fill a group, the longest ones below join them, which
 costs a little padding instead of whole rows. Groups become units of at most
 `rows_per_unit` planned rows.
+
+With a `pack_length`, samples up to that length share rows of the batch instead, which then have
+hardly any padding. Which ones do is part of the unit, so a unit that runs again runs the same.
 """
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -35,12 +39,14 @@ class PlanSettings:
         max_batch_size: rows that one device runs at a time, at most.
         rows_per_unit: rows per hook point that a unit may hold; a sample with more is alone.
         window: samples that are sorted together.
+        pack_length: slots of the rows that samples share; 0: every sample has a row of its own.
     """
 
     tokens_per_batch: int
     max_batch_size: int
     rows_per_unit: int
     window: int = WINDOW
+    pack_length: int = 0
 
     def batch_size(self, bucket: int) -> int:
         """Rows that one device runs at a time in a bucket; at least one."""
@@ -70,11 +76,18 @@ class Unit:
         number: from 0; the batch id less one.
         bucket: length that their prompts are padded to; 0 for a unit of skipped samples.
         samples: their numbers, ascending.
+        packed: the samples of each row, where they share rows; None: a row for each.
     """
 
     number: int
     bucket: int
     samples: tuple[int, ...]
+    packed: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def rows(self) -> tuple[tuple[int, ...], ...]:
+        """The samples of each row of a batch."""
+        return tuple((n,) for n in self.samples) if self.packed is None else self.packed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,11 +96,11 @@ class Batch:
 
     Attributes:
         bucket: length that the prompts are padded to.
-        rows: `(unit, sample)` of each row that is no dummy.
+        rows: of each row that is no dummy its unit, and its samples.
     """
 
     bucket: int
-    rows: tuple[tuple[int, int], ...]
+    rows: tuple[tuple[int, tuple[int, ...]], ...]
 
 
 def plan_units(samples: Iterable[PlannedSample], settings: PlanSettings) -> Iterator[Unit]:
@@ -95,34 +108,60 @@ def plan_units(samples: Iterable[PlannedSample], settings: PlanSettings) -> Iter
     stream, number = iter(samples), 0
     while window := list(islice(stream, settings.window)):
         for bucket, members in _cut_window(window, settings):
-            yield Unit(number=number, bucket=bucket, samples=tuple(sorted(members)))
+            yield Unit(
+                number=number,
+                bucket=bucket,
+                samples=tuple(sorted(s.number for s in members)),
+                packed=_pack(members, bucket) if 0 < bucket <= settings.pack_length else None,
+            )
             number += 1
 
 
 def _cut_window(
     window: Sequence[PlannedSample], settings: PlanSettings
-) -> Iterator[tuple[int, list[int]]]:
-    """Bucket and sample numbers of each unit."""
-    running = sorted((s for s in window if s.tokens), key=lambda s: (-s.tokens, s.number))
+) -> Iterator[tuple[int, list[PlannedSample]]]:
+    """Bucket and samples of each unit."""
+    alone = [s for s in window if s.tokens > settings.pack_length]
+    running = sorted(alone, key=lambda s: (-s.tokens, s.number))
     bucketed: list[tuple[int, PlannedSample]] = []
     while len(bucketed) < len(running):
         start = len(bucketed)
         bucket = bucket_length(running[start].tokens)
         group = running[start : start + settings.batch_size(bucket)]
         bucketed += [(bucket, sample) for sample in group]
+    # Short and long ones mixed, as they come, fill shared rows best.
+    bucketed += [(settings.pack_length, s) for s in window if 0 < s.tokens <= settings.pack_length]
     for bucket, group in groupby(bucketed, key=lambda entry: entry[0]):
-        members: list[int] = []
+        members: list[PlannedSample] = []
         planned = 0
         for _, sample in group:
             if members and planned + sample.rows > settings.rows_per_unit:
                 yield bucket, members
                 members, planned = [], 0
-            members.append(sample.number)
+            members.append(sample)
             planned += sample.rows
         yield bucket, members
-    skipped = [s.number for s in window if not s.tokens]
+    skipped = [s for s in window if not s.tokens]
     if skipped:
         yield 0, skipped
+
+
+def _pack(samples: Sequence[PlannedSample], length: int) -> tuple[tuple[int, ...], ...]:
+    """Rows of samples that fit together into so many slots: the longest first, each where it fits
+    best (best fit decreasing).
+    """
+    rows: list[list[int]] = []
+    gaps: list[tuple[int, int]] = []  # of each row that has one, and the row; ascending
+    for sample in sorted(samples, key=lambda s: (-s.tokens, s.number)):
+        at = bisect.bisect_left(gaps, (sample.tokens, 0))
+        if at < len(gaps):
+            gap, row = gaps.pop(at)
+            rows[row].append(sample.number)
+        else:
+            gap, row = length, len(rows)
+            rows.append([sample.number])
+        bisect.insort(gaps, (gap - sample.tokens, row))
+    return tuple(tuple(row) for row in rows)
 
 
 def plan_in_order(
@@ -173,7 +212,7 @@ def own_units(
 def pack_batches(units: Iterable[Unit], settings: PlanSettings, devices: int) -> Iterator[Batch]:
     """A process's units as batches for its devices; every sample stands in exactly one.
 
-    A bucket's samples wait until they fill a batch, across units and windows, so that only the
+    A bucket's rows wait until they fill a batch, across units and windows, so that only the
     last batch of a bucket has dummy rows. No more than one batch for each bucket waits.
 
     Args:
@@ -181,12 +220,12 @@ def pack_batches(units: Iterable[Unit], settings: PlanSettings, devices: int) ->
         settings: of the plan.
         devices: over which a batch is spread, `settings.batch_size(bucket)` rows on each.
     """
-    waiting: dict[int, list[tuple[int, int]]] = {}
+    waiting: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
     for unit in units:
         if not unit.bucket:
             continue
         rows = waiting.setdefault(unit.bucket, [])
-        rows += [(unit.number, sample) for sample in unit.samples]
+        rows += [(unit.number, members) for members in unit.rows]
         size = settings.batch_size(unit.bucket) * devices
         while len(rows) >= size:
             yield Batch(bucket=unit.bucket, rows=tuple(rows[:size]))
@@ -209,6 +248,6 @@ def padding_efficiency(
     """
     real = computed = 0
     for batch in batches:
-        real += sum(tokens[sample] for _, sample in batch.rows)
+        real += sum(tokens[sample] for _, members in batch.rows for sample in members)
         computed += batch.bucket * settings.batch_size(batch.bucket) * devices
     return real / computed if computed else math.nan

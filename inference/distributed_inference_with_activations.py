@@ -38,6 +38,7 @@ from inference.batch_plan import (
     plan_units,
 )
 from inference.command_line import run_command
+from inference.datasets import read_inputs
 from inference.generation import GenerationSettings
 from inference.interruption import Interrupted, stop_flag
 from inference.memory_estimate import check_memory
@@ -64,7 +65,6 @@ from inference.samples import Sample, decode_text, make_samples, reason_to_skip
 from inference.self_check import check_sample
 from inference.settings import DistributedSettings
 from inference.shown_positions import print_samples
-from inference.tasks import read_tasks
 from inference.unit_run import UnitRun
 from qwen_hooks import create_model_with_hooks, load_params
 from qwen_hooks.hook_points import hook_widths
@@ -89,7 +89,7 @@ class Job:
         samples: of the tasks.
         reasons: why each sample is skipped; None where it runs.
         positions: of the tokens whose activations are kept.
-        row_slots: of each bucket, how many slots of a prompt are captured.
+        row_slots: of each bucket, how many slots of a row are captured.
     """
 
     settings: DistributedSettings
@@ -106,7 +106,7 @@ class Job:
 
 def run(settings: DistributedSettings) -> None:
     """Runs this process's units, and finishes the run if they were the last."""
-    tasks = read_tasks(settings.tasks_file)
+    tasks = read_inputs(settings, settings.random_seed)
     start_distributed(
         settings.coordinator_address,
         settings.num_processes,
@@ -115,8 +115,11 @@ def run(settings: DistributedSettings) -> None:
     )
     _use_compilation_cache(settings.compilation_cache_dir)
     pretrained = open_pretrained(settings)
+    config = pretrained.checkpoint.config
     samples = list(
-        make_samples(tasks, pretrained.tokenizer, pretrained.checkpoint.config.vocab_size, settings)
+        make_samples(
+            tasks, pretrained.tokenizer, config.vocab_size, settings, config.context_length
+        )
     )
     if jax.process_index() == 0:
         print_samples(samples, pretrained.tokenizer, settings.show_positions)
@@ -167,10 +170,13 @@ def _plan(settings: DistributedSettings, pretrained: Pretrained, samples: Sequen
     reasons = [reason_to_skip(s, config.context_length, settings.max_new_tokens) for s in samples]
     workers = plan_workers(config, settings.mesh_axes(), itemsize)
     attention = prompt_attention(settings.attention, workers.layout, config, pretrained.dtype)
+    if settings.pack_length and attention == "cudnn":  # which would see across documents
+        attention = "xla"
     plan = PlanSettings(
         tokens_per_batch=settings.tokens_per_batch,
         max_batch_size=settings.batch_size,
         rows_per_unit=settings.save_every_n_samples,
+        pack_length=settings.pack_length,
     )
     positions = Positions(settings.positions)
     later = positions.most_generated(settings.max_new_tokens)
@@ -270,7 +276,7 @@ def _run_units(
 
     batches = list(pack_batches(running, job.plan, layout.mesh.shape["data"]))
     every = max(1, len(batches) // max(1, settings.self_check))
-    keep = [batch.rows[0][1] for batch in batches[::every]][: settings.self_check]
+    keep = [batch.rows[0][1][-1] for batch in batches[::every]][: settings.self_check]
     # Hosts that share a mesh must all run the same programs in the same order, so they check when
     # all is done, and none stops alone; by itself a host stops at the first sign of trouble.
     shared = layout.mesh.is_multi_process

@@ -58,12 +58,15 @@ class BatchInput:
         numbers: int32 `[B]`, each sample's number, part of its sampling keys.
         rows: int32 `[B, R]`, slots of the prompt whose activations are wanted, in any order; where
             a token is predicted, the last of them is the prompt's last token.
+        starts: int32 `[B, S]`, where several documents are packed into a row: for each slot the
+            one where its document begins. Documents see themselves alone; nothing is generated.
     """
 
     input_ids: Int[Array, "B S"]
     lengths: Int[Array, " B"]
     numbers: Int[Array, " B"]
     rows: Int[Array, "B R"]
+    starts: Int[Array, "B S"] | None = None
 
 
 @flax.struct.dataclass
@@ -168,7 +171,8 @@ def _generate(
     size, slots = batch.input_ids.shape
     steps = max(1, settings.max_new_tokens)
     slot = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), (size, slots))
-    positions = jnp.where(slot < batch.lengths[:, None], slot, -1)
+    place = slot if batch.starts is None else slot - batch.starts
+    positions = jnp.where(slot < batch.lengths[:, None], place, -1)
     with jax.named_scope("prefill"):
         predicts = settings.max_new_tokens > 0
         num_layers = None if predicts else model.blocks_needed
@@ -180,6 +184,7 @@ def _generate(
             num_layers=num_layers,
             rows=batch.rows,
             interventions=interventions,
+            segments=batch.starts,
         )
     prompt_rows = {hook: _flat(values) for hook, values in prompt.activations.items()}
     wanted = prompt_rows if settings.capture_generated else {}

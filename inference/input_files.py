@@ -45,14 +45,16 @@ class InputFile:
         return PurePosixPath(self.name).suffix
 
 
-def read_input_files(flag: str, address: str, extension: str) -> Iterator[InputFile]:
-    """A file, or those of a folder that have an extension, by name.
+def read_input_files(
+    flag: str, address: str, extensions: str | tuple[str, ...]
+) -> Iterator[InputFile]:
+    """A file, or those of a folder that have one of the extensions, by name.
 
     Args:
         flag: that names it, for messages.
         address: path or `gs://bucket/name`; there a name with a slash behind it, or one that no
             object has, is a folder.
-        extension: `json`.
+        extensions: `.json`, or several.
 
     Raises:
         InputError: there is no such file, a folder holds none, or it cannot be read.
@@ -60,14 +62,15 @@ def read_input_files(flag: str, address: str, extension: str) -> Iterator[InputF
     """
     read = _from_bucket if is_in_bucket(address) else _from_disk
     empty = True
-    for file in read(flag, address, extension):
+    for file in read(flag, address, extensions):
         empty = False
         yield file
     if empty:
-        raise InputError(f"{flag} {address}: the folder holds no .{extension} file")
+        wanted = extensions if isinstance(extensions, str) else " or ".join(extensions)
+        raise InputError(f"{flag} {address}: the folder holds no {wanted} file")
 
 
-def _from_disk(flag: str, address: str, extension: str) -> Iterator[InputFile]:
+def _from_disk(flag: str, address: str, extensions: str | tuple[str, ...]) -> Iterator[InputFile]:
     try:
         path = Path(address).expanduser()
         there = bool(address) and path.exists()
@@ -75,7 +78,10 @@ def _from_disk(flag: str, address: str, extension: str) -> Iterator[InputFile]:
         there = False
     if not there:
         raise _nothing_there(flag, address)
-    for file in sorted(path.glob(f"*.{extension}")) if path.is_dir() else [path]:
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.name.endswith(extensions))
+    for file in files:
         try:
             data = file.read_bytes()
         except OSError as error:
@@ -83,7 +89,7 @@ def _from_disk(flag: str, address: str, extension: str) -> Iterator[InputFile]:
         yield InputFile(str(file), data)
 
 
-def _from_bucket(flag: str, address: str, extension: str) -> Iterator[InputFile]:
+def _from_bucket(flag: str, address: str, extensions: str | tuple[str, ...]) -> Iterator[InputFile]:
     folder, _, name = address.rpartition("/")
     if name and folder.partition("://")[2]:
         data = None
@@ -97,7 +103,7 @@ def _from_bucket(flag: str, address: str, extension: str) -> Iterator[InputFile]
     if not names:
         raise _nothing_there(flag, address)
     for name in names:
-        if name.endswith(f".{extension}"):
+        if name.endswith(extensions):
             yield InputFile(f"{storage.address}/{name}", storage.get(name))
 
 

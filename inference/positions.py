@@ -35,20 +35,33 @@ class PromptTokens:
         token_ids: as the model sees it.
         text: that was tokenised; None where there is no tokenizer.
         tokenizer: of the model, or None.
+        special: ids of its special tokens.
         adds_special_tokens: whether the tokenizer put special tokens around the text.
+        separators: how many tokens were put behind those of the text.
         messages: of a chat, or None.
         entity: text that the task names under `entity`, or None.
-        seed: of random choices, this sample's own.
+        seed: of random choices, this prompt's own.
+        whole: the document that this is a piece of; None: it is whole.
+        first: number of its first token in the document.
     """
 
     task_id: str
     token_ids: Sequence[int]
     text: str | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
+    special: frozenset[int] = frozenset()
     adds_special_tokens: bool = True
+    separators: int = 0
     messages: Sequence[Mapping[str, str]] | None = None
     entity: str | None = None
     seed: tuple[int, ...] = (0,)
+    whole: "PromptTokens | None" = None
+    first: int = 0
+
+    def piece(self, start: int, stop: int) -> "PromptTokens":
+        """Some of its tokens, as a prompt of their own."""
+        ids = self.token_ids[start:stop]
+        return dataclasses.replace(self, token_ids=ids, whole=self, first=start)
 
     @functools.cached_property
     def spans(self) -> np.ndarray:
@@ -66,12 +79,14 @@ class PromptTokens:
         found = self.tokenizer(
             self.text, add_special_tokens=self.adds_special_tokens, return_offsets_mapping=True
         )
-        if list(found["input_ids"]) != list(self.token_ids):
+        of_text = self.token_ids[: len(self.token_ids) - self.separators]
+        if list(found["input_ids"]) != list(of_text):
             raise InputError(
                 f"task {self.task_id!r}: its token ids are not those that the tokenizer makes of"
                 " their text, so --positions cannot find text in them"
             )
-        return np.array(found["offset_mapping"], np.int64).reshape(-1, 2)
+        behind = [(len(self.text), len(self.text))] * self.separators
+        return np.array([*found["offset_mapping"], *behind], np.int64).reshape(-1, 2)
 
     def within(self, start: int, stop: int) -> list[int]:
         """The tokens that have a part of `text[start:stop]`."""
@@ -265,11 +280,10 @@ def _tokens(argument: str | None, options: Sequence[str]) -> Selector:
 def _special(argument: str | None, options: Sequence[str]) -> Selector:
     _nothing(argument, options)
 
-    def of_prompt(prompt: PromptTokens) -> list[int]:
-        special = special_ids(prompt.tokenizer)
-        return [at for at, token in enumerate(prompt.token_ids) if token in special]
-
-    return Selector(of_prompt, lambda token: token.is_special)
+    return Selector(
+        lambda prompt: [at for at, token in enumerate(prompt.token_ids) if token in prompt.special],
+        lambda token: token.is_special,
+    )
 
 
 def _random(argument: str | None, options: Sequence[str]) -> Selector:
@@ -307,7 +321,10 @@ class _Places:
         return cls(occurrence, which, _number(count, "N") if count else 1)
 
     def of(self, prompt: PromptTokens, spans: Sequence[tuple[int, int]]) -> list[int]:
-        """The tokens of the chosen spans of the text."""
+        """The tokens of the chosen spans of the text; of a piece those that stand in it."""
+        if prompt.whole is not None:
+            ours = range(prompt.first, prompt.first + len(prompt.token_ids))
+            return [at - prompt.first for at in self.of(prompt.whole, spans) if at in ours]
         if self.occurrence != "every":
             spans = spans[:1] if self.occurrence == "first" else spans[-1:]
         found: list[int] = []
@@ -395,7 +412,7 @@ def _role(argument: str | None, options: Sequence[str]) -> Selector:
 
 
 def _text_of(prompt: PromptTokens) -> str:
-    prompt.spans  # noqa: B018  # says what is missing
+    (prompt.whole or prompt).spans  # noqa: B018  # says what is missing
     return cast(str, prompt.text)
 
 

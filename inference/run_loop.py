@@ -61,7 +61,7 @@ class Program:
         params: on the mesh.
         generation: settings of the program.
         mesh: to run on.
-        row_slots: of each bucket, how many slots of a prompt are captured; see `row_slots`.
+        row_slots: of each bucket, how many slots of a row are captured; see `row_slots`.
     """
 
     model: QwenModelWithActivations
@@ -69,6 +69,12 @@ class Program:
     generation: GenerationSettings
     mesh: Mesh
     row_slots: Mapping[int, int]
+
+    def run(self, batch: BatchInput) -> BatchOutput:
+        """Hands a batch to the devices; what it gives is still being computed."""
+        return generate_batch(
+            self.model, self.params, batch, settings=self.generation, mesh=self.mesh
+        )
 
 
 CommitUnit = Callable[[Unit, list[SampleResult]], None]
@@ -151,53 +157,86 @@ class Drain:
         prompt_rows = {hook: np.asarray(rows) for hook, rows in output.prompt_rows.items()}
         later_rows = {hook: np.asarray(rows) for hook, rows in output.generated_rows.items()}
         predicts = tokens.shape[1] > 0
-        for i, (unit, number) in enumerate(batch.rows):
-            sample, token_ids = self._samples[number], tokens[i, : counts[i]].tolist()
-            chosen: Sequence[int] = ()
-            if any(rows.shape[0] for rows in later_rows.values()):
-                chosen = self._choose_generated(sample, token_ids[:-1])
-            behind = len(captured_slots(sample, predicts))  # the slots stand at the end
-            result = SampleResult(
-                sample=sample,
-                token_ids=token_ids,
-                positions=np.array(
-                    [*sample.positions, *(len(sample.token_ids) + n for n in chosen)], np.int32
-                ),
-                rows={
-                    hook: np.concatenate(
-                        [
-                            rows[i, rows.shape[1] - behind :][: len(sample.positions)],
-                            later_rows[hook][list(chosen), i] if chosen else rows[i, :0],
-                        ]
-                    )
-                    for hook, rows in prompt_rows.items()
-                },
-            )
-            if number in self._keep:
-                self._kept.put(result)
-            waiting = self._results.setdefault(unit, {})
-            waiting[number] = result
-            if len(waiting) == len(self._units[unit].samples):
-                del self._results[unit]
-                members = self._units[unit].samples
-                self._commit(self._units[unit], [waiting[member] for member in members])
+        has_later_rows = any(rows.shape[0] for rows in later_rows.values())
+        for i, (unit, numbers) in enumerate(batch.rows):
+            token_ids = tokens[i, : counts[i]].tolist()
+            for place in lay_out([self._samples[n] for n in numbers], predicts):
+                sample = place.sample
+                chosen: Sequence[int] = ()
+                if has_later_rows:
+                    chosen = self._choose_generated(sample, token_ids[:-1])
+                later = [len(sample.token_ids) + number for number in chosen]
+                result = SampleResult(
+                    sample=sample,
+                    token_ids=token_ids,
+                    positions=np.array([*sample.positions, *later], np.int32),
+                    rows={
+                        hook: np.concatenate(
+                            [
+                                rows[i, rows.shape[1] - place.behind :][: len(sample.positions)],
+                                later_rows[hook][list(chosen), i] if chosen else rows[i, :0],
+                            ]
+                        )
+                        for hook, rows in prompt_rows.items()
+                    },
+                )
+                self._take(self._units[unit], result)
+
+    def _take(self, unit: Unit, result: SampleResult) -> None:
+        """Commits the unit when all its results are there."""
+        if result.sample.number in self._keep:
+            self._kept.put(result)
+        waiting = self._results.setdefault(unit.number, {})
+        waiting[result.sample.number] = result
+        if len(waiting) == len(unit.samples):
+            del self._results[unit.number]
+            self._commit(unit, [waiting[member] for member in unit.samples])
 
 
-def captured_slots(sample: Sample, predicts: bool) -> list[int]:
-    """The prompt's slots that are captured: the chosen ones, and the last where it predicts."""
-    slots, last = list(sample.positions), len(sample.token_ids) - 1
-    return slots if not predicts or slots[-1:] == [last] else [*slots, last]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a sample stands in a row of a batch.
+
+    Attributes:
+        sample: it.
+        start: slot of its first token.
+        slots: that are captured: those of the chosen tokens, and of the last where it predicts.
+        behind: place of the first of them among all of the row, counted from the end, where they
+            stand.
+    """
+
+    sample: Sample
+    start: int
+    slots: list[int]
+    behind: int
+
+
+def lay_out(members: Sequence[Sample], predicts: bool) -> list[Place]:
+    """The samples of a row, one behind the other."""
+    slots, start = [], 0
+    for sample in members:
+        captured = [start + position for position in sample.positions]
+        start += len(sample.token_ids)
+        if predicts and captured[-1:] != [start - 1]:
+            captured.append(start - 1)
+        slots.append(captured)
+    places, start, behind = [], 0, sum(map(len, slots))
+    for sample, captured in zip(members, slots, strict=True):
+        places.append(Place(sample=sample, start=start, slots=captured, behind=behind))
+        start, behind = start + len(sample.token_ids), behind - len(captured)
+    return places
 
 
 def row_slots(units: Iterable[Unit], samples: Sequence[Sample], predicts: bool) -> dict[int, int]:
-    """Of each bucket how many slots of a prompt are captured: a power of two, or all.
+    """Of each bucket how many slots of a row are captured: a power of two, or all.
 
     One number for each, so that there are no more programs than buckets.
     """
     most: dict[int, int] = {}
     for unit in units:
         if unit.bucket:
-            counts = (len(captured_slots(samples[n], predicts)) for n in unit.samples)
+            rows = ([samples[n] for n in members] for members in unit.rows)
+            counts = (lay_out(row, predicts)[0].behind for row in rows)
             most[unit.bucket] = max(most.get(unit.bucket, 1), *counts)
     return {bucket: min(bucket, 1 << (n - 1).bit_length()) for bucket, n in most.items()}
 
@@ -221,16 +260,10 @@ def run_batches(
         goes_on: called in this thread after each dispatch; False ends the loop.
     """
     for batch in batches:
-        placed = place_batch(program, batch, samples, plan.batch_size(batch.bucket))
+        placed = place_batch(program, batch, samples, plan)
         # Nothing may wait for the devices here: the drain's thread does.
         with jax.transfer_guard_device_to_host("disallow"):
-            output = generate_batch(
-                program.model,
-                program.params,
-                placed,
-                settings=program.generation,
-                mesh=program.mesh,
-            )
+            output = program.run(placed)
             for array in jax.tree.leaves(output):
                 array.copy_to_host_async()
             drain.put(batch, output)
@@ -242,33 +275,36 @@ def place_batch(
     program: Program,
     batch: Batch,
     samples: Mapping[int, Sample] | Sequence[Sample],
-    size: int,
+    plan: PlanSettings,
 ) -> BatchInput:
-    """A batch over the mesh, `size` rows for each place on its data axis, dummies at the end.
+    """A batch over the mesh, as many rows on each place of its data axis, dummies at the end.
 
     Every process that shares the mesh has the whole batch and gives its own devices their part.
     """
     mesh, predicts = program.mesh, program.generation.max_new_tokens > 0
-    total = size * mesh.shape["data"]
-    input_ids = np.zeros((total, batch.bucket), np.int32)
+    total = plan.batch_size(batch.bucket) * mesh.shape["data"]
+    input_ids, starts = np.zeros((2, total, batch.bucket), np.int32)
     lengths, numbers = np.zeros(total, np.int32), np.zeros(total, np.int32)
     rows = np.zeros((total, program.row_slots[batch.bucket]), np.int32)
-    for i, (_, number) in enumerate(batch.rows):
-        token_ids = samples[number].token_ids
-        input_ids[i, : len(token_ids)] = token_ids
-        lengths[i], numbers[i] = len(token_ids), number
-        slots = captured_slots(samples[number], predicts)
-        rows[i, rows.shape[1] - len(slots) :] = slots
+    for i, (_, members) in enumerate(batch.rows):
+        numbers[i] = members[0]
+        for place in lay_out([samples[n] for n in members], predicts):
+            end = lengths[i] = place.start + len(place.sample.token_ids)
+            input_ids[i, place.start : end] = place.sample.token_ids
+            starts[i, place.start : end] = place.start
+            at = rows.shape[1] - place.behind
+            rows[i, at : at + len(place.slots)] = place.slots
 
-    def place(array: np.ndarray) -> jax.Array:
+    def put(array: np.ndarray) -> jax.Array:
         sharding = batch_sharding(mesh)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return BatchInput(
-        input_ids=place(input_ids),
-        lengths=place(lengths),
-        numbers=place(numbers),
-        rows=place(rows),
+        input_ids=put(input_ids),
+        lengths=put(lengths),
+        numbers=put(numbers),
+        rows=put(rows),
+        starts=put(starts) if batch.bucket == plan.pack_length else None,
     )
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from inference.arc import ArcTask, arc_prompt, augmentation
 from inference.arc_grids import GRID_ENCODERS
 from inference.errors import InputError
-from inference.positions import Positions, PromptTokens
+from inference.positions import Positions, PromptTokens, special_ids
 from inference.settings import ExtractionSettings
 from inference.tasks import PromptTask, Task
 
@@ -42,42 +42,96 @@ def make_samples(
     tokenizer: PreTrainedTokenizerBase | None,
     vocab_size: int,
     settings: ExtractionSettings,
+    context_length: int | None = None,
 ) -> Iterator[Sample]:
     """Every sample of the tasks, in their order.
+
+    Args:
+        tasks: or documents.
+        tokenizer: of the model.
+        vocab_size: of the model.
+        settings: of the command.
+        context_length: of the model; documents are cut into pieces of at most so many tokens, or
+            of what the settings say.
 
     Raises:
         InputError: a text without a tokenizer, a chat without a template, or token ids that the
             model does not have.
     """
     number, positions = 0, Positions(settings.positions)
+    special = special_ids(tokenizer)
+    is_document = settings.dataset is not None
+    length = (settings.context_length or context_length) if is_document else None
+    behind = separator_ids(settings, tokenizer)
     for task in tasks:
         prompts = _arc_prompts(task, settings) if isinstance(task, ArcTask) else [_own_prompt(task)]
         for sample_idx, (content, extra) in enumerate(prompts):
             if isinstance(content, tuple):  # before the tokenizer, which cannot take them all
                 _check_token_ids(task.task_id, content, vocab_size)
-            prompt, token_ids = _tokenise(task.task_id, content, tokenizer)
+            prompt, token_ids = _tokenise(task.task_id, content, tokenizer, settings)
             _check_token_ids(task.task_id, token_ids, vocab_size)
             entity = task.extra.get("entity") if isinstance(task, PromptTask) else None
             tokens = PromptTokens(
                 task_id=task.task_id,
-                token_ids=token_ids,
+                token_ids=token_ids + behind,
                 text=prompt,
                 tokenizer=tokenizer,
-                adds_special_tokens=isinstance(content, str),
+                special=special,
+                adds_special_tokens=isinstance(content, str) and settings.add_special_tokens,
+                separators=len(behind),
                 messages=content if isinstance(content, list) else None,
                 entity=entity if isinstance(entity, str) else None,
-                seed=(settings.random_seed, number),
             )
-            yield Sample(
-                number=number,
-                task_id=task.task_id,
-                sample_idx=sample_idx,
-                prompt=prompt,
-                token_ids=token_ids,
-                positions=positions.of_prompt(tokens),
-                extra=extra,
-            )
-            number += 1
+            for piece, part in enumerate(_pieces(tokens, length, settings.truncate)):
+                part = dataclasses.replace(part, seed=(settings.random_seed, number))
+                is_whole = part.whole is None
+                yield Sample(
+                    number=number,
+                    task_id=task.task_id,
+                    sample_idx=piece if is_document else sample_idx,
+                    prompt=prompt if is_whole else _decode_piece(tokenizer, part),
+                    token_ids=tuple(part.token_ids),
+                    positions=positions.of_prompt(part),
+                    extra={**extra, **({} if is_whole else _place_in_document(part, tokens))},
+                )
+                number += 1
+
+
+def separator_ids(
+    settings: ExtractionSettings, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[int, ...]:
+    """The tokens to put behind each document: one, or none.
+
+    Raises:
+        InputError: the tokenizer has no such token.
+    """
+    if settings.separator == "none":
+        return ()
+    if settings.separator != "eos":
+        return (int(settings.separator),)
+    if tokenizer is None or tokenizer.eos_token_id is None:
+        raise InputError("--separator eos: the checkpoint's tokenizer has none; give a token id")
+    return (int(cast(int, tokenizer.eos_token_id)),)
+
+
+def _pieces(tokens: PromptTokens, length: int | None, truncate: bool) -> Iterator[PromptTokens]:
+    """What is run of a document at a time; an empty one is one piece."""
+    count = len(tokens.token_ids)
+    if length is None or count <= length:
+        yield tokens
+        return
+    for start in range(0, count, length):
+        yield tokens.piece(start, min(start + length, count))
+        if truncate:
+            return
+
+
+def _decode_piece(tokenizer: PreTrainedTokenizerBase | None, piece: PromptTokens) -> str | None:
+    return decode_text(tokenizer, piece.token_ids, skip_special_tokens=False)
+
+
+def _place_in_document(piece: PromptTokens, whole: PromptTokens) -> dict[str, int]:
+    return {"first_document_token": piece.first, "document_tokens": len(whole.token_ids)}
 
 
 def _check_token_ids(task_id: str, token_ids: Sequence[int], vocab_size: int) -> None:
@@ -131,7 +185,10 @@ def decode_text(
 
 
 def _tokenise(
-    task_id: str, content: Content, tokenizer: PreTrainedTokenizerBase | None
+    task_id: str,
+    content: Content,
+    tokenizer: PreTrainedTokenizerBase | None,
+    settings: ExtractionSettings,
 ) -> tuple[str | None, tuple[int, ...]]:
     if isinstance(content, tuple):
         return decode_text(tokenizer, content, skip_special_tokens=False), content
@@ -140,14 +197,17 @@ def _tokenise(
             f"task {task_id!r} has a text, but the checkpoint has no tokenizer; give token_ids"
         )
     if isinstance(content, str):
-        return content, tuple(tokenizer(content)["input_ids"])
+        ids = tokenizer(content, add_special_tokens=settings.add_special_tokens)["input_ids"]
+        return content, tuple(ids)
     if not tokenizer.chat_template:
         raise InputError(
             f"task {task_id!r} is a chat, but the tokenizer has no chat template"
             " (for ARC tasks: --prompt_style plain)"
         )
     try:
-        text = tokenizer.apply_chat_template(content, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            content, tokenize=False, add_generation_prompt=settings.dataset is None
+        )
     except Exception as error:  # a template is a program of the checkpoint's
         raise InputError(
             f"task {task_id!r}: the tokenizer's chat template fails: {error}"

@@ -11,17 +11,14 @@ from typing import ClassVar, Literal
 
 from inference.arc_grids import GRID_ENCODERS
 from inference.errors import InputError
+from inference.input_settings import InputSettings, doc
 from inference.positions import KNOWN, Positions
 
 MAX_SEED = 2**31 - 1
 
 
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExtractionSettings:
+class ExtractionSettings(InputSettings):
     """What both commands need to know.
 
     Raises:
@@ -29,107 +26,100 @@ class ExtractionSettings:
     """
 
     model_path: str = field(
-        metadata=_help(
-            "Checkpoint folder, gs://bucket/folder, or hub id such as Qwen/Qwen2.5-0.5B."
-        )
-    )
-    tasks_file: str = field(
-        metadata=_help(
-            "ARC file or folder, JSON list or JSON Lines of prompts, chats, token ids; or gs://..."
-        )
+        metadata=doc("Checkpoint folder, gs://bucket/folder, or hub id such as Qwen/Qwen2.5-0.5B.")
     )
     output_dir: str = field(
-        default="./outputs", metadata=_help("Folder for outputs.jsonl and submission.json.")
+        default="./outputs", metadata=doc("Folder for outputs.jsonl and submission.json.")
     )
     activations_dir: str = field(
-        default="./activations", metadata=_help("Folder for the activations; a new or empty one.")
+        default="./activations",
+        metadata=doc("Folder for the activations; a new or empty one."),
     )
     layers_to_extract: list[int] | None = field(
         default=None,
-        metadata=_help("Blocks whose output is captured. Default: L/4 L/2 3L/4 L-1."),
+        metadata=doc("Blocks whose output is captured. Default: L/4 L/2 3L/4 L-1."),
     )
     hook_points: list[str] | None = field(
         default=None,
-        metadata=_help(
+        metadata=doc(
             "Further places to capture: names or patterns such as layers.*.mlp; alone, in place of"
             " the default layers. See docs/hook_points.md."
         ),
     )
     positions: list[str] = field(
         default_factory=lambda: ["last"],
-        metadata=_help(
+        metadata=doc(
             f"Tokens whose activations are kept, several joined: {KNOWN}. See docs/positions.md."
         ),
     )
     show_positions: int = field(
-        default=0, metadata=_help("Print so many samples with the chosen tokens marked.")
+        default=0, metadata=doc("Print so many samples with the chosen tokens marked.")
     )
     max_new_tokens: int = field(
         default=1,
-        metadata=_help("Tokens to generate per sample; 0 captures the prompt's last token only."),
+        metadata=doc("Tokens to generate per sample; 0 captures the prompt's last token only."),
     )
     dtype: Literal["auto", "float32", "bfloat16"] = field(
         default="auto",
-        metadata=_help("Type to compute in. auto: float32 on CPU, bfloat16 on TPU and GPU."),
+        metadata=doc("Type to compute in. auto: float32 on CPU, bfloat16 on TPU and GPU."),
     )
     save_every_n_samples: int = field(
         default=512,
-        metadata=_help(
-            "Rows per layer and file, at most; a sample with more is a file of its own."
-        ),
+        metadata=doc("Rows per layer and file, at most; a sample with more is a file of its own."),
     )
     format: Literal["pickle", "safetensors", "npz", "raw"] = field(
         default="pickle",
-        metadata=_help("Of the activation files. safetensors and raw are fast and hold bfloat16."),
+        metadata=doc("Of the activation files. safetensors and raw are fast and hold bfloat16."),
     )
     store_dtype: Literal["auto", "float32", "bfloat16"] = field(
         default="auto",
-        metadata=_help(
+        metadata=doc(
             "Type to store. auto: what was computed in safetensors and raw files, else float32."
         ),
     )
     resume: bool = field(
         default=False,
-        metadata=_help("Go on with the run in the folder or bucket; an empty one begins a run."),
+        metadata=doc("Go on with the run in the folder or bucket; an empty one begins a run."),
     )
     gcs_bucket: str | None = field(
         default=None,
-        metadata=_help(
+        metadata=doc(
             "gs://bucket/prefix to upload to. --activations_dir is then a spool that is emptied"
             " behind the uploads."
         ),
     )
     upload_to_cloud: bool | None = field(
         default=None,
-        metadata=_help("False: keep the files here although a bucket is named."),
+        metadata=doc("False: keep the files here although a bucket is named."),
     )
     spool_gb: float = field(
         default=8.0,
-        metadata=_help("GB that may wait to be uploaded before the run waits for the network."),
+        metadata=doc("GB that may wait to be uploaded before the run waits for the network."),
     )
     temperature: float = field(
-        default=0.0, metadata=_help("0: the likeliest token. Above: sample at this temperature.")
+        default=0.0,
+        metadata=doc("0: the likeliest token. Above: sample at this temperature."),
     )
     top_p: float = field(
         default=1.0,
-        metadata=_help("Sample among the likeliest tokens that make up this probability."),
+        metadata=doc("Sample among the likeliest tokens that make up this probability."),
     )
-    random_seed: int = field(default=0, metadata=_help("Of sampling and ARC augmentations."))
+    random_seed: int = field(default=0, metadata=doc("Of sampling and ARC augmentations."))
     predictions_per_task: int = field(
         default=1,
-        metadata=_help("ARC: samples per test input; all but the first see augmented grids."),
+        metadata=doc("ARC: samples per test input; all but the first see augmented grids."),
     )
     grid_encoder: str = field(
         default="digits",
         metadata={
-            **_help(f"ARC: how grids are written, one of {', '.join(GRID_ENCODERS)}."),
+            **doc(f"ARC: how grids are written, one of {', '.join(GRID_ENCODERS)}."),
         },
     )
     prompt_style: Literal["chat", "plain"] = field(
-        default="chat", metadata=_help("ARC: apply the tokenizer's chat template, or not.")
+        default="chat", metadata=doc("ARC: apply the tokenizer's chat template, or not.")
     )
     revision: str | None = field(
-        default=None, metadata=_help("Branch, tag or commit of a hub model.")
+        default=None, metadata=doc("Branch, tag or commit of a hub model.")
     )
 
     minimum: ClassVar[Mapping[str, float]] = {
@@ -144,6 +134,7 @@ class ExtractionSettings:
     """Least values of the flags that have one."""
 
     def __post_init__(self):
+        super().__post_init__()
         Positions(self.positions)
         for name, minimum in self.minimum.items():
             value = getattr(self, name)
@@ -185,51 +176,58 @@ class DistributedSettings(ExtractionSettings):
     """What the distributed command needs to know besides."""
 
     batch_size: int = field(
-        default=256, metadata=_help("Rows that one device runs at a time, at most.")
+        default=256, metadata=doc("Rows that one device runs at a time, at most.")
     )
     tokens_per_batch: int = field(
         default=4096,
-        metadata=_help("Padded prompt tokens that one device runs at a time; limits the rows."),
+        metadata=doc("Padded prompt tokens that one device runs at a time; limits the rows."),
     )
     mesh_shape: str | None = field(
         default=None,
-        metadata=_help(
+        metadata=doc(
             "Devices on the data and the model axis, such as 8,8. Default: the smallest model axis"
             " on which the parameters fit."
         ),
     )
     attention: Literal["auto", "xla", "splash", "cudnn"] = field(
         default="auto",
-        metadata=_help(
+        metadata=doc(
             "How prompts are computed. auto: cudnn on GPU in bfloat16, else xla; splash is for TPU."
         ),
     )
     scan_layers: bool = field(
         default=False,
-        metadata=_help(
+        metadata=doc(
             "Run the blocks as a loop: on TPU compiles in seconds instead of tens of them."
+        ),
+    )
+    pack_length: int = field(
+        default=0,
+        metadata=doc(
+            "Samples of up to so many tokens share rows of that length, each seeing itself alone;"
+            " 0: none do. Needs --max_new_tokens 0."
         ),
     )
     self_check: int = field(
         default=4,
-        metadata=_help("Samples per process whose rows are computed again, alone, and compared."),
+        metadata=doc("Samples per process whose rows are computed again, alone, and compared."),
     )
     coordinator_address: str | None = field(
         default=None,
-        metadata=_help("host:port of process 0, where neither a TPU slice nor SLURM tells it."),
+        metadata=doc("host:port of process 0, where neither a TPU slice nor SLURM tells it."),
     )
     num_processes: int | None = field(
-        default=None, metadata=_help("Processes of the run, with --coordinator_address.")
+        default=None, metadata=doc("Processes of the run, with --coordinator_address.")
     )
     process_id: int | None = field(
-        default=None, metadata=_help("This process, from 0, with --coordinator_address.")
+        default=None, metadata=doc("This process, from 0, with --coordinator_address.")
     )
     initialization_timeout: int = field(
-        default=300, metadata=_help("Seconds to wait for the other processes.")
+        default=300, metadata=doc("Seconds to wait for the other processes.")
     )
     compilation_cache_dir: str | None = field(
         default=None,
-        metadata=_help(
+        metadata=doc(
             "Folder, also gs://, that keeps compiled programs; '' for none. Default:"
             " $JAX_COMPILATION_CACHE_DIR, else a folder in ~/.cache."
         ),
@@ -239,6 +237,7 @@ class DistributedSettings(ExtractionSettings):
         **ExtractionSettings.minimum,
         "batch_size": 1,
         "tokens_per_batch": 1,
+        "pack_length": 0,
         "self_check": 0,
         "initialization_timeout": 1,
     }
@@ -246,6 +245,13 @@ class DistributedSettings(ExtractionSettings):
     def __post_init__(self):
         super().__post_init__()
         self.mesh_axes()
+        if self.pack_length and self.max_new_tokens:
+            raise InputError(
+                "--pack_length is for documents that nothing is generated for; it needs"
+                " --max_new_tokens 0"
+            )
+        if self.pack_length and self.attention == "cudnn":
+            raise InputError("--attention cudnn takes no packed documents; use auto or xla")
 
     def mesh_axes(self) -> tuple[int, int] | None:
         """`mesh_shape` as numbers.

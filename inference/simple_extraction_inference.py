@@ -33,6 +33,7 @@ from extraction.rows import RowBlock, text_column, timestamp
 from inference.batch_plan import PlannedSample, plan_in_order
 from inference.buckets import bucket_length
 from inference.command_line import run_command
+from inference.datasets import read_inputs
 from inference.interruption import Interrupted, stop_flag
 from inference.outputs import NO_POSITION, output_line, skipped_line
 from inference.positions import Positions, special_ids
@@ -40,7 +41,6 @@ from inference.pretrained import open_pretrained
 from inference.samples import Sample, decode_text, make_samples, reason_to_skip
 from inference.settings import ExtractionSettings
 from inference.shown_positions import print_samples
-from inference.tasks import read_tasks
 from inference.token_choice import choose_tokens, step_keys
 from inference.unit_run import UnitRun
 from qwen_hooks import KVCache, QwenModelWithActivations, load_params
@@ -190,10 +190,14 @@ def row_block(sample: Sample, generated: Generated) -> RowBlock:
 
 def run(settings: ExtractionSettings) -> None:
     """Runs every sample of the tasks file and writes its activations and its output line."""
-    tasks = read_tasks(settings.tasks_file)
+    tasks = read_inputs(settings, settings.random_seed)
     pretrained = open_pretrained(settings)
     config, model = pretrained.checkpoint.config, pretrained.model
-    samples = list(make_samples(tasks, pretrained.tokenizer, config.vocab_size, settings))
+    samples = list(
+        make_samples(
+            tasks, pretrained.tokenizer, config.vocab_size, settings, config.context_length
+        )
+    )
     print_samples(samples, pretrained.tokenizer, settings.show_positions)
     reasons = [reason_to_skip(s, config.context_length, settings.max_new_tokens) for s in samples]
     later = Positions(settings.positions).most_generated(settings.max_new_tokens)

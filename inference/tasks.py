@@ -59,9 +59,9 @@ def read_tasks(tasks_file: str) -> list[Task]:
     """
     tasks: list[Task] = []
     sources: dict[str, InputFile] = {}
-    for file in read_input_files("--tasks_file", tasks_file, "json"):
+    for file in read_input_files("--tasks_file", tasks_file, ".json"):
         for task in _read_file(file):
-            _check_task_id(file, task.task_id)
+            check_task_id(file, task.task_id)
             if task.task_id in sources:
                 places = " and ".join(sorted({str(sources[task.task_id]), str(file)}))
                 raise InputError(f"{places}: task id {task.task_id!r} stands there twice")
@@ -75,7 +75,7 @@ def read_tasks(tasks_file: str) -> list[Task]:
 def tasks_digest(tasks_file: str) -> str:
     """sha256 over what the tasks are read from: names and contents of the files."""
     digest = hashlib.sha256()
-    for file in read_input_files("--tasks_file", tasks_file, "json"):
+    for file in read_input_files("--tasks_file", tasks_file, ".json"):
         content = hashlib.sha256(file.data).hexdigest()
         digest.update(json.dumps([file.name, content]).encode())
     return digest.hexdigest()
@@ -88,7 +88,7 @@ def _read_file(file: InputFile) -> Iterator[Task]:
         raise InputError(f"{file} is not UTF-8 (byte {error.start})") from None
     if not text.strip():
         raise InputError(f"{file} is empty")
-    document = None if _is_json_lines(file, text) else _parse_json(file, text)
+    document = None if _is_json_lines(file, text) else parse_json(file, text)
     if document is None:
         yield from _read_json_lines(file, text)
     elif isinstance(document, list):
@@ -119,12 +119,16 @@ def _is_json_lines(file: InputFile, text: str) -> bool:
 def _read_json_lines(file: InputFile, text: str) -> Iterator[Task]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            entry = _parse_json(file, line, line_number=number)
+            entry = parse_json(file, line, line_number=number)
             yield _prompt_task(f"{file}, line {number}", entry)
 
 
-def _parse_json(file: InputFile, text: str, line_number: int | None = None) -> Any:
-    """Parses a file, or one line of it."""
+def parse_json(file: InputFile, text: str, line_number: int | None = None) -> Any:
+    """Parses a file, or one line of it, strictly.
+
+    Raises:
+        InputError: it is no JSON, or JSON that no two readers understand alike.
+    """
     where = str(file) if line_number is None else f"{file}, line {line_number}"
 
     def refuse_constant(name: str) -> None:
@@ -163,8 +167,16 @@ def _parse_json(file: InputFile, text: str, line_number: int | None = None) -> A
         raise InputError(f"{where} is nested too deeply") from None
 
 
-def _check_task_id(file: InputFile, task_id: str) -> None:
-    """Ids are data and never part of a path; those that could hurt as one are refused even so."""
+def check_task_id(where: object, task_id: str) -> None:
+    """Ids are data and never part of a path; those that could hurt as one are refused even so.
+
+    Args:
+        where: it stands, for the message.
+        task_id: to look at.
+
+    Raises:
+        InputError: it is one of those.
+    """
     reason = None
     if not task_id:
         reason = "is empty"
@@ -177,7 +189,7 @@ def _check_task_id(file: InputFile, task_id: str) -> None:
     elif task_id.startswith(("/", "~", "\\")) or ".." in task_id.replace("\\", "/").split("/"):
         reason = "looks like a path out of the folder"
     if reason:
-        raise InputError(f"{file}: task id {task_id!r:.80} {reason}")
+        raise InputError(f"{where}: task id {task_id!r:.80} {reason}")
 
 
 def _is_control(character: str) -> bool:

@@ -36,7 +36,7 @@ from extraction.storage.local import LocalStorage
 from inference.batch_plan import WINDOW, Unit
 from inference.outputs import OUTPUTS_FILE, SUBMISSION_FILE, OutputsFile, write_submission
 from inference.pretrained import TOKENIZER_FILES, Pretrained
-from inference.samples import Sample
+from inference.samples import Sample, separator_ids
 from inference.settings import ExtractionSettings
 from inference.tasks import Task, tasks_digest
 
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 DECIDING = (
     "revision", "max_new_tokens", "save_every_n_samples", "temperature", "top_p", "random_seed",
-    "batch_size", "tokens_per_batch", "positions",
+    "batch_size", "tokens_per_batch", "pack_length", "positions",
 )  # fmt: skip
 """Settings that decide what the rows are or how they are cut into units."""
 
@@ -219,7 +219,8 @@ class UnitRun:
 def describe(command: str, settings: ExtractionSettings, pretrained: Pretrained) -> dict[str, Any]:
     """How a run is made, so that any row of it can be computed again."""
     folder = pretrained.checkpoint.folder
-    template = getattr(pretrained.tokenizer, "chat_template", None)
+    tokenizer = pretrained.tokenizer
+    template = getattr(tokenizer, "chat_template", None)
     packages = ("jax", "jaxlib", "flax", "numpy", "transformers", "tokenizers")
     return {
         "command": command,
@@ -233,7 +234,15 @@ def describe(command: str, settings: ExtractionSettings, pretrained: Pretrained)
             if (folder / name).exists()
         },
         "chat_template_sha256": _digest(json.dumps(template).encode()) if template else None,
-        "tasks_file_sha256": tasks_digest(settings.tasks_file),
+        "tasks_file_sha256": tasks_digest(settings.tasks_file) if settings.tasks_file else None,
+        "special_tokens": {
+            "bos": getattr(tokenizer, "bos_token_id", None),
+            "eos": getattr(tokenizer, "eos_token_id", None),
+            "around_a_text": tokenizer.num_special_tokens_to_add()
+            if tokenizer is not None and settings.add_special_tokens
+            else 0,
+            "behind_a_document": list(separator_ids(settings, tokenizer)),
+        },
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from examples.make_demo import make_tokenizer
-from inference.positions import SELECTORS, Positions, PromptTokens
+from inference.positions import SELECTORS, Positions, PromptTokens, special_ids
 from inference.shown_positions import CLOSE, OPEN, mark_tokens
 
 PAGE = (Path(__file__).parents[2] / "docs/positions.md").read_text(encoding="utf-8")
@@ -42,6 +42,7 @@ def test_prompts(tokenizer, expressions, shown):
         token_ids=tokenizer(text)["input_ids"],
         text=text,
         tokenizer=tokenizer,
+        special=special_ids(tokenizer),
         messages=CHAT if is_chat else None,
         entity="Paris",
     )

@@ -28,6 +28,7 @@ plans = st.builds(
     max_batch_size=st.integers(1, 9),
     rows_per_unit=st.integers(1, 12),
     window=st.integers(1, 30),
+    pack_length=st.sampled_from([0, 0, 16, 100]),
 )
 lengths = st.lists(st.integers(0, 200), max_size=70)
 
@@ -44,6 +45,21 @@ def test_units_hold_every_sample_once_in_a_bucket_that_fits(lengths, plan, rows)
             continue
         assert all(0 < lengths[sample] <= unit.bucket for sample in unit.samples)
         assert len(unit.samples) == 1 or len(unit.samples) * rows <= plan.rows_per_unit
+        assert sorted(sample for row in unit.rows for sample in row) == list(unit.samples)
+        for row in unit.rows:
+            assert sum(lengths[sample] for sample in row) <= unit.bucket
+            assert len(row) == 1 or unit.bucket == plan.pack_length
+        assert unit.bucket != plan.pack_length or plan.pack_length >= lengths[unit.samples[0]]
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=80))
+def test_packed_rows_are_nearly_full(lengths):
+    """Best fit decreasing never takes more than 11/9 of the fewest rows, and one."""
+    plan = PlanSettings(
+        tokens_per_batch=64, max_batch_size=1, rows_per_unit=1000, window=1000, pack_length=64
+    )
+    (unit,) = plan_units(samples_of(lengths), plan)
+    assert len(unit.rows) <= 11 / 9 * -(-sum(lengths) // 64) + 1
 
 
 @given(lengths, plans)
@@ -87,9 +103,10 @@ def test_every_sample_is_committed_once_through_kills_and_restarts(
                 if attempt < 40 and chance.random() < 0.3:
                     break  # killed: what is not committed is lost
                 assert 0 < len(batch.rows) <= plan.batch_size(batch.bucket) * devices
-                for unit, sample in batch.rows:
+                for unit, members in batch.rows:
                     assert units[unit].bucket == batch.bucket
-                    missing[unit].remove(sample)
+                    assert members in units[unit].rows
+                    missing[unit] -= set(members)
                     if not missing[unit]:
                         assert unit not in committed
                         committed[unit] = units[unit].samples

@@ -19,6 +19,7 @@ def prompt_of(text, **fields):
         token_ids=TOKENIZER(text)["input_ids"],
         text=text,
         tokenizer=TOKENIZER,
+        special=special_ids(TOKENIZER),
         **fields,
     )
 

@@ -1,0 +1,236 @@
+"""Data sets: documents from text files, JSON Lines, Parquet, token arrays and Hugging Face.
+
+    .txt          a document a line, a paragraph or the file (`--sample_by`)
+    .jsonl        an object a line
+    .parquet      a record a row
+    .npy          token ids, `[N, S]`, or `[tokens]` of one stream
+    .npz          `input_ids` and, where there is padding, `attention_mask`
+    a folder      of such files, by name; or what `datasets.Dataset.save_to_disk` wrote
+    else          the name of a Hugging Face dataset, which is streamed
+
+A record's `--text_field` is a text, a chat (a list of messages) or token ids. Documents are
+numbered as they come, whichever of them are chosen, so a document's name tells where it stands.
+"""
+
+import io
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from inference.errors import InputError
+from inference.input_files import InputFile, is_in_bucket, read_input_files
+from inference.input_settings import InputSettings
+from inference.tasks import PromptTask, Task, check_task_id, parse_json, read_tasks
+
+T = TypeVar("T")
+Record = Mapping[str, Any]
+
+SAVED_DATASET = ("dataset_dict.json", "state.json")
+"""Files of which `save_to_disk` leaves one in its folder."""
+
+
+def read_inputs(settings: InputSettings, seed: int) -> list[Task]:
+    """The tasks or documents of a run, in their order.
+
+    Args:
+        settings: where they are, and how many of them are wanted.
+        seed: of the choice.
+
+    Raises:
+        InputError: there are none, or one is wrong; says where.
+        StoreError: the bucket that they lie in cannot be used.
+    """
+    tasks: Iterable[Task]
+    if settings.tasks_file is not None:
+        tasks = read_tasks(settings.tasks_file)
+    else:
+        tasks = read_documents(settings)
+    if settings.random_sample is not None:
+        tasks = random_sample(tasks, settings.random_sample, seed)
+    chosen = list(itertools.islice(tasks, settings.sample_limit))
+    if not chosen:
+        raise InputError(f"{settings.inputs} holds no document")
+    return chosen
+
+
+def random_sample(items: Iterable[T], count: int, seed: int) -> list[T]:
+    """So many of the items, all equally likely, in their order (Vitter's algorithm R)."""
+    random = np.random.default_rng(seed)
+    kept: list[tuple[int, T]] = []
+    for number, item in enumerate(items):
+        if number < count:
+            kept.append((number, item))
+        elif (place := random.integers(0, number + 1)) < count:
+            kept[place] = (number, item)
+    return [item for _, item in sorted(kept, key=lambda entry: entry[0])]
+
+
+def read_documents(settings: InputSettings) -> Iterator[PromptTask]:
+    """All documents of a data set.
+
+    Raises:
+        InputError: there is no such data set, or a document is wrong; says where.
+        StoreError: the bucket that they lie in cannot be used.
+    """
+    address, names = settings.dataset or "", set[str]()
+    records = _hugging_face if _is_hugging_face(address) else _from_files
+    for name, record in records(settings):
+        document = _document(name, record, settings)
+        if document.task_id in names:
+            raise InputError(f"{address}: two documents are named {document.task_id!r}")
+        names.add(document.task_id)
+        yield document
+
+
+def _is_hugging_face(address: str) -> bool:
+    if is_in_bucket(address):
+        return False
+    path = Path(address).expanduser()
+    return not path.exists() or any((path / name).exists() for name in SAVED_DATASET)
+
+
+def _from_files(settings: InputSettings) -> Iterator[tuple[str, Record]]:
+    for file in read_input_files("--dataset", settings.dataset or "", tuple(READERS)):
+        read = READERS.get(file.suffix)
+        if read is None:
+            raise InputError(f"{file}: a data set's files are {', '.join(READERS)}")
+        for number, record in enumerate(read(file, settings)):
+            yield f"{file.name}/{number}", record
+
+
+def _hugging_face(settings: InputSettings) -> Iterator[tuple[str, Record]]:
+    name, split = settings.dataset or "", settings.dataset_split
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(
+            f"--dataset {name}: there is no such file; for a Hugging Face dataset install the"
+            " extra `datasets`: pip install 'qwen-activation-extraction[datasets]'"
+        ) from None
+    try:
+        if Path(name).expanduser().is_dir():
+            found = datasets.load_from_disk(str(Path(name).expanduser()))
+            records = found[split] if isinstance(found, datasets.DatasetDict) else found
+        else:
+            records = datasets.load_dataset(
+                name,
+                settings.dataset_config,
+                split=split,
+                revision=settings.dataset_revision,
+                streaming=True,
+            )
+    except Exception as error:  # every kind, from the network to a missing split
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise InputError(f"--dataset {name}: {type(error).__name__}: {reason}") from None
+    for number, record in enumerate(records):
+        yield f"{split}/{number}", record
+
+
+def _text_file(file: InputFile, settings: InputSettings) -> Iterator[Record]:
+    text = _decode(file)
+    if settings.sample_by == "document":
+        parts = [text]
+    elif settings.sample_by == "paragraph":
+        parts = text.replace("\r\n", "\n").split("\n\n")
+    else:
+        parts = (line.removesuffix("\r") for line in text.split("\n"))
+    return ({settings.text_field: part} for part in parts if part.strip())
+
+
+def _json_lines(file: InputFile, settings: InputSettings) -> Iterator[Record]:
+    for number, line in enumerate(_decode(file).split("\n"), start=1):
+        if line.strip():
+            record = parse_json(file, line, line_number=number)
+            if not isinstance(record, dict):
+                raise InputError(f"{file}, line {number}: a record is an object, not {line:.40}")
+            yield record
+
+
+def _parquet(file: InputFile, settings: InputSettings) -> Iterator[Record]:
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise InputError(
+            f"{file}: Parquet needs the extra `datasets`: pip install"
+            " 'qwen-activation-extraction[datasets]'"
+        ) from None
+    wanted = {settings.text_field, settings.id_field, "input_ids", "attention_mask", "entity"}
+    try:
+        table = parquet.ParquetFile(io.BytesIO(file.data))
+        columns = [name for name in table.schema_arrow.names if name in wanted]
+        for batch in table.iter_batches(columns=columns):
+            yield from batch.to_pylist()
+    except arrow.ArrowException as error:
+        raise InputError(f"{file} is no Parquet file that can be read: {error}") from None
+
+
+def _token_array(file: InputFile, settings: InputSettings) -> Iterator[Record]:
+    try:
+        loaded = np.load(io.BytesIO(file.data), allow_pickle=False)
+        arrays = dict(loaded) if file.suffix == ".npz" else {"input_ids": loaded}
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{file} is no array that can be read: {error}") from None
+    ids, mask = arrays.get("input_ids"), arrays.get("attention_mask")
+    if ids is None or ids.ndim not in (1, 2) or ids.dtype.kind not in "iu":
+        raise InputError(
+            f"{file} must hold whole numbers, [documents, tokens] or [tokens]"
+            f"{' under the name input_ids' if file.suffix == '.npz' else ''}"
+        )
+    if mask is not None and mask.shape != ids.shape:
+        raise InputError(f"{file}: attention_mask is {mask.shape}, input_ids {ids.shape}")
+    for number, row in enumerate(np.atleast_2d(ids)):
+        yield {"input_ids": row} | (
+            {} if mask is None else {"attention_mask": np.atleast_2d(mask)[number]}
+        )
+
+
+READERS: dict[str, Callable[[InputFile, InputSettings], Iterator[Record]]] = {
+    ".txt": _text_file,
+    ".jsonl": _json_lines,
+    ".parquet": _parquet,
+    ".npy": _token_array,
+    ".npz": _token_array,
+}
+"""Of each extension what reads its records."""
+
+
+def _decode(file: InputFile) -> str:
+    try:
+        return file.data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8 (byte {error.start})") from None
+
+
+def _document(name: str, record: Record, settings: InputSettings) -> PromptTask:
+    task_id = name
+    if settings.id_field is not None:
+        found = record.get(settings.id_field)
+        if isinstance(found, bool) or not isinstance(found, str | int):
+            raise InputError(f"{name}: --id_field {settings.id_field} is {found!r:.40}, no name")
+        task_id = str(found)
+    check_task_id(settings.dataset, task_id)
+    entity = record.get("entity")
+    extra = {"entity": entity} if isinstance(entity, str) else {}
+    form = settings.text_field if settings.text_field in record else "input_ids"
+    content = record.get(form)
+    if isinstance(content, str):
+        if any(0xD800 <= ord(c) <= 0xDFFF for c in content):
+            raise InputError(f"{name}: its text holds half of a surrogate pair")
+        return PromptTask(task_id=task_id, prompt=content, extra=extra)
+    if isinstance(content, list) and content and isinstance(content[0], dict):
+        messages = [{"role": m.get("role"), "content": m.get("content")} for m in content]
+        if all(isinstance(part, str) for m in messages for part in m.values()):
+            return PromptTask(task_id=task_id, messages=messages, extra=extra)
+    elif isinstance(content, list | np.ndarray):
+        ids = np.asarray(content)
+        if ids.ndim == 1 and (ids.dtype.kind in "iu" or not len(ids)):
+            mask = np.asarray(record.get("attention_mask", np.ones(len(ids))))
+            return PromptTask(task_id=task_id, token_ids=tuple(ids[mask > 0].tolist()), extra=extra)
+    raise InputError(
+        f"{name}: --text_field {settings.text_field} must hold a text, a chat or token ids, not"
+        f" {content!r:.40}; the record has {', '.join(record) or 'no fields'}"
+    )

@@ -1,0 +1,109 @@
+"""Settings of what the model runs on: tasks or a data set, how much of it, and how it is cut.
+
+Frozen dataclass; part of every command's settings.
+"""
+
+import dataclasses
+from dataclasses import field
+from typing import Literal
+
+from inference.errors import InputError
+
+
+def doc(text: str) -> dict[str, str]:
+    """Of a flag, for the metadata of its field."""
+    return {"help": text}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputSettings:
+    """Where the samples come from.
+
+    Raises:
+        InputError: not one of tasks file and data set is given, or a value is out of range.
+    """
+
+    tasks_file: str | None = field(
+        default=None,
+        metadata=doc(
+            "ARC file or folder, JSON list or JSON Lines of prompts, chats, token ids; or gs://..."
+        ),
+    )
+    dataset: str | None = field(
+        default=None,
+        metadata=doc(
+            "In place of --tasks_file, documents: a .txt, .jsonl, .parquet, .npy or .npz file, a"
+            " folder of such files, either also as gs://..., a saved Hugging Face dataset, or the"
+            " hub name of one. See docs/datasets.md."
+        ),
+    )
+    dataset_config: str | None = field(
+        default=None, metadata=doc("Configuration of a Hugging Face dataset.")
+    )
+    dataset_split: str = field(default="train", metadata=doc("Split of a Hugging Face dataset."))
+    dataset_revision: str | None = field(
+        default=None, metadata=doc("Branch, tag or commit of a hub dataset.")
+    )
+    text_field: str = field(
+        default="text",
+        metadata=doc(
+            "Field of a record that holds its text, its messages or its token ids; where there is"
+            " none of the name, input_ids and attention_mask are read."
+        ),
+    )
+    id_field: str | None = field(
+        default=None,
+        metadata=doc("Field that names a document. Default: file name and number."),
+    )
+    sample_by: Literal["line", "paragraph", "document"] = field(
+        default="line", metadata=doc("What a document is in a .txt file.")
+    )
+    sample_limit: int | None = field(
+        default=None, metadata=doc("Tasks or documents to run, at most; the first ones.")
+    )
+    random_sample: int | None = field(
+        default=None,
+        metadata=doc("Choose so many of all at random, by --random_seed; a stream is read whole."),
+    )
+    context_length: int | None = field(
+        default=None,
+        metadata=doc(
+            "Documents are cut into pieces of so many tokens; sample_idx counts them. Default: the"
+            " model's context."
+        ),
+    )
+    truncate: bool = field(
+        default=False, metadata=doc("Run the first piece of each document only.")
+    )
+    add_special_tokens: bool = field(
+        default=True,
+        metadata=doc("Let the tokenizer put its special tokens around a text."),
+    )
+    separator: str = field(
+        default="none",
+        metadata=doc("Token put behind each document: none, eos, or a token id."),
+    )
+
+    def __post_init__(self):
+        if (self.tasks_file is None) == (self.dataset is None):
+            given = "both were given" if self.dataset is not None else "neither was given"
+            raise InputError(f"one of --tasks_file and --dataset is needed; {given}")
+        for name in ("sample_limit", "random_sample", "context_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name} must be at least 1, not {value}")
+        if self.separator not in ("none", "eos") and not self.separator.isdecimal():
+            raise InputError(
+                f"--separator is none, eos or the number of a token, not {self.separator!r}"
+            )
+        if self.dataset is None:
+            for name in ("context_length", "id_field", "truncate"):
+                if getattr(self, name):
+                    raise InputError(f"--{name} is for documents, and needs --dataset")
+            if self.separator != "none":
+                raise InputError("--separator is for documents, and needs --dataset")
+
+    @property
+    def inputs(self) -> str:
+        """The tasks file or the data set."""
+        return self.tasks_file or self.dataset or ""
