@@ -29,6 +29,11 @@ CLOSED_FILE = "_run/closed.json"
 SCHEMA_VERSION = 1
 
 
+def new_run_id() -> str:
+    """Random, 32 hexadecimal digits."""
+    return secrets.token_hex(16)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunIdentity:
     """What `_run/run.json` holds.
@@ -71,10 +76,11 @@ class RunIdentity:
         planned_batches: int | None = None,
         fingerprint: Mapping[str, Any] | None = None,
         run: Mapping[str, Any] | None = None,
+        run_id: str | None = None,
     ) -> "RunIdentity":
-        """A run that begins now."""
+        """A run that begins now, with a new id unless one is given."""
         return cls(
-            run_id=secrets.token_hex(16),
+            run_id=run_id or new_run_id(),
             model_name=model_name,
             hook_points=tuple(hook_points),
             hidden_dim=hidden_dim,

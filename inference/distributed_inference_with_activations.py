@@ -68,6 +68,7 @@ from inference.shown_positions import print_samples
 from inference.unit_run import UnitRun
 from qwen_hooks import create_model_with_hooks, load_params
 from qwen_hooks.hook_points import hook_widths
+from qwen_hooks.model import Params
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +105,22 @@ class Job:
     row_slots: Mapping[int, int]
 
 
-def run(settings: DistributedSettings) -> None:
-    """Runs this process's units, and finishes the run if they were the last."""
+def run(
+    settings: DistributedSettings, params: Params | None = None, run_id: str | None = None
+) -> None:
+    """Runs this process's units, and finishes the run if they were the last.
+
+    Args:
+        settings: of the command.
+        params: that are on the devices already, as this mesh wants them; None: they are read.
+        run_id: of a run that begins; None: a new one.
+
+    Raises:
+        InputError: something is wrong with what was given; nothing was computed.
+        ModelError: the model is none that can be run here.
+        StoreError: the folder or the bucket cannot be used.
+        Interrupted: asked to stop before all was done.
+    """
     tasks = read_inputs(settings, settings.random_seed)
     start_distributed(
         settings.coordinator_address,
@@ -134,6 +149,7 @@ def run(settings: DistributedSettings) -> None:
         job.units,
         process=jax.process_index(),
         run={"mesh": mesh, "processes": jax.process_count(), "attention": job.attention},
+        run_id=run_id,
     )
     started = time.perf_counter()
     with stop_flag() as stop, contextlib.ExitStack() as stack:
@@ -145,7 +161,7 @@ def run(settings: DistributedSettings) -> None:
         if not is_first:
             unit_run.begin(stack, first=False)
         committed = unit_run.committed()
-        errors = _run_units(job, unit_run, committed, stop)
+        errors = _run_units(job, unit_run, committed, stop, params)
         stack.close()  # waits for the uploads
         check = {"samples": len(errors), "largest_error": max(errors, default=0.0)}
         totals = unit_run.finish(check)
@@ -220,7 +236,11 @@ def _own(job: Job, committed: set[int]) -> list[Unit]:
 
 
 def _run_units(
-    job: Job, unit_run: UnitRun, committed: set[int], stop: threading.Event
+    job: Job,
+    unit_run: UnitRun,
+    committed: set[int],
+    stop: threading.Event,
+    params: Params | None,
 ) -> list[float]:
     """Runs and commits the units of this process; the errors that the self-check found."""
     settings, pretrained, samples = job.settings, job.pretrained, job.samples
@@ -241,9 +261,10 @@ def _run_units(
     running = [unit for unit in own if unit.bucket]
     if not running or stop.is_set():
         return []
-    log.info("loading %s in %s", settings.model_path, pretrained.dtype)
     scan = settings.scan_layers
-    params = load_params(checkpoint, pretrained.dtype, layout, scan_layers=scan)
+    if params is None:
+        log.info("loading %s in %s", settings.model_path, pretrained.dtype)
+        params = load_params(checkpoint, pretrained.dtype, layout, scan_layers=scan)
     model, alone = (
         create_model_with_hooks(
             layout.config(checkpoint.config),

@@ -51,22 +51,28 @@ def open_pretrained(settings: ExtractionSettings) -> Pretrained:
         InputError: the tokenizer is damaged.
         StoreError: the bucket that it lies in cannot be used.
     """
-    checkpoint = _open_checkpoint(settings.model_path, settings.revision)
+    checkpoint = open_checkpoint(settings.model_path, settings.revision)
     layers, hook_points = settings.layers_to_extract, settings.hook_points
     if layers is None and hook_points is None:
         layers = default_layers(checkpoint.config.num_hidden_layers)
-    dtype = jnp.dtype(default_dtype() if settings.dtype == "auto" else settings.dtype)
+    dtype = compute_dtype(settings.dtype)
     return Pretrained(
         checkpoint=checkpoint,
-        model=_check_widths(
+        model=check_widths(
             create_model_with_hooks(checkpoint.config, layers, dtype, hook_points=hook_points)
         ),
-        tokenizer=_load_tokenizer(checkpoint.folder),
+        tokenizer=load_tokenizer(checkpoint.folder),
         dtype=dtype,
     )
 
 
-def _open_checkpoint(model_path: str, revision: str | None) -> Checkpoint:
+def open_checkpoint(model_path: str, revision: str | None) -> Checkpoint:
+    """A checkpoint's headers: a folder's, a hub model's, or one's in a bucket.
+
+    Raises:
+        ModelError: there is none, or one this package cannot compute.
+        StoreError: the bucket that it lies in cannot be used.
+    """
     if not is_in_bucket(model_path):
         return Checkpoint.open(find_checkpoint(model_path, revision))
     if revision is not None:
@@ -74,8 +80,12 @@ def _open_checkpoint(model_path: str, revision: str | None) -> Checkpoint:
     return open_bucket_checkpoint(model_path)
 
 
-def _check_widths(model: QwenModelWithActivations) -> QwenModelWithActivations:
-    """Refuses what gives no rows of one width."""
+def check_widths(model: QwenModelWithActivations) -> QwenModelWithActivations:
+    """The model, if every hook point of it gives rows of one width.
+
+    Raises:
+        InputError: one does not.
+    """
     patterns = [name for name in model.hook_points if name.endswith(".pattern")]
     if patterns:
         raise InputError(
@@ -85,12 +95,19 @@ def _check_widths(model: QwenModelWithActivations) -> QwenModelWithActivations:
     return model
 
 
-def default_dtype() -> str:
-    """float32 on CPU, bfloat16 on TPU and GPU."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+def compute_dtype(name: str) -> jnp.dtype:
+    """The dtype of a name; of `auto` float32 on CPU, bfloat16 on TPU and GPU."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
 
 
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a checkpoint's folder; None if it has none.
+
+    Raises:
+        InputError: it is damaged.
+    """
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         return None
     try:

@@ -28,6 +28,7 @@ from inference.generation import (
 )
 from inference.samples import Sample
 from qwen_hooks import QwenModelWithActivations
+from qwen_hooks.interventions import Interventions
 from qwen_hooks.model import Params
 
 log = logging.getLogger(__name__)
@@ -70,10 +71,15 @@ class Program:
     mesh: Mesh
     row_slots: Mapping[int, int]
 
-    def run(self, batch: BatchInput) -> BatchOutput:
+    def run(self, batch: BatchInput, interventions: Interventions | None = None) -> BatchOutput:
         """Hands a batch to the devices; what it gives is still being computed."""
         return generate_batch(
-            self.model, self.params, batch, settings=self.generation, mesh=self.mesh
+            self.model,
+            self.params,
+            batch,
+            settings=self.generation,
+            mesh=self.mesh,
+            interventions=interventions,
         )
 
 

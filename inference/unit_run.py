@@ -65,6 +65,7 @@ class UnitRun:
         units: the plan.
         process: number of this process.
         run: more for people to know, for the metadata.
+        run_id: of a run that begins; None: a new one.
 
     Raises:
         StoreError: the folder or the bucket cannot be used, or holds another run.
@@ -81,6 +82,7 @@ class UnitRun:
         *,
         process: int = 0,
         run: dict[str, Any] | None = None,
+        run_id: str | None = None,
     ):
         self.settings = settings
         self.units = units
@@ -102,6 +104,7 @@ class UnitRun:
             planned_batches=len(units),
             fingerprint=_fingerprint(command, settings, pretrained, samples),
             run=describe(command, settings, pretrained) | (run or {}),
+            run_id=run_id,
         )
         for place in self._places():
             check_identity(

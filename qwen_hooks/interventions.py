@@ -152,13 +152,22 @@ class Interventions:
 
     def specs(self) -> list[P]:
         """How each of the numbers lies on a mesh, in the order of `jax.tree.leaves`."""
+        return [
+            P("data") if _is_per_sample(path, leaf) else P()
+            for path, leaf in jax.tree_util.tree_leaves_with_path(self)
+        ]
 
-        def spec(path: tuple[Any, ...], leaf: Any) -> P:
-            name = path[-1].name
-            per_sample = name == "prompt_lengths" or jnp.ndim(leaf) > SHARED_AXES[name]
-            return P("data") if per_sample else P()
+    def of_samples(self, numbers: np.ndarray) -> "Interventions":
+        """Those of some of the samples, `numbers` int `[b]`, for a batch of them."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf[numbers] if _is_per_sample(path, leaf) else leaf, self
+        )
 
-        return [spec(*entry) for entry in jax.tree_util.tree_leaves_with_path(self)]
+
+def _is_per_sample(path: tuple[Any, ...], leaf: Any) -> bool:
+    """Whether the first axis of a leaf of `Interventions` is that of the samples."""
+    name = path[-1].name
+    return name == "prompt_lengths" or jnp.ndim(leaf) > SHARED_AXES[name]
 
 
 def intervene(

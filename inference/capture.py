@@ -1,0 +1,226 @@
+"""Activations in memory, for notebooks: texts or token ids in, arrays out.
+
+    model = load_model("Qwen/Qwen2.5-0.5B")
+    captured = capture(model, ["The Eiffel Tower"], ["layers.12.mlp"], ["all"])
+    captured["layers.12.mlp"]      # [rows, width]
+
+The same plan, programs and selectors as the commands', so the rows are the same too.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from inference.batch_plan import PlannedSample, PlanSettings, Unit, pack_batches, plan_units
+from inference.errors import InputError
+from inference.generation import GenerationSettings
+from inference.language_model import LanguageModel
+from inference.positions import Positions, special_ids
+from inference.run_loop import Drain, Program, SampleResult, place_batch, row_slots
+from inference.samples import Sample, make_samples, reason_to_skip
+from inference.settings import DistributedSettings
+from inference.tasks import PromptTask
+from qwen_hooks.interventions import Operation, intervene
+
+Text = str
+TokenIds = Sequence[int] | np.ndarray | jax.Array
+Chat = Sequence[Mapping[str, str]]
+Inputs = Sequence[Text | TokenIds | Chat] | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Captured:
+    """Rows of the chosen tokens of some inputs, input by input and token by token.
+
+    Attributes:
+        activations: `[rows, width]` of each hook point, in the dtype of the computation.
+        sample: int32 `[rows]`, number of the input.
+        position: int32 `[rows]`, of the token among the input's, padding not counted.
+        slot: int32 `[rows]`, where the token stands in the input as it was given: its position,
+            or with an attention mask its column; generated tokens stand behind the longest input.
+        token_id: int32 `[rows]`.
+        token_ids: of each input, padding left out.
+        generated: token ids that each input was continued with.
+    """
+
+    activations: Mapping[str, np.ndarray]
+    sample: np.ndarray
+    position: np.ndarray
+    slot: np.ndarray
+    token_id: np.ndarray
+    token_ids: tuple[tuple[int, ...], ...]
+    generated: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def __getitem__(self, hook_point: str) -> np.ndarray:
+        """`[rows, width]` of a hook point, by its canonical name."""
+        return self.activations[hook_point]
+
+    def dense(self, hook_point: str) -> tuple[np.ndarray, np.ndarray]:
+        """`[inputs, slots, width]`, and the mask `[inputs, slots]` of where there is a row.
+
+        What is no row is zero.
+        """
+        rows = self.activations[hook_point]
+        shape = len(self.token_ids), int(self.slot.max(initial=-1)) + 1
+        values, mask = np.zeros((*shape, rows.shape[1]), rows.dtype), np.zeros(shape, bool)
+        values[self.sample, self.slot], mask[self.sample, self.slot] = rows, True
+        return values, mask
+
+
+def capture(
+    model: LanguageModel,
+    inputs: Inputs,
+    hook_points: str | Sequence[object],
+    positions: Sequence[str] = ("last",),
+    *,
+    attention_mask: np.ndarray | None = None,
+    max_new_tokens: int = 0,
+    interventions: Mapping[str, Operation | Sequence[Operation]] | None = None,
+    add_special_tokens: bool = True,
+    batch_size: int = 32,
+    tokens_per_batch: int = 4096,
+    random_seed: int = 0,
+) -> Captured:
+    """Runs inputs and gives the activations of chosen tokens.
+
+    Args:
+        model: to run.
+        inputs: texts, token ids or chats (lists of `{"role", "content"}`), or an array
+            `[inputs, slots]` of token ids.
+        hook_points: names, aliases, patterns; see docs/hook_points.md.
+        positions: selectors of tokens; see docs/positions.md.
+        attention_mask: `[inputs, slots]`, with an array: 1 for tokens, 0 for padding on any side.
+        max_new_tokens: to generate, with the likeliest token each time; 0: none.
+        interventions: operations by hook point, whose arrays may have an axis of inputs; see
+            docs/interventions.md.
+        add_special_tokens: let the tokenizer put its special tokens around a text.
+        batch_size: inputs that a device runs at a time, at most.
+        tokens_per_batch: padded tokens that a device runs at a time.
+        random_seed: of the selector `random`.
+
+    Raises:
+        ModelError: there is no such hook point.
+        InputError: a selector or an input is wrong, empty, or too long for the model.
+    """
+    settings = DistributedSettings(
+        model_path=model.model_path,
+        tasks_file="inputs",  # which are here
+        positions=list(positions),
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        tokens_per_batch=tokens_per_batch,
+        random_seed=random_seed,
+        add_special_tokens=add_special_tokens,
+    )
+    module, choose = model.for_rows(hook_points), Positions(settings.positions)
+    tasks, columns = _tasks(inputs, attention_mask)
+    samples = list(make_samples(tasks, model.tokenizer, model.config.vocab_size, settings))
+    for sample in samples:
+        reason = reason_to_skip(sample, model.config.context_length, max_new_tokens)
+        if reason is not None:
+            raise InputError(f"input {sample.number}: {reason}")
+
+    plan = PlanSettings(
+        tokens_per_batch=tokens_per_batch, max_batch_size=batch_size, rows_per_unit=1
+    )
+    planned = (PlannedSample(number=s.number, tokens=len(s.token_ids), rows=1) for s in samples)
+    units = {unit.number: unit for unit in plan_units(planned, plan)}
+    checkpoint, special = model.checkpoint, special_ids(model.tokenizer)
+    program = Program(
+        model=module,
+        params=model.params,
+        generation=GenerationSettings(
+            max_new_tokens=max_new_tokens,
+            capture_generated=choose.choose_generated,
+            stop_token_ids=checkpoint.stop_token_ids,
+        ),
+        mesh=model.layout.mesh,
+        row_slots=row_slots(units.values(), samples, predicts=max_new_tokens > 0),
+    )
+    edits = None
+    if interventions:
+        lengths = np.array([len(sample.token_ids) for sample in samples], np.int32)
+        edits = intervene(interventions, module.config, lengths)
+
+    found: dict[int, SampleResult] = {}
+
+    def keep(unit: Unit, results: list[SampleResult]) -> None:
+        found.update((result.sample.number, result) for result in results)
+
+    def choose_generated(sample: Sample, token_ids: Sequence[int]) -> list[int]:
+        return choose.of_generated(len(sample.token_ids), token_ids, special)
+
+    with Drain(units, samples, keep, choose_generated=choose_generated) as drain:
+        for batch in pack_batches(units.values(), plan, model.layout.mesh.shape["data"]):
+            placed = place_batch(program, batch, samples, plan)
+            now = None if edits is None else edits.of_samples(np.asarray(placed.numbers))
+            drain.put(batch, program.run(placed, now))
+    return _captured([found[number] for number in range(len(samples))], module.hook_points, columns)
+
+
+def _tasks(
+    inputs: Inputs, attention_mask: np.ndarray | None
+) -> tuple[list[PromptTask], list[np.ndarray] | None]:
+    """The inputs as tasks, and with a mask the columns of the tokens of each."""
+    if attention_mask is not None:
+        ids, mask = np.asarray(inputs), np.asarray(attention_mask)
+        if ids.ndim != 2 or ids.dtype.kind not in "iu" or ids.shape != mask.shape:
+            raise InputError(
+                "with an attention mask the inputs are whole numbers [inputs, slots] of the same"
+                f" shape, not {ids.dtype} {list(ids.shape)} and {list(mask.shape)}"
+            )
+        columns = [np.flatnonzero(row) for row in mask]
+        rows = [row[at] for row, at in zip(ids, columns, strict=True)]
+        return [_task(number, row) for number, row in enumerate(rows)], columns
+    return [_task(number, content) for number, content in enumerate(inputs)], None
+
+
+def _task(number: int, content: Any) -> PromptTask:
+    name = str(number)
+    if isinstance(content, str):
+        return PromptTask(task_id=name, prompt=content)
+    content = list(content)
+    if content and all(isinstance(message, Mapping) for message in content):
+        return PromptTask(task_id=name, messages=[dict(message) for message in content])
+    ids = np.asarray(content, None if content else np.int32)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise InputError(f"input {number} must be a text, a chat or token ids, not {content!r:.60}")
+    return PromptTask(task_id=name, token_ids=tuple(ids.tolist()))
+
+
+def _captured(
+    results: Sequence[SampleResult],
+    hook_points: Sequence[str],
+    columns: Sequence[np.ndarray] | None,
+) -> Captured:
+    longest = max((len(result.sample.token_ids) for result in results), default=0)
+    if columns is not None:
+        longest = max((int(at[-1]) + 1 for at in columns), default=0)
+    slots, tokens = [], []
+    for number, result in enumerate(results):
+        sequence = np.array([*result.sample.token_ids, *result.token_ids], np.int32)
+        length = len(result.sample.token_ids)
+        place = np.arange(length) if columns is None else columns[number]
+        place = np.concatenate([place, longest + np.arange(len(result.token_ids))])
+        slots.append(place[result.positions].astype(np.int32))
+        tokens.append(sequence[result.positions])
+    counts = [len(result.positions) for result in results]
+    empty = np.zeros(0, np.int32)
+    return Captured(
+        activations={
+            hook: np.concatenate([result.rows[hook] for result in results]) if results else empty
+            for hook in hook_points
+        },
+        sample=np.repeat(np.arange(len(results), dtype=np.int32), counts),
+        position=np.concatenate([empty, *(result.positions for result in results)]),
+        slot=np.concatenate([empty, *slots]),
+        token_id=np.concatenate([empty, *tokens]),
+        token_ids=tuple(result.sample.token_ids for result in results),
+        generated=tuple(tuple(result.token_ids) for result in results),
+    )

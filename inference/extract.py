@@ -1,0 +1,162 @@
+"""A data set's activations into a folder of runs, from Python.
+
+    run = extract(model, texts, "./store", ["layers.*.mlp"], positions=["all"])
+    run.run_id, run.n_samples, run.open("layers.0.mlp")
+
+The distributed command does the work, with the parameters that are loaded already; what is written
+is a run like any other. Inputs that are given as Python objects are written beside it, so the
+command line can repeat it.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from extraction.errors import StoreError
+from extraction.metadata import METADATA_FILE
+from extraction.reader import ActivationDataset
+from extraction.run_identity import new_run_id
+from extraction.storage.local import LocalStorage
+from extraction.verify import verify
+from inference.distributed_inference_with_activations import run
+from inference.errors import InputError
+from inference.language_model import LanguageModel
+from inference.settings import DistributedSettings
+
+ACTIVATIONS, OUTPUTS, INPUTS_FILE = "activations", "outputs", "inputs.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtractedRun:
+    """A run that is written and verified.
+
+    Attributes:
+        run_id: its name below the base folder, 32 hexadecimal digits.
+        folder: `activations/` with `metadata.json`, `outputs/outputs.jsonl`, `inputs.jsonl`.
+        metadata: what `metadata.json` holds.
+    """
+
+    run_id: str
+    folder: Path
+    metadata: Mapping[str, Any]
+
+    @property
+    def activations_dir(self) -> Path:
+        """The run itself, as the commands of `python -m extraction` take it."""
+        return self.folder / ACTIVATIONS
+
+    @property
+    def n_samples(self) -> int:
+        """Inputs that have rows; one that is cut into pieces counts once for each."""
+        return self.metadata["total_sequences"]
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of each hook point."""
+        return self.metadata["total_samples"]
+
+    @property
+    def n_batches(self) -> int:
+        """Files of each hook point."""
+        return len({batch["batch_id"] for batch in self.metadata["batches"]})
+
+    def open(self, hook_point: str) -> ActivationDataset:
+        """The rows of a hook point, by the name that the files have."""
+        return ActivationDataset(self.activations_dir, hook_point)
+
+    def outputs(self) -> list[dict[str, Any]]:
+        """The line of each sample: `task_id`, `prompt_token_ids`, ..."""
+        text = (self.folder / OUTPUTS / "outputs.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.split("\n") if line]
+
+
+def extract(
+    model: LanguageModel,
+    data: str | Iterable[Any],
+    base_folder: str | Path,
+    hook_points: str | Sequence[str],
+    positions: Sequence[str] = ("last",),
+    *,
+    run_id: str | None = None,
+    verify_level: int = 2,
+    **settings: Any,
+) -> ExtractedRun:
+    """Extracts, verifies, and tells what was written.
+
+    Args:
+        model: loaded; its parameters are used as they are.
+        data: what `--dataset` takes; or texts, token ids, chats, or records (`{"text": ...}`,
+            `{"input_ids": ..., "attention_mask": ...}`), a Hugging Face dataset among them.
+        base_folder: holds a folder for each run.
+        hook_points: names, aliases, patterns.
+        positions: selectors of tokens.
+        run_id: of a run to go on with; None: a new one.
+        verify_level: 1 to 3, of `extraction.verify`; 2 reads every file again.
+        **settings: any other of `DistributedSettings`: `sample_limit`, `random_sample`,
+            `context_length`, `batch_size`, `format`, `save_every_n_samples`, ...
+
+    Raises:
+        InputError: something is wrong with what was given; nothing was computed.
+        ModelError: there is no such hook point.
+        StoreError: the folder cannot be used, or what was written does not verify.
+    """
+    resume, run_id = run_id is not None, run_id or new_run_id()
+    if not re.fullmatch(r"[0-9A-Za-z_-]{1,100}", run_id):
+        raise InputError(f"a run_id is letters, digits, _ and -, not {run_id!r:.120}")
+    folder = Path(base_folder).expanduser() / run_id
+    mesh = model.layout.mesh.shape
+    if not isinstance(data, str):
+        folder.mkdir(parents=True, exist_ok=True)
+        data = _write_inputs(folder / INPUTS_FILE, data, settings.get("text_field", "text"))
+    run(
+        DistributedSettings(
+            **{
+                "model_path": model.model_path,
+                "revision": model.revision,
+                "dtype": str(model.dtype),
+                "mesh_shape": f"{mesh['data']},{mesh['model']}",
+                "dataset": data,
+                "hook_points": [hook_points] if isinstance(hook_points, str) else [*hook_points],
+                "positions": list(positions),
+                "max_new_tokens": 0,
+                "activations_dir": str(folder / ACTIVATIONS),
+                "output_dir": str(folder / OUTPUTS),
+                "resume": resume,
+                **settings,
+            }
+        ),
+        params=model.params,
+        run_id=run_id,
+    )
+    report = verify(LocalStorage(folder / ACTIVATIONS), verify_level)
+    if report.exit_status:
+        raise StoreError("\n".join(report.lines()))
+    metadata = json.loads((folder / ACTIVATIONS / METADATA_FILE).read_text(encoding="utf-8"))
+    return ExtractedRun(run_id=run_id, folder=folder, metadata=metadata)
+
+
+def _write_inputs(path: Path, data: Iterable[Any], text_field: str) -> str:
+    """Writes them as JSON Lines, a record for each."""
+    with path.open("w", encoding="utf-8") as lines:
+        for number, item in enumerate(data):
+            record = item if isinstance(item, Mapping) else {text_field: item}
+            try:
+                text = json.dumps(record, ensure_ascii=False, default=_plain)
+                lines.write(text + "\n")
+            except (TypeError, ValueError) as error:  # surrogates too, which no file can hold
+                raise InputError(f"input {number} cannot be written as JSON: {error}") from None
+    return str(path)
+
+
+def _plain(value: Any) -> Any:
+    """An array as a list."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if hasattr(value, "__array__"):  # of jax or torch
+        return np.asarray(value).tolist()
+    raise TypeError(f"{type(value).__name__} is none of text, numbers, lists and objects")

@@ -1,0 +1,147 @@
+"""Rows in memory: torch's, whatever the padding, the batch and the selectors."""
+
+import numpy as np
+import pytest
+import torch
+
+from inference.capture import capture
+from inference.errors import InputError
+from inference.language_model import load_model
+from qwen_hooks.interventions import Add
+from tests.oracle import load_torch, make_checkpoint, random_tokens, row_error, torch_rows
+
+LENGTHS = [9, 33, 4, 1, 70]
+IDS = [random_tokens(n, seed=i) for i, n in enumerate(LENGTHS)]
+LAYERS = (0, 3)
+HOOKS = ["layer_0", "blocks.3.hook_resid_post"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    return load_model(str(checkpoint))
+
+
+@pytest.fixture(scope="module")
+def judge(checkpoint):
+    return load_torch(checkpoint)
+
+
+def check(captured, judge, sequences):
+    """Every row is torch's, and carries its token."""
+    theirs = [torch_rows(judge, list(tokens))[1] for tokens in sequences]
+    for layer in LAYERS:
+        wanted = np.stack(
+            [theirs[n][layer][p] for n, p in zip(captured.sample, captured.position, strict=True)]
+        )
+        assert row_error(captured[f"layer_{layer}"], wanted) < 1e-4
+    assert captured.token_id.tolist() == [
+        sequences[n][p] for n, p in zip(captured.sample, captured.position, strict=True)
+    ]
+
+
+def places(captured):
+    return list(zip(captured.sample.tolist(), captured.position.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("positions", [["all"], ["last"], ["last:2", "every:5"]])
+def test_rows_of_ragged_inputs(model, judge, positions):
+    captured = capture(model, IDS, HOOKS, positions, batch_size=2)
+    check(captured, judge, IDS)
+    chosen = {
+        "all": lambda p, n: True,
+        "last": lambda p, n: p == n - 1,
+        "last:2": lambda p, n: p >= n - 2 or p % 5 == 0,
+    }[positions[0]]
+    wanted = [(i, p) for i, n in enumerate(LENGTHS) for p in range(n) if chosen(p, n)]
+    assert places(captured) == wanted
+    np.testing.assert_array_equal(captured.slot, captured.position)
+
+
+@pytest.mark.parametrize("side", ["left", "right", "between"])
+def test_padded_arrays_on_any_side(model, judge, side):
+    slots = max(LENGTHS) + 3
+    ids, mask = np.full((len(IDS), slots), 7), np.zeros((len(IDS), slots), bool)
+    for i, tokens in enumerate(IDS):
+        columns = np.arange(len(tokens))
+        if side == "left":
+            columns += slots - len(tokens)
+        elif side == "between":
+            columns = np.sort(np.random.default_rng(i).permutation(slots)[: len(tokens)])
+        ids[i, columns], mask[i, columns] = tokens, True
+    captured = capture(model, ids, HOOKS, ["all"], attention_mask=mask)
+    check(captured, judge, IDS)
+    values, there = captured.dense("layer_3")
+    width = there.shape[1]
+    np.testing.assert_array_equal(there, mask[:, :width])
+    assert not mask[:, width:].any()
+    np.testing.assert_array_equal(values[there], captured["layer_3"])
+    assert not values[~there].any()
+
+
+def test_generated_tokens(model, judge):
+    captured = capture(model, IDS, HOOKS, ["all"], max_new_tokens=4, batch_size=2)
+    for tokens, ours in zip(IDS, captured.generated, strict=True):
+        theirs = judge.generate(
+            torch.tensor([tokens]), max_new_tokens=4, do_sample=False, pad_token_id=0
+        )
+        assert list(ours) == theirs[0, len(tokens) :].tolist()
+    check(captured, judge, [[*a, *b] for a, b in zip(IDS, captured.generated, strict=True)])
+    assert len(captured) == sum(n + 3 for n in LENGTHS)
+
+
+def test_each_input_its_own_steering(model, checkpoint):
+    """Inputs are sorted into batches; every one keeps its own coefficient."""
+    vector = np.random.default_rng(0).normal(size=48).astype(np.float32)
+    coefficients = np.arange(len(IDS), dtype=np.float32)
+    steer = {"layer_1": Add(vector=vector, coefficient=coefficients)}
+    captured = capture(model, IDS, ["layer_1"], ["all"], interventions=steer, batch_size=2)
+    plain = capture(model, IDS, ["layer_1"], ["all"])
+    wanted = plain["layer_1"] + coefficients[plain.sample][:, None] * vector
+    assert row_error(captured["layer_1"], wanted) < 1e-5
+
+
+def test_texts_and_chats(demo_checkpoint):
+    model = load_model(str(demo_checkpoint))
+    texts = ["Paris is in France.", "東京 🧩 Paris and Paris"]
+    captured = capture(model, texts, ["layer_1"], ["substring[last, last]:Paris"])
+    assert captured.sample.tolist() == [0, 1]
+    tokens = [model.tokenizer.decode([token]) for token in captured.token_id]
+    assert all(token.endswith("s") for token in tokens)
+    chat = [{"role": "user", "content": "Hi"}]
+    (ids,) = capture(model, [chat], ["layer_1"]).token_ids
+    assert model.tokenizer.decode(ids) == model.tokenizer.apply_chat_template(
+        chat, tokenize=False, add_generation_prompt=True
+    )
+    ids, mask = model.tokenise(texts)
+    both = capture(model, ids, ["layer_1"], ["all"], attention_mask=mask)
+    alone = capture(model, texts, ["layer_1"], ["all"])
+    np.testing.assert_array_equal(both["layer_1"], alone["layer_1"])
+
+
+def test_no_inputs(model):
+    captured = capture(model, [], HOOKS)
+    assert len(captured) == 0
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ([[]], "input 0: the prompt is empty"),
+        ([[1], [1] * 1025], "input 1: 1025 prompt tokens"),
+        ([np.array([1.5])], "input 0 must be a text, a chat or token ids"),
+        ([[1, 300]], "token id 300"),
+        (["a"], "no tokenizer"),
+    ],
+)
+def test_what_is_wrong_is_told(model, inputs, words):
+    with pytest.raises(InputError, match=words):
+        capture(model, inputs, HOOKS)
+    with pytest.raises(InputError, match="is none of"):
+        capture(model, [[1]], HOOKS, ["lst"])
+    with pytest.raises(InputError, match="differ in width"):
+        capture(model, [[1]], ["layers.0.attention.pattern"])
