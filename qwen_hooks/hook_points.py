@@ -209,7 +209,14 @@ MODEL_POINTS = (
 
 MAX_BLOCKS = 10_000
 
-_ALIASES = {"layers.{i}": "layer_{i}", "layers.{i}.resid_post": "layer_{i}"}
+_ALIASES = {
+    "layers.{i}": "layer_{i}",
+    "layers.{i}.resid_post": "layer_{i}",
+    "layers.{i}.attention_norm": "layers.{i}.input_layernorm",  # KempnerForge's from here on
+    "layers.{i}.mlp_norm": "layers.{i}.post_attention_layernorm",
+    "token_embedding": "embed_tokens",
+    "output_head": "logits",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
