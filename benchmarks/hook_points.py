@@ -38,16 +38,17 @@ def counted_costs(shape: str) -> dict[str, dict[str, float]]:
     """What XLA counts in the default programs; uses no more than older revisions have, too."""
     config = SHAPES[shape]
     model = RandomModel.make(config, jnp.dtype("float32"), "xla", scan_layers=False)
-    prompts, costs = model.prompts(BATCH, SLOTS), {}
+    module = model.capturing(default_layers(config.num_hidden_layers))
+    arrays, structure = jax.tree.flatten(model.prompts(BATCH, SLOTS))
+    costs = {}
     for name, new_tokens in (("prefill", 1), ("decode", NEW_TOKENS)):
-        compiled = generate_batch.lower(
-            model.capturing(default_layers(config.num_hidden_layers)),
-            model.params,
-            prompts,
-            settings=GenerationSettings(max_new_tokens=new_tokens),
-            mesh=model.mesh,
-        ).compile()
-        analysis = compiled.cost_analysis()
+        settings = GenerationSettings(max_new_tokens=new_tokens)
+
+        def program(params, arrays, settings=settings):
+            batch = jax.tree.unflatten(structure, arrays)
+            return generate_batch(module, params, batch, settings=settings, mesh=model.mesh)
+
+        analysis = jax.jit(program).lower(model.params, arrays).compile().cost_analysis()
         assert analysis is not None
         costs[name] = {key: float(analysis[key]) for key in COUNTED}
     return costs
