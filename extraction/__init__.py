@@ -2,7 +2,7 @@
 
 Writing, in this order: `rows`, `extractor`, `committer`, `commit_log`, `run_identity`, `finalise`,
 `upload`. Reading: `reader`. Files: `formats/`, `storage/`. `python -m extraction` checks, mends,
-shows, joins, converts and uploads runs.
+shows, joins, converts, exports and uploads runs; `exports/` has the forms of others.
 """
 
 from extraction.errors import ExistingRunError, StoreError

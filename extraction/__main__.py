@@ -1,10 +1,11 @@
-"""Commands for runs that are written: check, mend, look at, join, convert, upload.
+"""Commands for runs that are written: check, mend, look at, join, convert, export, upload.
 
     python -m extraction verify   RUN [--level 1|2|3] [--json FILE]
     python -m extraction inspect  RUN
     python -m extraction repair   RUN [--quarantine]
     python -m extraction merge    OUT RUN [RUN ...]
     python -m extraction convert  RUN OUT --format FORMAT [--store_dtype float32|bfloat16]
+    python -m extraction export   RUN OUT --to npz|pt|memmap|huggingface [flags of the form]
     python -m extraction upload   FOLDER gs://bucket/prefix
     python -m extraction selftest gs://bucket/prefix
 
@@ -25,6 +26,8 @@ from typing import NoReturn
 from extraction.commit_log import CommitLog
 from extraction.convert import convert
 from extraction.errors import StorageUnavailableError, StoreError
+from extraction.exports import DTYPES, TARGETS, export
+from extraction.exports import flags as export_flags
 from extraction.finalise import planned_batches
 from extraction.formats import FORMATS
 from extraction.inspect_run import ROWS, inspect_run
@@ -156,6 +159,27 @@ def _parser() -> argparse.ArgumentParser:
         " bfloat16 rounds a float32 run",
     )
 
+    command = add(
+        _export,
+        "a run in the form that other programs read",
+        "./activations acts.npz --to npz\n"
+        "gs://bucket/run ./cached --to huggingface --context_size 128",
+    )
+    command.add_argument("source", metavar="RUN", help="folder or gs://bucket/prefix")
+    command.add_argument("out", metavar="OUT", help="file or folder to write; must not exist")
+    command.add_argument("--to", required=True, choices=list(TARGETS), help="form to write")
+    command.add_argument(
+        "--hook_points", nargs="+", metavar="NAME", help="names, or blocks by number; default: all"
+    )
+    command.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="of the activations; default: the run's own, or float32 where the form cannot hold it."
+        " pt holds bfloat16, to which a float32 run is rounded",
+    )
+    for name, flag in export_flags().items():
+        command.add_argument(f"--{name}", **flag)
+
     command = add(_upload, "finish or repeat an upload", "./activations gs://bucket/run")
     command.add_argument("folder", metavar="FOLDER", help="of the run")
     command.add_argument("bucket", metavar="gs://bucket/prefix", help="where it goes")
@@ -246,6 +270,33 @@ def _convert(settings: argparse.Namespace, progress: ProgressLine) -> int:
     source = _open(settings.source)
     totals = convert(source, out, settings.format, settings.store_dtype, progress)
     print(f"converted: {_summary(out, totals)}")
+    return 0
+
+
+def _export(settings: argparse.Namespace, progress: ProgressLine) -> int:
+    """Writes a run as one file or folder that numpy, torch, datasets or SAELens reads as it is.
+
+    OUT is there when all of it is; an export that is cut off leaves nothing under that name.
+    """
+    named = {name: getattr(settings, name) for name in export_flags()}
+    hook_points = settings.hook_points and [
+        int(name) if name.isdecimal() else name for name in settings.hook_points
+    ]
+    exported = export(
+        _open(settings.source),
+        settings.out,
+        settings.to,
+        hook_points=hook_points,
+        dtype=settings.dtype,
+        progress=progress,
+        **{name: value for name, value in named.items() if value is not None},
+    )
+    print(
+        f"exported: {exported.samples:,} samples, {exported.rows:,} rows for each of"
+        f" {len(exported.hook_points)} hook points, in {settings.out}"
+    )
+    for note in exported.notes:
+        print(note)
     return 0
 
 

@@ -129,7 +129,7 @@ class ActivationDataset:
             raise StoreError(f"dtype must be 'float32' or 'stored', not {dtype!r}")
         if on_bad not in ("raise", "skip"):
             raise StoreError(f"on_bad must be 'raise' or 'skip', not {on_bad!r}")
-        self._run = _open_run(source)
+        self._run = open_run(source)
         self._storage = self._run.storage
         run = self._run.description
         self._single = isinstance(layer, str) or not isinstance(layer, Iterable)
@@ -386,7 +386,15 @@ class ActivationDataset:
         return stored if self._stored else to_float32(stored, parsed.dtype)
 
 
-def _open_run(source: str | Path | Storage) -> RunContents:
+def open_run(source: str | Path | Storage) -> RunContents:
+    """What a run holds.
+
+    Args:
+        source: folder, `gs://bucket/prefix`, or a storage.
+
+    Raises:
+        StoreError: there is no run that can be read.
+    """
     if not isinstance(source, str | Path):
         storage = source
     elif "://" in str(source):

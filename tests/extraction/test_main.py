@@ -16,7 +16,7 @@ from tests.extraction.written_runs import HOOKS, content_of, write_run
 from tests.fake_gcs.faults import Fault
 
 ROOT = Path(extraction.__file__).parents[1]
-COMMANDS = ["verify", "inspect", "repair", "merge", "convert", "upload", "selftest"]
+COMMANDS = ["verify", "inspect", "repair", "merge", "convert", "export", "upload", "selftest"]
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:

@@ -1,0 +1,148 @@
+"""Dense exports: a run as one file or folder that other programs read as it is.
+
+    from extraction.exports import export
+
+    export("activations", "acts.npz", to="npz", hook_points=[6, 12])
+
+or `python -m extraction export`. A target is one file here and one line in `TARGETS`.
+
+| target | is | activations | for |
+|---|---|---|---|
+| npz | a file | float32 | `numpy.load`; founding document 002 |
+| pt | a file | float32, bfloat16 | `torch.load`; founding document 002 |
+| memmap | a folder | float32 | `numpy.memmap`; founding document 003 |
+| huggingface | a folder | float32 | `datasets.load_from_disk`, SAELens |
+
+Read in this order: `samples` (whose rows there are), `run_rows` (the rows), `tokens`, `target`
+(what a target offers), `new_place` (where it writes), `padded` (what npz and pt share), the
+targets.
+"""
+
+import dataclasses
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from extraction.errors import StoreError
+from extraction.exports.huggingface import HuggingFace
+from extraction.exports.memmap import Memmap
+from extraction.exports.new_place import local_place, new_place, refuse_existing
+from extraction.exports.npz import Npz
+from extraction.exports.pt import Pt
+from extraction.exports.run_rows import RunRows
+from extraction.exports.target import Target
+from extraction.progress import Progress, silent
+from extraction.storage import Storage
+
+__all__ = ["DTYPES", "TARGETS", "Exported", "export", "flags"]
+
+TARGETS: dict[str, type[Target]] = {
+    "npz": Npz,
+    "pt": Pt,
+    "memmap": Memmap,
+    "huggingface": HuggingFace,
+}
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What an export holds.
+
+    Attributes:
+        samples: that have rows.
+        rows: of each hook point in the run; `notes` tell if some are left out.
+        hook_points: their canonical names.
+        notes: what the user should know, a sentence each.
+    """
+
+    samples: int
+    rows: int
+    hook_points: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def export(
+    source: str | Path | Storage,
+    out: str | Path,
+    to: str,
+    *,
+    hook_points: Sequence[int | str] | None = None,
+    dtype: str | None = None,
+    progress: Progress = silent,
+    **options: Any,
+) -> Exported:
+    """Writes the rows of a run in another form.
+
+    `out` is there when all of it is; an export that fails leaves nothing.
+
+    Args:
+        source: folder of the run, `gs://bucket/prefix`, or a storage.
+        out: file or folder to write, which must not exist.
+        to: a name in `TARGETS`.
+        hook_points: numbers of blocks or names; None: all that the run has.
+        dtype: float32 or bfloat16; None: the run's own, or float32 where the target cannot hold it.
+            float32 rows become bfloat16 only where it is asked for here.
+        progress: told how far it is.
+        options: of the target, the fields of its class.
+
+    Raises:
+        StoreError: `out` exists, there is no run, or it does not fit into the target; says what
+            would be right.
+        CorruptBatchError: a file is damaged.
+    """
+    if to not in TARGETS:
+        raise StoreError(f"there is no target {to!r}, but {', '.join(TARGETS)}")
+    target = _target(to, options)
+    if dtype is not None and dtype not in target.dtypes:
+        raise StoreError(f"{to} holds {' or '.join(target.dtypes)}, not {dtype}")
+    for package in target.needs:
+        if importlib.util.find_spec(package) is None:
+            raise StoreError(
+                f"--to {to} needs {package}, which is not installed; run `pip install {package}`"
+            )
+    path = local_place(out)
+    refuse_existing(path)  # now, not after all keys are read
+    run = RunRows(source, hook_points, dtype, target.dtypes, progress)
+    notes = _notes(run)
+    with new_place(path) as place:
+        notes = [*target.write(run, place), *notes]
+    return Exported(
+        samples=len(run.samples),
+        rows=len(run),
+        hook_points=run.hook_points,
+        notes=tuple(notes),
+    )
+
+
+def flags() -> dict[str, dict[str, Any]]:
+    """The options of all targets: arguments of `ArgumentParser.add_argument` by name."""
+    return {
+        field.name: field.metadata["flag"] | {"help": f"{to}: {field.metadata['flag']['help']}"}
+        for to, target in TARGETS.items()
+        for field in dataclasses.fields(target)
+    }
+
+
+def _target(to: str, options: dict[str, Any]) -> Target:
+    fields = dataclasses.fields(TARGETS[to])
+    for name in options:
+        if name not in [field.name for field in fields]:
+            takes = ", ".join(f"--{field.name}" for field in fields) or "no such flags"
+            raise StoreError(f"--{name} is not for --to {to}, which takes {takes}")
+    for field in fields:
+        if field.default is dataclasses.MISSING and field.name not in options:
+            raise StoreError(f"--to {to} needs --{field.name}: {field.metadata['flag']['help']}")
+    return TARGETS[to](**options)
+
+
+def _notes(run: RunRows) -> list[str]:
+    without_rows = sum(sample is None for sample, _, _ in run.sequences())
+    notes = []
+    if without_rows:
+        notes.append(f"samples that have no rows, left out: {without_rows:,}")
+    if run.info.complete is False:
+        notes.append("the run is not complete; rows may follow in it")
+    return notes

@@ -1,0 +1,172 @@
+"""A folder for `datasets.load_from_disk`, in the form that SAELens reads as cached activations.
+
+A row of it is a context: `context_size` rows of the run that follow one another.
+
+    <hook point>   Array2D [context_size, D] float32
+    token_ids      Sequence of context_size int32, -1 where a token is not known
+
+Samples follow one another in the order of the run, the rows of each in order of position. The rows
+at the end that do not fill a context are left out, and counted.
+
+The Arrow files are written here as `Dataset.save_to_disk` would write them, because its own way
+there, over the cache of `Dataset.from_generator`, writes everything twice. In memory are the rows
+from a sample's first to its last, which of runs that the commands write are those of a batch.
+"""
+
+import dataclasses
+import json
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from extraction.errors import StoreError
+from extraction.exports.run_rows import RunRows
+from extraction.exports.target import check_count, option
+from extraction.exports.transformer_lens_names import transformer_lens_name
+from extraction.frameworks import Rows
+
+FILE_BYTES = 500 << 20
+"""Of an Arrow file, about, as `save_to_disk` has it."""
+
+WRITTEN_BYTES = 32 << 20
+"""Written together, about; a table's arrays may have no more than 2**31 numbers."""
+
+NAMES = ("transformer_lens", "canonical")
+TOKEN_IDS = "token_ids"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HuggingFace:
+    """See the module.
+
+    Raises:
+        StoreError: an option is out of range.
+    """
+
+    dtypes: ClassVar[tuple[str, ...]] = ("float32",)
+    needs: ClassVar[tuple[str, ...]] = ("datasets",)
+
+    context_size: int = option(
+        dataclasses.MISSING, "rows of the run in a row of the dataset", type=int
+    )
+    names: str = option(
+        NAMES[0],
+        "of the columns: transformer_lens (default; blocks.6.hook_resid_post for"
+        " layer_6), or canonical, the run's own",
+        choices=NAMES,
+    )
+
+    def __post_init__(self):
+        check_count("context_size", self.context_size)
+        if self.names not in NAMES:
+            raise StoreError(f"names must be {' or '.join(NAMES)}, not {self.names!r}")
+
+    def write(self, run: RunRows, place: Path) -> list[str]:
+        """See `Target.write`."""
+        import datasets
+
+        C = self.context_size
+        contexts, left_over = divmod(len(run), C)
+        if not contexts:
+            raise StoreError(
+                f"{run.address} has {len(run):,} rows, which do not fill a context of {C:,};"
+                " --context_size must be smaller"
+            )
+        columns = {hook: self._column(hook) for hook in run.hook_points}
+        features = datasets.Features(
+            {
+                columns[hook]: datasets.Array2D(shape=(C, width), dtype="float32")
+                for hook, width in run.widths.items()
+            }
+            | {TOKEN_IDS: datasets.Sequence(datasets.Value("int32"), length=C)}
+        )
+        place.mkdir()
+        files = _write_files(run, columns, features, C, place)
+        datasets.DatasetInfo(features=features).write_to_directory(str(place))
+        state = {
+            "_data_files": [{"filename": name} for name in files],
+            # The library keeps what it computes from a dataset under it.
+            "_fingerprint": secrets.token_hex(8),
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": None,
+        }
+        (place / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+        return [
+            f"{contexts:,} contexts of {C:,} rows; columns {', '.join([*columns.values()])}",
+            f"rows at the end that fill no context, left out: {left_over:,}",
+        ]
+
+    def _column(self, hook: str) -> str:
+        return hook if self.names == "canonical" else transformer_lens_name(hook)
+
+
+def _write_files(run: RunRows, columns: dict[str, str], features, C: int, place: Path) -> list[str]:
+    """The Arrow files, each with whole contexts; gives their names."""
+    from datasets.arrow_writer import ArrowWriter
+
+    context_bytes = 4 * C * (1 + sum(run.widths.values()))
+    contexts, per_file = len(run) // C, max(1, FILE_BYTES // context_bytes)
+    count = -(-contexts // per_file)
+    names = [f"data-{number:05d}-of-{count:05d}.arrow" for number in range(count)]
+    pieces = _contexts(run, C, min(per_file, max(1, WRITTEN_BYTES // context_bytes)), per_file)
+    piece = next(pieces)
+    for name in names:
+        with ArrowWriter(features=features, path=str(place / name)) as writer:
+            written = 0
+            while piece is not None and written < per_file:
+                batch: dict[str, Any] = {
+                    columns.get(key, key): values for key, values in piece.items()
+                }
+                writer.write_batch(batch)
+                written += len(piece[TOKEN_IDS])
+                piece = next(pieces, None)
+            writer.finalize()
+    return names
+
+
+def _contexts(run: RunRows, C: int, most: int, per_file: int) -> Iterator[Rows]:
+    """`[n, C, width]` of each hook point and `[n, C]` token ids, n at most `most`.
+
+    Pieces end where files do.
+    """
+    rest: Rows = {}
+    given = 0
+    for rows in _ordered(run):
+        if rest:
+            rows = {key: np.concatenate([rest[key], values]) for key, values in rows.items()}
+        at, contexts = 0, len(rows[TOKEN_IDS]) // C
+        while at < contexts:
+            take = min(most, contexts - at, per_file - given % per_file)
+            yield {
+                key: values[at * C : (at + take) * C].reshape(take, C, *values.shape[1:])
+                for key, values in rows.items()
+            }
+            at, given = at + take, given + take
+        rest = {key: values[contexts * C :].copy() for key, values in rows.items()}
+
+
+def _ordered(run: RunRows) -> Iterator[Rows]:
+    """All rows with their token ids, sample by sample and each in order of position."""
+    places = run.samples.places()
+    # Up to such a row there are all rows that come before it in order, and no others.
+    whole = np.maximum.accumulate(places) == np.arange(len(places))
+    held: list[Rows] = []
+    first = 0  # of those held
+    for numbers, values in run.stream():
+        rows = values | {TOKEN_IDS: run.samples.token_id[numbers]}
+        ends = np.flatnonzero(whole[numbers])
+        count = int(ends[-1]) + 1 if len(ends) else 0
+        if count:
+            held.append({key: array[:count] for key, array in rows.items()})
+            end = numbers.start + count
+            order = np.argsort(places[first:end])
+            yield {key: np.concatenate([part[key] for part in held])[order] for key in rows}
+            held, first = [], end
+        if count < numbers.stop - numbers.start:
+            held.append({key: array[count:].copy() for key, array in rows.items()})

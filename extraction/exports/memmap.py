@@ -1,0 +1,133 @@
+"""A folder with `acts.dat` and `ids.dat`, as founding document 003 maps them (sections 2 and 4.2).
+
+    acts.dat      float32 [N, n_hook_points, n_positions, D], the last rows of each sample
+    ids.dat       float32 [N, S], tokens aligned to the right, the pad id before them
+    export.json   shapes, hook points, keys of the samples, positions of their rows
+
+`ids.dat` has the tokens that the model read: the prompt's and the generated ones but the last. So
+where every sample has rows up to its last token, `ids[:, -n_positions:]` are the tokens of `acts`.
+float32 holds ids below 2**24 exactly; others are refused.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from extraction.errors import StoreError
+from extraction.exports.new_place import reserve
+from extraction.exports.run_rows import RunRows
+from extraction.exports.target import check_count, option
+from extraction.exports.tokens import Tokens
+
+EXACT_IDS = 1 << 24
+"""Whole numbers below it are float32s."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memmap:
+    """See the module.
+
+    Raises:
+        StoreError: an option is out of range.
+    """
+
+    dtypes: ClassVar[tuple[str, ...]] = ("float32",)
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    positions: int | None = option(
+        None,
+        "take the last so many rows of each sample; default: all, of which every sample"
+        " must have equally many",
+        type=int,
+    )
+    pad_token_id: int = option(
+        0, "stands in ids.dat before shorter sequences (default: 0)", type=int
+    )
+
+    def __post_init__(self):
+        if self.positions is not None:
+            check_count("positions", self.positions)
+        if type(self.pad_token_id) is not int or not 0 <= self.pad_token_id < EXACT_IDS:
+            raise StoreError(
+                f"pad_token_id must be from 0 to {EXACT_IDS - 1}, not {self.pad_token_id!r}"
+            )
+
+    def write(self, run: RunRows, place: Path) -> list[str]:
+        """See `Target.write`."""
+        _check_widths(run)
+        P = self._positions(run)
+        tokens = Tokens(run, only_read=True)
+        if tokens.largest >= EXACT_IDS:
+            raise StoreError(
+                f"token {tokens.largest} is not exact in float32, as ids.dat stores it; --to npz"
+                " keeps ids as int32"
+            )
+        samples, hooks = run.samples, run.hook_points
+        N, S, D = len(samples), int(tokens.lengths.max()), run.widths[hooks[0]]
+        place.mkdir()
+        ids = _mapped(place / "ids.dat", (N, S))
+        ids[:] = self.pad_token_id
+        tokens.write(ids, S - tokens.lengths)
+        acts = _mapped(place / "acts.dat", (N, len(hooks), P, D))
+        slot = samples.slot - (samples.rows - P)[samples.sample]  # below 0: not taken
+        for numbers, values in run.stream():
+            taken = slot[numbers] >= 0
+            sample, column = samples.sample[numbers][taken], slot[numbers][taken]
+            for number, hook in enumerate(hooks):
+                acts[sample, number, column] = values[hook][taken]
+        positions = np.empty((N, P), np.int32)
+        positions[samples.sample[slot >= 0], slot[slot >= 0]] = samples.position[slot >= 0]
+        document = {
+            "acts": {"file": "acts.dat", "dtype": "float32", "shape": acts.shape},
+            "ids": {"file": "ids.dat", "dtype": "float32", "shape": ids.shape},
+            "hook_points": hooks,
+            "pad_token_id": self.pad_token_id,
+            "model_name": run.info.model_name,
+            "run_id": run.info.run_id,
+            "task_ids": samples.task_ids,
+            "sample_idx": samples.sample_idx.tolist(),
+            "positions": positions.tolist(),
+        }
+        text = json.dumps(document, ensure_ascii=False)
+        (place / "export.json").write_text(text + "\n", encoding="utf-8")
+        notes = [f"acts.dat {list(acts.shape)}, ids.dat {list(ids.shape)}, both float32"]
+        if left_out := len(run) - N * P:
+            notes.append(f"rows before the last {P} of their samples, left out: {left_out:,}")
+        return [*notes, *tokens.notes]
+
+    def _positions(self, run: RunRows) -> int:
+        """Rows that are taken of each sample."""
+        samples = run.samples
+        fewest, most = int(samples.rows.min()), int(samples.rows.max())
+        if self.positions is None:
+            if fewest < most:
+                raise StoreError(
+                    f"samples have from {fewest} to {most} rows, and acts.dat as many of each;"
+                    f" --positions {fewest} takes the last {fewest} of each sample"
+                )
+            return most
+        if fewest < self.positions:
+            short = samples.named(samples.rows < self.positions)
+            raise StoreError(
+                f"there are fewer than {self.positions} rows of {short};"
+                f" --positions {fewest} is the most that every sample has"
+            )
+        return self.positions
+
+
+def _check_widths(run: RunRows) -> None:
+    if len(set(run.widths.values())) > 1:
+        widths = ", ".join(f"{hook} {width}" for hook, width in run.widths.items())
+        raise StoreError(
+            f"acts.dat holds rows of one width, and these are {widths}; choose --hook_points of"
+            " one width, and export the others to another folder"
+        )
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    array = np.memmap(path, dtype=np.float32, mode="w+", shape=shape)
+    reserve(path)
+    return array

@@ -1,0 +1,58 @@
+"""Samples as rows of one array, filled up with zeros to the longest: what npz and pt hold.
+
+    <hook point>     [N, S, D]  the row of sample n at position s stands at [n, s]
+    attention_mask   [N, S]     int32, 1 where there is a row
+    input_ids        [N, S]     int32, the prompt's tokens and the generated ones, then -1
+
+The last generated token has no row, as the model has not read it.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from extraction.errors import StoreError
+from extraction.exports.run_rows import RunRows
+from extraction.exports.tokens import Tokens
+from extraction.rows import UNKNOWN
+
+NO_TOKEN = UNKNOWN
+"""Stands in `input_ids` behind a sequence, and for tokens that are not known."""
+
+Allocate = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
+"""Gives zeros of a shape and dtype for the array of a name."""
+
+
+def padded_arrays(run: RunRows, allocate: Allocate) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays above, filled, and notes for the user.
+
+    Args:
+        run: that they are of; bfloat16 stands as its bits in uint16.
+        allocate: makes each array.
+
+    Raises:
+        StoreError: rows have no position.
+    """
+    samples = run.samples
+    lost = samples.position == UNKNOWN
+    if lost.any():
+        which = np.zeros(len(samples), bool)
+        which[samples.sample[lost]] = True
+        raise StoreError(
+            f"rows of {samples.named(which)} have no position, and so no place in a padded array;"
+            " --to memmap and --to huggingface need none"
+        )
+    tokens = Tokens(run)
+    N, S = len(samples), int(tokens.lengths.max())
+    dtype = np.dtype(np.uint16 if run.dtype == "bfloat16" else np.float32)
+    arrays = {hook: allocate(hook, (N, S, width), dtype) for hook, width in run.widths.items()}
+    mask = allocate("attention_mask", (N, S), np.dtype(np.int32))
+    mask[samples.sample, samples.position] = 1
+    input_ids = allocate("input_ids", (N, S), np.dtype(np.int32))
+    input_ids[:] = NO_TOKEN
+    tokens.write(input_ids, np.zeros(N, np.int64))
+    for rows, values in run.stream():
+        for hook, array in arrays.items():
+            array[samples.sample[rows], samples.position[rows]] = values[hook]
+    shape = f"[{N}, {S}, width], {len(run):,} of the {N * S:,} places have a row"
+    return arrays | {"attention_mask": mask, "input_ids": input_ids}, [shape, *tokens.notes]

@@ -1,0 +1,133 @@
+"""A run as an export reads it: which rows there are, and then all of them, once, in stored order.
+
+Every file is read once for its rows, those of one hook point once more before for the keys. A few
+batches are in memory at a time.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from extraction.checks.contents import parse_lines
+from extraction.commit_log import CommitLog, CommittedFile
+from extraction.committed_files import read_named
+from extraction.errors import CorruptBatchError, StoreError
+from extraction.exports.samples import samples_of
+from extraction.formats.float_types import bfloat16_bits
+from extraction.frameworks import Rows
+from extraction.progress import Progress, silent
+from extraction.reader import ActivationDataset, open_run
+from extraction.run_contents import chosen_hook_points
+from extraction.storage import Storage
+
+CHUNK_BYTES = 16 << 20
+"""Activations that are given together, about."""
+
+
+class RunRows:
+    """The rows of some hook points of a run.
+
+    Args:
+        source: folder, `gs://bucket/prefix`, or a storage.
+        hook_points: numbers of blocks or names; None: all that the run has.
+        dtype: float32 or bfloat16, that rows are given in; None: the run's own.
+        dtypes: that the export can hold; of those float32 takes the place of any other.
+        progress: told how far the reading is.
+
+    Attributes:
+        address: of the run.
+        info: of the run.
+        hook_points: their names.
+        widths: of each hook point's rows.
+        dtype: of the rows that are given.
+        samples: whose rows they are.
+
+    Raises:
+        StoreError: there is no run, no such hook point, or there are no rows.
+        CorruptBatchError: a file is damaged.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Storage,
+        hook_points: Sequence[int | str] | None = None,
+        dtype: str | None = None,
+        dtypes: Sequence[str] = ("float32",),
+        progress: Progress = silent,
+    ):
+        run = open_run(source)
+        storage, captured = run.storage, run.description.hook_points
+        self.address = storage.address
+        self.hook_points = chosen_hook_points(
+            captured if hook_points is None else hook_points, captured, storage.address
+        )
+        stored = run.description.dtype
+        own = stored if stored in dtypes else "float32"
+        self.dtype = own if dtype is None else dtype
+        self._rounded = self.dtype == "bfloat16" != stored
+        self._dataset = ActivationDataset(
+            storage,
+            self.hook_points,
+            dtype="stored" if self.dtype == stored == "bfloat16" else "float32",
+        )
+        keys = ActivationDataset(storage, self.hook_points[0])
+        if len(keys) != len(self._dataset):
+            raise StoreError(f"{self.address} grew while it was opened; repeat the export")
+        if not len(keys):
+            raise StoreError(f"{self.address} holds no rows yet")
+        self.info = self._dataset.info
+        self.widths = {hook: self.info.width[hook] for hook in self.hook_points}
+        self.samples = samples_of(keys, progress)
+        self._storage, self._progress = storage, progress
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def stream(self) -> Iterator[tuple[slice, Rows]]:
+        """All rows, some at a time: their numbers, and `[rows, width]` of each hook point.
+
+        The arrays are float32, or for bfloat16 its bits in uint16.
+        """
+        size = max(1, CHUNK_BYTES // (4 * sum(self.widths.values())))
+        first = 0
+        with self._dataset.batches(size) as batches:
+            for batch in batches:
+                rows = {hook: self._bits(values) for hook, values in batch.items()}
+                count = len(rows[self.hook_points[0]])
+                yield slice(first, first + count), rows
+                first += count
+                self._progress("rows exported", first, len(self))
+
+    def _bits(self, values: np.ndarray) -> np.ndarray:
+        if self._rounded:
+            return bfloat16_bits(values)
+        return values.view(np.uint16) if self.dtype == "bfloat16" else values
+
+    def sequences(self) -> Iterator[tuple[int | None, list[int] | None, list[int]]]:
+        """The tokens of samples, from the run's output lines.
+
+        Returns:
+            Of each line the sample's number, None if it has no rows; its prompt's tokens, None if
+            the line does not tell them; the generated ones.
+
+        Raises:
+            CorruptBatchError: a file of output lines is damaged.
+        """
+        for record in CommitLog(self._storage).records():
+            if record.outputs is None:
+                continue
+            for line in self._lines(record.outputs):
+                yield (
+                    self.samples.numbers.get((line["task_id"], line["sample_idx"])),
+                    line.get("prompt_token_ids"),
+                    line.get("generated_token_ids", []),
+                )
+
+    def _lines(self, file: CommittedFile) -> list[dict[str, Any]]:
+        data = read_named(self._storage, file)
+        try:
+            return parse_lines(data)
+        except CorruptBatchError as error:
+            raise CorruptBatchError(f"{self.address}/{file.file}: {error}") from None

@@ -1,0 +1,119 @@
+"""Which sample each row of a run is of, and where in it.
+
+Some forty bytes are kept for each row, and the keys of the samples; no activations.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from extraction.errors import StoreError
+from extraction.progress import Progress, silent
+from extraction.reader import ActivationDataset
+from extraction.rows import UNKNOWN
+
+STEP = 1 << 16
+"""Rows whose keys are looked at together."""
+
+NAMED = 5
+"""Samples that a message names."""
+
+SampleKey = tuple[str, int]
+"""`(task_id, sample_idx)`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Samples:
+    """The N samples of a run that have rows, in the order of their first rows, and its R rows.
+
+    Attributes:
+        numbers: each sample's number from 0, by its key, in order.
+        rows: `[N]` int64, how many each has.
+        sample: `[R]` int64, the number of each row's sample.
+        slot: `[R]` int64, rows of its sample that come before it, by position.
+        position: `[R]` int32, -1 where it is not known.
+        token_id: `[R]` int32, -1 where it is not known.
+    """
+
+    numbers: Mapping[SampleKey, int]
+    rows: np.ndarray
+    sample: np.ndarray
+    slot: np.ndarray
+    position: np.ndarray
+    token_id: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def task_ids(self) -> list[str]:
+        """Of each sample."""
+        return [task_id for task_id, _ in self.numbers]
+
+    @property
+    def sample_idx(self) -> np.ndarray:
+        """`[N]` int64."""
+        return np.array([number for _, number in self.numbers], np.int64)
+
+    def places(self) -> np.ndarray:
+        """`[R]` int64: where each row stands when samples follow one another, each in order."""
+        first = np.cumsum(self.rows) - self.rows
+        return first[self.sample] + self.slot
+
+    def named(self, which: np.ndarray) -> str:
+        """Some samples, for a message.
+
+        Args:
+            which: `[N]` bool.
+        """
+        keys = list(self.numbers)
+        found = np.flatnonzero(which).tolist()
+        names = ", ".join(f"{keys[n][0]} (sample_idx {keys[n][1]})" for n in found[:NAMED])
+        return names + (f" and {len(found) - NAMED:,} more" if len(found) > NAMED else "")
+
+
+def samples_of(dataset: ActivationDataset, progress: Progress = silent) -> Samples:
+    """The samples of a run; reads the files of one hook point.
+
+    Args:
+        dataset: of that hook point.
+        progress: told how far it is.
+
+    Raises:
+        StoreError: a row is there twice.
+        CorruptBatchError: a file is damaged.
+    """
+    total = len(dataset)
+    numbers: dict[SampleKey, int] = {}
+    sample = np.empty(total, np.int64)
+    step, position, token_id = (np.empty(total, np.int32) for _ in range(3))
+    for first in range(0, total, STEP):
+        chunk = slice(first, min(first + STEP, total))
+        keys = dataset.keys(chunk)
+        pairs = zip(keys.task_ids.tolist(), keys.sample_idx.tolist(), strict=True)
+        sample[chunk] = [numbers.setdefault(pair, len(numbers)) for pair in pairs]
+        step[chunk], position[chunk], token_id[chunk] = keys.step, keys.position, keys.token_id
+        progress("keys read", chunk.stop, total)
+    rows = np.bincount(sample, minlength=len(numbers))
+    order = np.lexsort((step, position, sample))  # stable: else the order of the run
+    slot = np.empty(total, np.int64)
+    slot[order] = np.arange(total) - np.repeat(np.cumsum(rows) - rows, rows)
+    samples = Samples(
+        numbers=numbers, rows=rows, sample=sample, slot=slot, position=position, token_id=token_id
+    )
+    _refuse_doubles(samples, order)
+    return samples
+
+
+def _refuse_doubles(samples: Samples, order: Sequence[int] | np.ndarray) -> None:
+    sample, position = samples.sample[order], samples.position[order]
+    same = (sample[1:] == sample[:-1]) & (position[1:] == position[:-1])
+    same &= position[1:] != UNKNOWN
+    if same.any():
+        which = np.zeros(len(samples), bool)
+        which[sample[1:][same]] = True
+        raise StoreError(
+            f"several rows have the same position of {samples.named(which)};"
+            " `verify --level 3` tells where they are"
+        )
