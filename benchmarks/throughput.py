@@ -34,6 +34,7 @@ from benchmarks.shapes import SHAPES, write_random_checkpoint
 from benchmarks.timing import measure_in_turn
 from examples.make_demo import make_tokenizer
 from inference.batch_plan import (
+    SAVE_EVERY,
     Batch,
     PlannedSample,
     PlanSettings,
@@ -175,7 +176,7 @@ def measure_prefill(ours: Ours, theirs: Qwen2ForCausalLM, samples: list[Sample])
         plan = PlanSettings(
             tokens_per_batch=DistributedSettings.tokens_per_batch,
             max_batch_size=batch_size,
-            rows_per_unit=DistributedSettings.save_every_n_samples,
+            rows_per_unit=SAVE_EVERY,
         )
         batches = pack(samples, plan)
         computed = padding_efficiency(batches, lengths, plan, devices=1)

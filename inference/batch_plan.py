@@ -26,6 +26,9 @@ from itertools import groupby, islice
 
 from inference.buckets import bucket_length
 
+SAVE_EVERY, LARGE_FILE = 512, 64 << 20
+"""Rows in a file, or samples whose rows are in one; and bytes that it then has at most."""
+
 WINDOW = 4_096
 """Samples that are sorted together: a stream never has to be read to its end first."""
 
@@ -101,6 +104,21 @@ class Batch:
 
     bucket: int
     rows: tuple[tuple[int, tuple[int, ...]], ...]
+
+
+def rows_per_file(samples: Iterable[PlannedSample], row_bytes: int) -> int:
+    """Rows that a unit holds if nobody says how many, for formats whose files may be large.
+
+    512 where samples have a row each. Where they have many, the rows of 512 samples, up to 64 MiB
+    of a hook point: small files cost more than what is in them.
+
+    Args:
+        samples: of the run.
+        row_bytes: of the widest hook point.
+    """
+    rows = [sample.rows for sample in samples if sample.tokens]
+    of_samples = SAVE_EVERY * sum(rows) // max(1, len(rows))
+    return max(SAVE_EVERY, min(of_samples, LARGE_FILE // row_bytes))
 
 
 def plan_units(samples: Iterable[PlannedSample], settings: PlanSettings) -> Iterator[Unit]:

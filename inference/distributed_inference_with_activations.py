@@ -30,6 +30,7 @@ import jax
 from tqdm import tqdm
 
 from inference.batch_plan import (
+    SAVE_EVERY,
     PlannedSample,
     PlanSettings,
     Unit,
@@ -65,7 +66,7 @@ from inference.samples import Sample, decode_text, make_samples, reason_to_skip
 from inference.self_check import check_sample
 from inference.settings import DistributedSettings
 from inference.shown_positions import print_samples
-from inference.unit_run import UnitRun
+from inference.unit_run import UnitRun, with_file_size
 from qwen_hooks import create_model_with_hooks, load_params
 from qwen_hooks.hook_points import hook_widths
 from qwen_hooks.model import Params
@@ -142,7 +143,7 @@ def run(
     mesh = dict(job.workers.layout.mesh.shape)
     unit_run = UnitRun(
         COMMAND,
-        settings,
+        job.settings,
         pretrained,
         tasks,
         samples,
@@ -188,21 +189,22 @@ def _plan(settings: DistributedSettings, pretrained: Pretrained, samples: Sequen
     attention = prompt_attention(settings.attention, workers.layout, config, pretrained.dtype)
     if settings.pack_length and attention == "cudnn":  # which would see across documents
         attention = "xla"
-    plan = PlanSettings(
-        tokens_per_batch=settings.tokens_per_batch,
-        max_batch_size=settings.batch_size,
-        rows_per_unit=settings.save_every_n_samples,
-        pack_length=settings.pack_length,
-    )
     positions = Positions(settings.positions)
     later = positions.most_generated(settings.max_new_tokens)
-    planned = (
+    planned = [
         PlannedSample(
             number=s.number,
             tokens=0 if reason else len(s.token_ids),
             rows=len(s.positions) + later,
         )
         for s, reason in zip(samples, reasons, strict=True)
+    ]
+    settings = with_file_size(settings, planned, pretrained)
+    plan = PlanSettings(
+        tokens_per_batch=settings.tokens_per_batch,
+        max_batch_size=settings.batch_size,
+        rows_per_unit=settings.save_every_n_samples or SAVE_EVERY,
+        pack_length=settings.pack_length,
     )
     units = list(plan_units(planned, plan))
     slots = row_slots(units, samples, predicts=settings.max_new_tokens > 0)

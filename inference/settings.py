@@ -63,9 +63,12 @@ class ExtractionSettings(InputSettings):
         default="auto",
         metadata=doc("Type to compute in. auto: float32 on CPU, bfloat16 on TPU and GPU."),
     )
-    save_every_n_samples: int = field(
-        default=512,
-        metadata=doc("Rows per layer and file, at most; a sample with more is a file of its own."),
+    save_every_n_samples: int | None = field(
+        default=None,
+        metadata=doc(
+            "Rows per layer and file, at most; a sample with more is a file of its own. Default:"
+            " 512; in safetensors and raw files the rows of 512 samples, up to 64 MiB."
+        ),
     )
     format: Literal["pickle", "safetensors", "npz", "raw"] = field(
         default="pickle",
@@ -138,7 +141,7 @@ class ExtractionSettings(InputSettings):
         Positions(self.positions)
         for name, minimum in self.minimum.items():
             value = getattr(self, name)
-            if not value >= minimum:  # also refuses NaN
+            if value is not None and not value >= minimum:  # also refuses NaN
                 raise InputError(f"--{name} must be at least {minimum}, not {value}")
         if self.random_seed > MAX_SEED:
             raise InputError(

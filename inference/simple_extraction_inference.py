@@ -30,7 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from extraction.rows import RowBlock, text_column, timestamp
-from inference.batch_plan import PlannedSample, plan_in_order
+from inference.batch_plan import SAVE_EVERY, PlannedSample, plan_in_order
 from inference.buckets import bucket_length
 from inference.command_line import run_command
 from inference.datasets import read_inputs
@@ -42,7 +42,7 @@ from inference.samples import Sample, decode_text, make_samples, reason_to_skip
 from inference.settings import ExtractionSettings
 from inference.shown_positions import print_samples
 from inference.token_choice import choose_tokens, step_keys
-from inference.unit_run import UnitRun
+from inference.unit_run import UnitRun, with_file_size
 from qwen_hooks import KVCache, QwenModelWithActivations, load_params
 from qwen_hooks.model import Params, forward, unembed
 
@@ -201,15 +201,16 @@ def run(settings: ExtractionSettings) -> None:
     print_samples(samples, pretrained.tokenizer, settings.show_positions)
     reasons = [reason_to_skip(s, config.context_length, settings.max_new_tokens) for s in samples]
     later = Positions(settings.positions).most_generated(settings.max_new_tokens)
-    planned = (
+    planned = [
         PlannedSample(
             number=s.number,
             tokens=0 if reason else len(s.token_ids),
             rows=len(s.positions) + later,
         )
         for s, reason in zip(samples, reasons, strict=True)
-    )
-    units = list(plan_in_order(planned, settings.save_every_n_samples))
+    ]
+    settings = with_file_size(settings, planned, pretrained)
+    units = list(plan_in_order(planned, settings.save_every_n_samples or SAVE_EVERY))
     unit_run = UnitRun(COMMAND, settings, pretrained, tasks, samples, units)
 
     special = special_ids(pretrained.tokenizer)

@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -33,12 +33,13 @@ from extraction.run_identity import RunIdentity, RunLock, begin, check_identity
 from extraction.run_totals import RunTotals
 from extraction.storage import CloudStorage, Storage, open_cloud
 from extraction.storage.local import LocalStorage
-from inference.batch_plan import WINDOW, Unit
+from inference.batch_plan import SAVE_EVERY, WINDOW, PlannedSample, Unit, rows_per_file
 from inference.outputs import OUTPUTS_FILE, SUBMISSION_FILE, OutputsFile, write_submission
 from inference.pretrained import TOKENIZER_FILES, Pretrained
 from inference.samples import Sample, separator_ids
 from inference.settings import ExtractionSettings
 from inference.tasks import Task, tasks_digest
+from qwen_hooks.hook_points import hook_widths
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,11 @@ DECIDING = (
 )  # fmt: skip
 """Settings that decide what the rows are or how they are cut into units."""
 
+
+LARGE_FORMATS = ("safetensors", "raw")
+"""Whose files are as fast to read in part as whole."""
+
+SettingsT = TypeVar("SettingsT", bound=ExtractionSettings)
 
 REFRESH_SECONDS, REFRESH_SHARE = 60.0, 20.0
 """`metadata.json` is written anew after a minute, and after twenty times what that took."""
@@ -217,6 +223,20 @@ class UnitRun:
         print(f"activations  {totals.n_rows} rows for each of {hooks} hook points,"
               f" {len(totals)} batches in {self.storage.address}")  # fmt: skip
         print(f"outputs      {self._outputs.path}")
+
+
+def with_file_size(
+    settings: SettingsT, planned: Sequence[PlannedSample], pretrained: Pretrained
+) -> SettingsT:
+    """The settings with `save_every_n_samples` as it is for this run, if they do not say."""
+    if settings.save_every_n_samples is not None:
+        return settings
+    rows = SAVE_EVERY
+    if settings.format in LARGE_FORMATS:
+        model, dtype = pretrained.model, settings.stored_dtype(str(pretrained.dtype))
+        widths = hook_widths(model.hook_points, pretrained.checkpoint.config).values()
+        rows = rows_per_file(planned, max(widths) * (2 if dtype == "bfloat16" else 4))
+    return dataclasses.replace(settings, save_every_n_samples=rows)
 
 
 def describe(command: str, settings: ExtractionSettings, pretrained: Pretrained) -> dict[str, Any]:

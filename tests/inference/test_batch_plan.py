@@ -14,6 +14,7 @@ from inference.batch_plan import (
     pack_batches,
     padding_efficiency,
     plan_units,
+    rows_per_file,
 )
 from inference.buckets import bucket_length
 
@@ -60,6 +61,23 @@ def test_no_two_packed_rows_would_fit_into_one(lengths):
     (unit,) = plan_units(samples_of(lengths), plan)
     filled = sorted(sum(lengths[sample] for sample in row) for row in unit.rows)
     assert len(filled) == 1 or filled[0] + filled[1] > 64
+
+
+@pytest.mark.parametrize(
+    ("rows", "row_bytes", "wanted"),
+    [
+        ([1] * 9000, 3584, 512),  # the last token's
+        ([1, 3], 3584, 1024),
+        ([1000] * 9000, 1792, 37449),  # every token's: 64 MiB
+        ([30] * 600, 1792, 15360),  # of 512 samples
+        ([1000], 1 << 20, 512),
+        ([], 4, 512),
+    ],
+)
+def test_files_hold_512_samples_or_64_mib(rows, row_bytes, wanted):
+    samples = [PlannedSample(number=i, tokens=5, rows=n) for i, n in enumerate(rows)]
+    skipped = PlannedSample(number=len(rows), tokens=0, rows=9)
+    assert rows_per_file([*samples, skipped], row_bytes) == wanted
 
 
 @given(lengths, plans)

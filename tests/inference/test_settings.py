@@ -10,7 +10,7 @@ from inference.errors import InputError
 def test_defaults(settings):
     ours = settings()
     assert ours.layers_to_extract is None
-    assert (ours.max_new_tokens, ours.save_every_n_samples, ours.dtype) == (1, 512, "auto")
+    assert (ours.max_new_tokens, ours.save_every_n_samples, ours.dtype) == (1, None, "auto")
     assert (ours.temperature, ours.predictions_per_task) == (0, 1)
 
 
