@@ -1,0 +1,30 @@
+"""docs/datasets.md: its command is accepted, its table is the code's, its promises are settings."""
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+
+from transformers import HfArgumentParser
+
+from inference.datasets import READERS
+from inference.settings import DistributedSettings
+
+PAGE = (Path(__file__).parents[2] / "docs/datasets.md").read_text(encoding="utf-8")
+
+
+def test_the_command_is_accepted():
+    (command,) = re.findall(r"(?:^    .*\n)+", PAGE, re.MULTILINE)
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[:3] == ["python", "-m", "inference.distributed_inference_with_activations"]
+    (settings,) = HfArgumentParser([DistributedSettings]).parse_args_into_dataclasses(words[3:])
+    assert settings.pack_length == settings.context_length == 512
+
+
+def test_every_kind_of_file_is_told():
+    assert all(f"{extension}`" in PAGE for extension in READERS)
+
+
+def test_every_flag_exists():
+    names = {field.name for field in dataclasses.fields(DistributedSettings)}
+    assert set(re.findall(r"--(\w+)", PAGE)) <= names
