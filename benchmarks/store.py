@@ -393,7 +393,9 @@ def entries_work(label: str, folder: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, nargs="+", default=[512, 4096, LARGE_FILE // (4 * WIDTH)])
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[512, 4096, LARGE_FILE // (4 * WIDTH)]
+    )
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--entries", type=int, default=1_000_000)
     parser.add_argument("--folder", help="on the disk that is to be measured")

@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from inference.batch_plan import PlannedSample, PlanSettings, Unit, pack_batches, plan_units
@@ -23,12 +22,11 @@ from inference.run_loop import Drain, Program, SampleResult, place_batch, row_sl
 from inference.samples import Sample, make_samples, reason_to_skip
 from inference.settings import DistributedSettings
 from inference.tasks import PromptTask
+from qwen_hooks.hook_points import hook_widths
 from qwen_hooks.interventions import Operation, intervene
 
-Text = str
-TokenIds = Sequence[int] | np.ndarray | jax.Array
-Chat = Sequence[Mapping[str, str]]
-Inputs = Sequence[Text | TokenIds | Chat] | np.ndarray
+Inputs = Sequence[Any] | np.ndarray
+"""Texts, token ids (any sequence or array of whole numbers), or chats (sequences of messages)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,6 +42,7 @@ class Captured:
         token_id: int32 `[rows]`.
         token_ids: of each input, padding left out.
         generated: token ids that each input was continued with.
+        width: slots of the inputs as they were given, and behind them of what was generated.
     """
 
     activations: Mapping[str, np.ndarray]
@@ -53,6 +52,7 @@ class Captured:
     token_id: np.ndarray
     token_ids: tuple[tuple[int, ...], ...]
     generated: tuple[tuple[int, ...], ...]
+    width: int
 
     def __len__(self) -> int:
         return len(self.sample)
@@ -67,7 +67,7 @@ class Captured:
         What is no row is zero.
         """
         rows = self.activations[hook_point]
-        shape = len(self.token_ids), int(self.slot.max(initial=-1)) + 1
+        shape = len(self.token_ids), self.width
         values, mask = np.zeros((*shape, rows.shape[1]), rows.dtype), np.zeros(shape, bool)
         values[self.sample, self.slot], mask[self.sample, self.slot] = rows, True
         return values, mask
@@ -77,7 +77,7 @@ def capture(
     model: LanguageModel,
     inputs: Inputs,
     hook_points: str | Sequence[object],
-    positions: Sequence[str] = ("last",),
+    positions: str | Sequence[str] = ("last",),
     *,
     attention_mask: np.ndarray | None = None,
     max_new_tokens: int = 0,
@@ -111,7 +111,7 @@ def capture(
     settings = DistributedSettings(
         model_path=model.model_path,
         tasks_file="inputs",  # which are here
-        positions=list(positions),
+        positions=[positions] if isinstance(positions, str) else list(positions),
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         tokens_per_batch=tokens_per_batch,
@@ -161,13 +161,20 @@ def capture(
             placed = place_batch(program, batch, samples, plan)
             now = None if edits is None else edits.of_samples(np.asarray(placed.numbers))
             drain.put(batch, program.run(placed, now))
-    return _captured([found[number] for number in range(len(samples))], module.hook_points, columns)
+    results = [found[number] for number in range(len(samples))]
+    widths = hook_widths(module.hook_points, model.config)
+    width = max((len(sample.token_ids) for sample in samples), default=0)
+    if attention_mask is not None:
+        width = np.shape(attention_mask)[1]
+    return _captured(results, widths, columns, width)
 
 
 def _tasks(
     inputs: Inputs, attention_mask: np.ndarray | None
 ) -> tuple[list[PromptTask], list[np.ndarray] | None]:
     """The inputs as tasks, and with a mask the columns of the tokens of each."""
+    if isinstance(inputs, str):
+        raise InputError("inputs are a list of texts, not one text")
     if attention_mask is not None:
         ids, mask = np.asarray(inputs), np.asarray(attention_mask)
         if ids.ndim != 2 or ids.dtype.kind not in "iu" or ids.shape != mask.shape:
@@ -185,23 +192,29 @@ def _task(number: int, content: Any) -> PromptTask:
     name = str(number)
     if isinstance(content, str):
         return PromptTask(task_id=name, prompt=content)
-    content = list(content)
+    try:
+        content = list(content)
+    except TypeError:  # also of arrays without an axis
+        raise InputError(
+            f"input {number} must be a text, a chat or token ids, not {content!r:.60}"
+        ) from None
     if content and all(isinstance(message, Mapping) for message in content):
         return PromptTask(task_id=name, messages=[dict(message) for message in content])
-    ids = np.asarray(content, None if content else np.int32)
+    try:
+        ids = np.asarray(content, None if content else np.int32)
+    except ValueError:  # lists of different lengths
+        ids = np.empty((0, 0), np.int32)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise InputError(f"input {number} must be a text, a chat or token ids, not {content!r:.60}")
-    return PromptTask(task_id=name, token_ids=tuple(ids.tolist()))
+    return PromptTask(task_id=name, token_ids=tuple(map(int, ids)))
 
 
 def _captured(
     results: Sequence[SampleResult],
-    hook_points: Sequence[str],
+    widths: Mapping[str, int],
     columns: Sequence[np.ndarray] | None,
+    longest: int,
 ) -> Captured:
-    longest = max((len(result.sample.token_ids) for result in results), default=0)
-    if columns is not None:
-        longest = max((int(at[-1]) + 1 for at in columns), default=0)
     slots, tokens = [], []
     for number, result in enumerate(results):
         sequence = np.array([*result.sample.token_ids, *result.token_ids], np.int32)
@@ -214,8 +227,10 @@ def _captured(
     empty = np.zeros(0, np.int32)
     return Captured(
         activations={
-            hook: np.concatenate([result.rows[hook] for result in results]) if results else empty
-            for hook in hook_points
+            hook: np.concatenate([result.rows[hook] for result in results])
+            if results
+            else np.empty((0, width), np.float32)
+            for hook, width in widths.items()
         },
         sample=np.repeat(np.arange(len(results), dtype=np.int32), counts),
         position=np.concatenate([empty, *(result.positions for result in results)]),
@@ -223,4 +238,5 @@ def _captured(
         token_id=np.concatenate([empty, *tokens]),
         token_ids=tuple(result.sample.token_ids for result in results),
         generated=tuple(tuple(result.token_ids) for result in results),
+        width=longest + max((len(result.token_ids[:-1]) for result in results), default=0),
     )

@@ -14,6 +14,7 @@ numbered as they come, whichever of them are chosen, so a document's name tells 
 
 import io
 import itertools
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,21 +76,25 @@ def read_documents(settings: InputSettings) -> Iterator[PromptTask]:
         InputError: there is no such data set, or a document is wrong; says where.
         StoreError: the bucket that they lie in cannot be used.
     """
-    address, names = settings.dataset or "", set[str]()
+    address, names = settings.dataset or "", set[str]()  # of those with names of their own
     records = _hugging_face if _is_hugging_face(address) else _from_files
     for name, record in records(settings):
         document = _document(name, record, settings)
-        if document.task_id in names:
-            raise InputError(f"{address}: two documents are named {document.task_id!r}")
-        names.add(document.task_id)
+        if settings.id_field is not None:
+            if document.task_id in names:
+                raise InputError(f"{address}: two documents are named {document.task_id!r}")
+            names.add(document.task_id)
         yield document
 
 
 def _is_hugging_face(address: str) -> bool:
     if is_in_bucket(address):
         return False
-    path = Path(address).expanduser()
-    return not path.exists() or any((path / name).exists() for name in SAVED_DATASET)
+    try:
+        path = Path(address).expanduser()
+        return not path.exists() or any((path / name).exists() for name in SAVED_DATASET)
+    except (OSError, RuntimeError):  # a name that is too long; ~ of a user that there is not
+        raise InputError(f"--dataset {address:.80}: there is no such file or folder") from None
 
 
 def _from_files(settings: InputSettings) -> Iterator[tuple[str, Record]]:
@@ -122,11 +127,13 @@ def _hugging_face(settings: InputSettings) -> Iterator[tuple[str, Record]]:
                 revision=settings.dataset_revision,
                 streaming=True,
             )
+        stream = enumerate(records)
+        while (found := next(stream, None)) is not None:
+            number, record = found
+            yield f"{split}/{number}", record
     except Exception as error:  # every kind, from the network to a missing split
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
         raise InputError(f"--dataset {name}: {type(error).__name__}: {reason}") from None
-    for number, record in enumerate(records):
-        yield f"{split}/{number}", record
 
 
 def _text_file(file: InputFile, settings: InputSettings) -> Iterator[Record]:
@@ -164,15 +171,15 @@ def _parquet(file: InputFile, settings: InputSettings) -> Iterator[Record]:
         columns = [name for name in table.schema_arrow.names if name in wanted]
         for batch in table.iter_batches(columns=columns):
             yield from batch.to_pylist()
-    except arrow.ArrowException as error:
+    except (arrow.ArrowException, OSError) as error:
         raise InputError(f"{file} is no Parquet file that can be read: {error}") from None
 
 
 def _token_array(file: InputFile, settings: InputSettings) -> Iterator[Record]:
     try:
         loaded = np.load(io.BytesIO(file.data), allow_pickle=False)
-        arrays = dict(loaded) if file.suffix == ".npz" else {"input_ids": loaded}
-    except (ValueError, OSError, EOFError) as error:
+        arrays = {"input_ids": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{file} is no array that can be read: {error}") from None
     ids, mask = arrays.get("input_ids"), arrays.get("attention_mask")
     if ids is None or ids.ndim not in (1, 2) or ids.dtype.kind not in "iu":
@@ -214,23 +221,40 @@ def _document(name: str, record: Record, settings: InputSettings) -> PromptTask:
         task_id = str(found)
     check_task_id(settings.dataset, task_id)
     entity = record.get("entity")
-    extra = {"entity": entity} if isinstance(entity, str) else {}
+    extra = {"entity": _writable(name, entity)} if isinstance(entity, str) else {}
     form = settings.text_field if settings.text_field in record else "input_ids"
     content = record.get(form)
     if isinstance(content, str):
-        if any(0xD800 <= ord(c) <= 0xDFFF for c in content):
-            raise InputError(f"{name}: its text holds half of a surrogate pair")
-        return PromptTask(task_id=task_id, prompt=content, extra=extra)
-    if isinstance(content, list) and content and isinstance(content[0], dict):
+        return PromptTask(task_id=task_id, prompt=_writable(name, content), extra=extra)
+    if content is None and form in record:  # no text, as an empty one
+        return PromptTask(task_id=task_id, prompt="", extra=extra)
+    if isinstance(content, list) and content and all(isinstance(m, dict) for m in content):
         messages = [{"role": m.get("role"), "content": m.get("content")} for m in content]
         if all(isinstance(part, str) for m in messages for part in m.values()):
+            _writable(name, "".join(part for m in messages for part in m.values()))
             return PromptTask(task_id=task_id, messages=messages, extra=extra)
     elif isinstance(content, list | np.ndarray):
-        ids = np.asarray(content)
-        if ids.ndim == 1 and (ids.dtype.kind in "iu" or not len(ids)):
-            mask = np.asarray(record.get("attention_mask", np.ones(len(ids))))
+        ids, mask = _whole_numbers(content), record.get("attention_mask")
+        mask = np.ones(len(content)) if mask is None else _whole_numbers(mask)
+        if ids is not None and mask is not None and ids.shape == mask.shape:
             return PromptTask(task_id=task_id, token_ids=tuple(ids[mask > 0].tolist()), extra=extra)
     raise InputError(
         f"{name}: --text_field {settings.text_field} must hold a text, a chat or token ids, not"
-        f" {content!r:.40}; the record has {', '.join(record) or 'no fields'}"
+        f" {content!r:.40}; the record has {', '.join(record) or 'no such field'}"
     )
+
+
+def _writable(name: str, text: str) -> str:
+    """The text, if a file can hold it."""
+    if any(0xD800 <= ord(c) <= 0xDFFF for c in text):
+        raise InputError(f"{name}: its text holds half of a surrogate pair")
+    return text
+
+
+def _whole_numbers(values: Any) -> np.ndarray | None:
+    """`[tokens]`, or None if they are something else."""
+    try:
+        array = np.asarray(values, None if len(values) else np.int64)
+    except (ValueError, TypeError):  # lists of different lengths
+        return None
+    return array if array.ndim == 1 and array.dtype.kind in "iub" else None

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from inference.batch_plan import (
     SAVE_EVERY,
+    Batch,
     PlannedSample,
     PlanSettings,
     Unit,
@@ -67,7 +68,7 @@ from inference.self_check import check_sample
 from inference.settings import DistributedSettings
 from inference.shown_positions import print_samples
 from inference.unit_run import UnitRun, with_file_size
-from qwen_hooks import create_model_with_hooks, load_params
+from qwen_hooks import QwenModelWithActivations, create_model_with_hooks, load_params
 from qwen_hooks.hook_points import hook_widths
 from qwen_hooks.model import Params
 
@@ -123,12 +124,13 @@ def run(
         Interrupted: asked to stop before all was done.
     """
     tasks = read_inputs(settings, settings.random_seed)
-    start_distributed(
-        settings.coordinator_address,
-        settings.num_processes,
-        settings.process_id,
-        settings.initialization_timeout,
-    )
+    if params is None:  # else JAX runs already
+        start_distributed(
+            settings.coordinator_address,
+            settings.num_processes,
+            settings.process_id,
+            settings.initialization_timeout,
+        )
     _use_compilation_cache(settings.compilation_cache_dir)
     pretrained = open_pretrained(settings)
     config = pretrained.checkpoint.config
@@ -139,7 +141,9 @@ def run(
     )
     if jax.process_index() == 0:
         print_samples(samples, pretrained.tokenizer, settings.show_positions)
-    job = _plan(settings, pretrained, samples)
+    workers = plan_workers(config, settings.mesh_axes(), pretrained.dtype.itemsize)
+    attention = prompt_attention(settings.attention, workers.layout, config, pretrained.dtype)
+    job = plan_job(settings, pretrained, samples, workers, attention)
     mesh = dict(job.workers.layout.mesh.shape)
     unit_run = UnitRun(
         COMMAND,
@@ -181,12 +185,27 @@ def run(
     unit_run.print_summary(totals)
 
 
-def _plan(settings: DistributedSettings, pretrained: Pretrained, samples: Sequence[Sample]) -> Job:
-    """Lays everything out, and refuses what cannot work."""
-    config, itemsize = pretrained.checkpoint.config, pretrained.dtype.itemsize
+def plan_job(
+    settings: DistributedSettings,
+    pretrained: Pretrained,
+    samples: Sequence[Sample],
+    workers: Workers,
+    attention: str,
+) -> Job:
+    """Cuts the samples into units for devices that need not be here.
+
+    Args:
+        settings: of the command.
+        pretrained: the model, not loaded.
+        samples: of the run.
+        workers: who runs what on which devices.
+        attention: of prompts.
+
+    Raises:
+        InputError: a batch does not fit the devices.
+    """
+    config = pretrained.checkpoint.config
     reasons = [reason_to_skip(s, config.context_length, settings.max_new_tokens) for s in samples]
-    workers = plan_workers(config, settings.mesh_axes(), itemsize)
-    attention = prompt_attention(settings.attention, workers.layout, config, pretrained.dtype)
     if settings.pack_length and attention == "cudnn":  # which would see across documents
         attention = "xla"
     positions = Positions(settings.positions)
@@ -216,7 +235,7 @@ def _plan(settings: DistributedSettings, pretrained: Pretrained, samples: Sequen
         max_new_tokens=settings.max_new_tokens,
         row_slots=slots,
         captured_width=sum(hook_widths(pretrained.model.hook_points, config).values()),
-        itemsize=itemsize,
+        itemsize=pretrained.dtype.itemsize,
         device_memory=workers.device_memory,
     )
     return Job(
@@ -263,43 +282,17 @@ def _run_units(
     running = [unit for unit in own if unit.bucket]
     if not running or stop.is_set():
         return []
-    scan = settings.scan_layers
     if params is None:
         log.info("loading %s in %s", settings.model_path, pretrained.dtype)
-        params = load_params(checkpoint, pretrained.dtype, layout, scan_layers=scan)
-    model, alone = (
-        create_model_with_hooks(
-            layout.config(checkpoint.config),
-            dtype=pretrained.dtype,
-            attention=kind,
-            scan_layers=scan,
-            hook_points=pretrained.model.hook_points,
-        )
-        for kind in (job.attention, "xla")
-    )
-    generation = GenerationSettings(
-        max_new_tokens=settings.max_new_tokens,
-        capture_generated=job.positions.choose_generated,
-        stop_token_ids=checkpoint.stop_token_ids,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        seed=settings.random_seed,
-    )
-    program = Program(
-        model=model,
-        params=params,
-        generation=generation,
-        mesh=layout.mesh,
-        row_slots=job.row_slots,
-    )
+        params = load_params(checkpoint, pretrained.dtype, layout, scan_layers=settings.scan_layers)
+    program, alone = make_program(job, params), make_model(job, "xla")
     special = special_ids(pretrained.tokenizer)
 
     def choose_generated(sample: Sample, token_ids: Sequence[int]) -> list[int]:
         return job.positions.of_generated(len(sample.token_ids), token_ids, special)
 
     batches = list(pack_batches(running, job.plan, layout.mesh.shape["data"]))
-    every = max(1, len(batches) // max(1, settings.self_check))
-    keep = [batch.rows[0][1][-1] for batch in batches[::every]][: settings.self_check]
+    keep = samples_to_check(batches, settings.self_check)
     # Hosts that share a mesh must all run the same programs in the same order, so they check when
     # all is done, and none stops alone; by itself a host stops at the first sign of trouble.
     shared = layout.mesh.is_multi_process
@@ -320,6 +313,48 @@ def _run_units(
         run_batches(program, batches, samples, job.plan, drain, goes_on)
     errors.extend(check_sample(alone, params, kept) for kept in drain.take_kept())
     return errors
+
+
+def samples_to_check(batches: Sequence[Batch], count: int) -> list[int]:
+    """Numbers of at most so many samples, of batches all over the run."""
+    every = max(1, len(batches) // max(1, count))
+    return [batch.rows[0][1][-1] for batch in batches[::every]][:count]
+
+
+def make_program(job: Job, params: Params) -> Program:
+    """What runs the batches of a job.
+
+    Args:
+        job: the plan.
+        params: on the devices, as the job's mesh wants them.
+    """
+    settings = job.settings
+    generation = GenerationSettings(
+        max_new_tokens=settings.max_new_tokens,
+        capture_generated=job.positions.choose_generated,
+        stop_token_ids=job.pretrained.checkpoint.stop_token_ids,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=settings.random_seed,
+    )
+    return Program(
+        model=make_model(job, job.attention),
+        params=params,
+        generation=generation,
+        mesh=job.workers.layout.mesh,
+        row_slots=job.row_slots,
+    )
+
+
+def make_model(job: Job, attention: str) -> QwenModelWithActivations:
+    """The model as the mesh of a job wants it, with one kind of attention for prompts."""
+    return create_model_with_hooks(
+        job.workers.layout.config(job.pretrained.checkpoint.config),
+        dtype=job.pretrained.dtype,
+        attention=attention,
+        scan_layers=job.settings.scan_layers,
+        hook_points=job.pretrained.model.hook_points,
+    )
 
 
 def _result_line(result: SampleResult, pretrained: Pretrained, stop: tuple[int, ...]) -> dict:

@@ -10,18 +10,20 @@ command line can repeat it.
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from extraction.errors import StoreError
 from extraction.metadata import METADATA_FILE
 from extraction.reader import ActivationDataset
 from extraction.run_identity import new_run_id
-from extraction.storage.local import LocalStorage
+from extraction.storage import file_operations, open_storage
 from extraction.verify import verify
 from inference.distributed_inference_with_activations import run
 from inference.errors import InputError
@@ -29,6 +31,13 @@ from inference.language_model import LanguageModel
 from inference.settings import DistributedSettings
 
 ACTIVATIONS, OUTPUTS, INPUTS_FILE = "activations", "outputs", "inputs.jsonl"
+
+SETTLED = (
+    "model_path", "revision", "dtype", "mesh_shape", "scan_layers", "tasks_file", "dataset",
+    "hook_points", "layers_to_extract", "positions", "activations_dir", "output_dir", "resume",
+    "coordinator_address", "num_processes", "process_id",
+)  # fmt: skip
+"""Settings of the command that the loaded model and the other arguments decide."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,17 +47,15 @@ class ExtractedRun:
     Attributes:
         run_id: its name below the base folder, 32 hexadecimal digits.
         folder: `activations/` with `metadata.json`, `outputs/outputs.jsonl`, `inputs.jsonl`.
+        address: of the run itself, as the commands of `python -m extraction` take it:
+            `folder/activations`, or its bucket.
         metadata: what `metadata.json` holds.
     """
 
     run_id: str
     folder: Path
+    address: str
     metadata: Mapping[str, Any]
-
-    @property
-    def activations_dir(self) -> Path:
-        """The run itself, as the commands of `python -m extraction` take it."""
-        return self.folder / ACTIVATIONS
 
     @property
     def n_samples(self) -> int:
@@ -67,7 +74,7 @@ class ExtractedRun:
 
     def open(self, hook_point: str) -> ActivationDataset:
         """The rows of a hook point, by the name that the files have."""
-        return ActivationDataset(self.activations_dir, hook_point)
+        return ActivationDataset(self.address, hook_point)
 
     def outputs(self) -> list[dict[str, Any]]:
         """The line of each sample: `task_id`, `prompt_token_ids`, ..."""
@@ -77,10 +84,10 @@ class ExtractedRun:
 
 def extract(
     model: LanguageModel,
-    data: str | Iterable[Any],
+    data: str | os.PathLike[str] | Iterable[Any],
     base_folder: str | Path,
     hook_points: str | Sequence[str],
-    positions: Sequence[str] = ("last",),
+    positions: str | Sequence[str] = ("last",),
     *,
     run_id: str | None = None,
     verify_level: int = 2,
@@ -100,57 +107,81 @@ def extract(
         **settings: any other of `DistributedSettings`: `sample_limit`, `random_sample`,
             `context_length`, `batch_size`, `format`, `save_every_n_samples`, ...
 
+    One process; several run `python -m inference.distributed_inference_with_activations`.
+
     Raises:
         InputError: something is wrong with what was given; nothing was computed.
         ModelError: there is no such hook point.
         StoreError: the folder cannot be used, or what was written does not verify.
     """
+    if jax.process_count() > 1:
+        raise InputError(
+            "extract runs in one process; for several there is"
+            " python -m inference.distributed_inference_with_activations"
+        )
+    settled = sorted(settings.keys() & set(SETTLED))
+    if settled:
+        raise InputError(f"{settled[0]} is decided by the model and the arguments before it")
+    model.for_rows(hook_points)  # refuses what there is not, before anything is written
     resume, run_id = run_id is not None, run_id or new_run_id()
     if not re.fullmatch(r"[0-9A-Za-z_-]{1,100}", run_id):
         raise InputError(f"a run_id is letters, digits, _ and -, not {run_id!r:.120}")
     folder = Path(base_folder).expanduser() / run_id
     mesh = model.layout.mesh.shape
-    if not isinstance(data, str):
-        folder.mkdir(parents=True, exist_ok=True)
-        data = _write_inputs(folder / INPUTS_FILE, data, settings.get("text_field", "text"))
-    run(
-        DistributedSettings(
-            **{
-                "model_path": model.model_path,
-                "revision": model.revision,
-                "dtype": str(model.dtype),
-                "mesh_shape": f"{mesh['data']},{mesh['model']}",
-                "dataset": data,
-                "hook_points": [hook_points] if isinstance(hook_points, str) else [*hook_points],
-                "positions": list(positions),
-                "max_new_tokens": 0,
-                "activations_dir": str(folder / ACTIVATIONS),
-                "output_dir": str(folder / OUTPUTS),
-                "resume": resume,
-                **settings,
-            }
-        ),
-        params=model.params,
-        run_id=run_id,
+    given = os.fspath(data) if isinstance(data, str | os.PathLike) else None
+    command = DistributedSettings(
+        **{
+            "model_path": model.model_path,
+            "revision": model.revision,
+            "dtype": str(model.dtype),
+            "mesh_shape": f"{mesh['data']},{mesh['model']}",
+            "dataset": given or str(folder / INPUTS_FILE),
+            "hook_points": [hook_points] if isinstance(hook_points, str) else [*hook_points],
+            "positions": [positions] if isinstance(positions, str) else [*positions],
+            "max_new_tokens": 0,
+            "activations_dir": str(folder / ACTIVATIONS),
+            "output_dir": str(folder / OUTPUTS),
+            "resume": resume,
+            **settings,
+        }
     )
-    report = verify(LocalStorage(folder / ACTIVATIONS), verify_level)
+    if given is None:
+        _write_inputs(folder / INPUTS_FILE, data, command)
+    run(command, params=model.params, run_id=run_id)
+    storage = open_storage(command.cloud() or str(folder / ACTIVATIONS))
+    report = verify(storage, verify_level)
     if report.exit_status:
         raise StoreError("\n".join(report.lines()))
-    metadata = json.loads((folder / ACTIVATIONS / METADATA_FILE).read_text(encoding="utf-8"))
-    return ExtractedRun(run_id=run_id, folder=folder, metadata=metadata)
+    metadata = json.loads(storage.get(METADATA_FILE))
+    return ExtractedRun(run_id=run_id, folder=folder, address=storage.address, metadata=metadata)
 
 
-def _write_inputs(path: Path, data: Iterable[Any], text_field: str) -> str:
-    """Writes them as JSON Lines, a record for each."""
-    with path.open("w", encoding="utf-8") as lines:
-        for number, item in enumerate(data):
-            record = item if isinstance(item, Mapping) else {text_field: item}
-            try:
-                text = json.dumps(record, ensure_ascii=False, default=_plain)
-                lines.write(text + "\n")
-            except (TypeError, ValueError) as error:  # surrogates too, which no file can hold
-                raise InputError(f"input {number} cannot be written as JSON: {error}") from None
-    return str(path)
+def _write_inputs(path: Path, data: Any, settings: DistributedSettings) -> None:
+    """Writes them as JSON Lines, a record for each, of the fields that are read.
+
+    Raises:
+        InputError: they are no list of inputs, one cannot be written, or others are there already.
+    """
+    if isinstance(data, Mapping) or hasattr(data, "columns"):
+        raise InputError(
+            f"a {type(data).__name__} is no list of inputs; give texts, token ids, records, or one"
+            " split of a data set"
+        )
+    fields = {settings.text_field, settings.id_field, "input_ids", "attention_mask", "entity"}
+    file_operations.make_folder(path.parent.absolute())
+    lines = []
+    for number, item in enumerate(data):
+        record = item if isinstance(item, Mapping) else {settings.text_field: item}
+        record = {name: value for name, value in record.items() if name in fields}
+        try:
+            lines.append(json.dumps(record, ensure_ascii=False, default=_plain).encode() + b"\n")
+        except (TypeError, ValueError) as error:  # surrogates too, which no file can hold
+            raise InputError(f"input {number} cannot be written as JSON: {error}") from None
+    content = b"".join(lines)
+    if not path.exists():
+        file_operations.publish_new(path, content)
+    elif path.read_bytes() != content:
+        raise InputError(f"{path} holds other inputs; nothing was changed")
 
 
 def _plain(value: Any) -> Any:

@@ -212,6 +212,12 @@ class ActivationStore:
                 f"input_ids must be whole numbers [B, S], not {ids.dtype} {list(ids.shape)}, and"
                 f" the mask of the same shape, not {list(mask.shape)}"
             )
+        real = ids[mask > 0]
+        if not real.size or real.min() < 0 or real.max() >= self._model.config.vocab_size:
+            raise InputError(
+                "input_ids must have tokens, all of them in the model's vocabulary of"
+                f" {self._model.config.vocab_size}"
+            )
         slots = ids.shape[1]
         padding = ((0, 0), (0, bucket_length(slots) - slots))  # few lengths, few programs
         edits = None
@@ -238,7 +244,9 @@ class ActivationStore:
             ModelError: there is no such hook point.
             KeyError: it is not captured, or nothing was run yet.
         """
-        (name,) = select(hook_point, self._model.config)
+        name, *others = select(hook_point, self._model.config)
+        if others:
+            raise KeyError(f"{hook_point} names {1 + len(others)} places; name one of them")
         return self._captured[name]
 
     def __iter__(self) -> Iterator[str]:

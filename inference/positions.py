@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -90,8 +90,21 @@ class PromptTokens:
 
     def within(self, start: int, stop: int) -> list[int]:
         """The tokens that have a part of `text[start:stop]`."""
-        first, end = self.spans.T
-        return np.flatnonzero((first < stop) & (end > start)).tolist()
+        tokens, starts, ends = self._spans_with_text
+        first, end = np.searchsorted(ends, start, "right"), np.searchsorted(starts, stop, "left")
+        return tokens[first:end].tolist()
+
+    @functools.cached_property
+    def _spans_with_text(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the tokens that stand for text: their numbers, starts and ends, ascending."""
+        starts, ends = self.spans.T
+        tokens = np.flatnonzero(ends > starts)  # a tokenizer's own have no place in the text
+        return tokens, starts[tokens], ends[tokens]
+
+    @functools.cached_property
+    def chosen_by_text(self) -> dict[Callable[..., Any], np.ndarray]:
+        """What selectors that read the text chose in it, once for all pieces."""
+        return {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -321,10 +334,7 @@ class _Places:
         return cls(occurrence, which, _number(count, "N") if count else 1)
 
     def of(self, prompt: PromptTokens, spans: Sequence[tuple[int, int]]) -> list[int]:
-        """The tokens of the chosen spans of the text; of a piece those that stand in it."""
-        if prompt.whole is not None:
-            ours = range(prompt.first, prompt.first + len(prompt.token_ids))
-            return [at - prompt.first for at in self.of(prompt.whole, spans) if at in ours]
+        """The tokens of the chosen spans of the text."""
         if self.occurrence != "every":
             spans = spans[:1] if self.occurrence == "first" else spans[-1:]
         found: list[int] = []
@@ -338,6 +348,20 @@ class _Places:
         return found
 
 
+def _of_text(choose: Callable[[PromptTokens], list[int]]) -> Selector:
+    """A selector that reads the text of the whole document, and keeps what lies in a piece."""
+
+    def of_prompt(prompt: PromptTokens) -> list[int]:
+        whole = prompt.whole or prompt
+        if choose not in whole.chosen_by_text:
+            whole.chosen_by_text[choose] = np.unique(np.array(choose(whole), np.int64))
+        chosen = whole.chosen_by_text[choose]
+        ends = np.searchsorted(chosen, [prompt.first, prompt.first + len(prompt.token_ids)])
+        return (chosen[slice(*ends)] - prompt.first).tolist()
+
+    return Selector(of_prompt)
+
+
 def _occurrences(text: str, wanted: str) -> list[tuple[int, int]]:
     """Of a text in another, overlapping ones among them."""
     starts = (match.start() for match in re.finditer(f"(?={re.escape(wanted)})", text))
@@ -348,9 +372,7 @@ def _substring(argument: str | None, options: Sequence[str]) -> Selector:
     if not argument:
         raise ValueError("needs a text: substring:TEXT")
     places = _Places.parse(options)
-    return Selector(
-        lambda prompt: places.of(prompt, _occurrences(_text_of(prompt), argument)),
-    )
+    return _of_text(lambda prompt: places.of(prompt, _occurrences(_text_of(prompt), argument)))
 
 
 def _entity(argument: str | None, options: Sequence[str]) -> Selector:
@@ -366,7 +388,7 @@ def _entity(argument: str | None, options: Sequence[str]) -> Selector:
             )
         return places.of(prompt, _occurrences(_text_of(prompt), prompt.entity))
 
-    return Selector(of_prompt)
+    return _of_text(of_prompt)
 
 
 def _regex(argument: str | None, options: Sequence[str]) -> Selector:
@@ -377,7 +399,7 @@ def _regex(argument: str | None, options: Sequence[str]) -> Selector:
         expression = re.compile(argument)
     except re.error as error:
         raise ValueError(f"is no regular expression: {error}") from None
-    return Selector(
+    return _of_text(
         lambda prompt: places.of(
             prompt, [m.span() for m in expression.finditer(_text_of(prompt)) if m.end() > m.start()]
         )
@@ -408,11 +430,11 @@ def _role(argument: str | None, options: Sequence[str]) -> Selector:
                 spans.append((start, at))
         return places.of(prompt, spans)
 
-    return Selector(of_prompt)
+    return _of_text(of_prompt)
 
 
 def _text_of(prompt: PromptTokens) -> str:
-    (prompt.whole or prompt).spans  # noqa: B018  # says what is missing
+    prompt.spans  # noqa: B018  # says what is missing
     return cast(str, prompt.text)
 
 

@@ -61,15 +61,16 @@ def make_samples(
     number, positions = 0, Positions(settings.positions)
     special = special_ids(tokenizer)
     is_document = settings.dataset is not None
-    length = (settings.context_length or context_length) if is_document else None
+    length = _piece_length(settings, context_length) if is_document else None
     behind = separator_ids(settings, tokenizer)
+    _check_token_ids("--separator", behind, vocab_size)
     for task in tasks:
         prompts = _arc_prompts(task, settings) if isinstance(task, ArcTask) else [_own_prompt(task)]
         for sample_idx, (content, extra) in enumerate(prompts):
             if isinstance(content, tuple):  # before the tokenizer, which cannot take them all
-                _check_token_ids(task.task_id, content, vocab_size)
+                _check_token_ids(f"task {task.task_id!r}", content, vocab_size)
             prompt, token_ids = _tokenise(task.task_id, content, tokenizer, settings)
-            _check_token_ids(task.task_id, token_ids, vocab_size)
+            _check_token_ids(f"task {task.task_id!r}", token_ids, vocab_size)
             entity = task.extra.get("entity") if isinstance(task, PromptTask) else None
             tokens = PromptTokens(
                 task_id=task.task_id,
@@ -114,6 +115,19 @@ def separator_ids(
     return (int(cast(int, tokenizer.eos_token_id)),)
 
 
+def _piece_length(settings: ExtractionSettings, context_length: int | None) -> int | None:
+    """Tokens that a piece of a document has at most, so that what is generated fits behind it."""
+    if context_length is None:
+        return settings.context_length
+    room = context_length - max(settings.max_new_tokens, 1) + 1
+    if room < 1 or (settings.context_length or 0) > room:
+        raise InputError(
+            f"--context_length {settings.context_length or 'of the model'} with --max_new_tokens"
+            f" {settings.max_new_tokens} does not fit into the model's context of {context_length}"
+        )
+    return settings.context_length or room
+
+
 def _pieces(tokens: PromptTokens, length: int | None, truncate: bool) -> Iterator[PromptTokens]:
     """What is run of a document at a time; an empty one is one piece."""
     count = len(tokens.token_ids)
@@ -134,12 +148,11 @@ def _place_in_document(piece: PromptTokens, whole: PromptTokens) -> dict[str, in
     return {"first_document_token": piece.first, "document_tokens": len(whole.token_ids)}
 
 
-def _check_token_ids(task_id: str, token_ids: Sequence[int], vocab_size: int) -> None:
+def _check_token_ids(where: str, token_ids: Sequence[int], vocab_size: int) -> None:
     unknown = [token for token in token_ids if not 0 <= token < vocab_size]
     if unknown:
         raise InputError(
-            f"task {task_id!r}: token id {unknown[0]} is not in the model's"
-            f" vocabulary of {vocab_size}"
+            f"{where}: token id {unknown[0]} is not in the model's vocabulary of {vocab_size}"
         )
 
 

@@ -280,6 +280,8 @@ def _fingerprint(
     digest = hashlib.sha256()
     for s in samples:
         entry = [s.task_id, s.sample_idx, s.prompt, s.token_ids, dict(s.extra)]
+        if settings.dataset is not None:  # of pieces, selectors know more than is in the sample
+            entry.append(s.positions)
         digest.update(json.dumps(entry).encode() + b"\n")
     values = dataclasses.asdict(settings)
     return {

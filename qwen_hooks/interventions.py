@@ -183,12 +183,15 @@ def intervene(
         prompt_lengths: int32 `[B]`, tokens of each prompt; the others are generated.
 
     Raises:
-        ModelError: there is no such hook point, one cannot be changed, or widths differ.
+        ModelError: there is no such hook point, one cannot be changed, widths differ, or what each
+            sample has of its own is not there for every sample.
     """
+    lengths = jnp.asarray(prompt_lengths, jnp.int32)
     widths = hook_widths([site.name for site in sites(config)], config)
     found: dict[str, tuple[Operation, ...]] = {}
     for asked, given in operations.items():
         several = (given,) if isinstance(given, Operation) else tuple(given)
+        several = tuple(_with_arrays(asked, operation, len(lengths)) for operation in several)
         for name in select(asked, config):
             if name not in widths:
                 raise ModelError(
@@ -197,7 +200,29 @@ def intervene(
             for operation in several:
                 _check_width(name, operation, widths[name])
             found[name] = found.get(name, ()) + several
-    return Interventions(found, jnp.asarray(prompt_lengths, jnp.int32))
+    return Interventions(found, lengths)
+
+
+def _with_arrays(name: str, operation: Operation, samples: int) -> Operation:
+    """The operation with its numbers as arrays, of which those of samples are there for each."""
+    changed: dict[str, Any] = {}
+    for field, axes in SHARED_AXES.items():
+        value = getattr(operation, field, None)
+        if value is None or isinstance(value, int | float):
+            continue
+        if not isinstance(value, jax.Array):
+            value = np.asarray(value, np.int32 if field == "positions" else np.float32)
+        if field == "positions" and value.ndim == 1:  # the same in every sample
+            value = np.broadcast_to(value, (samples, *value.shape))
+        if value.ndim > axes and value.shape[0] != samples:
+            if value.shape[0] != 1:
+                raise ModelError(
+                    f"{name}: {field} has shape {list(value.shape)}, for {value.shape[0]} samples;"
+                    f" there are {samples}"
+                )
+            value = jnp.broadcast_to(value, (samples, *value.shape[1:]))
+        changed[field] = value
+    return operation.replace(**changed)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _check_width(name: str, operation: Operation, width: int) -> None:

@@ -7,6 +7,7 @@ import torch
 from inference.capture import capture
 from inference.errors import InputError
 from inference.language_model import load_model
+from qwen_hooks import ModelError
 from qwen_hooks.interventions import Add
 from tests.oracle import load_torch, make_checkpoint, random_tokens, row_error, torch_rows
 
@@ -76,9 +77,7 @@ def test_padded_arrays_on_any_side(model, judge, side):
     captured = capture(model, ids, HOOKS, ["all"], attention_mask=mask)
     check(captured, judge, IDS)
     values, there = captured.dense("layer_3")
-    width = there.shape[1]
-    np.testing.assert_array_equal(there, mask[:, :width])
-    assert not mask[:, width:].any()
+    np.testing.assert_array_equal(there, mask)
     np.testing.assert_array_equal(values[there], captured["layer_3"])
     assert not values[~there].any()
 
@@ -126,6 +125,24 @@ def test_texts_and_chats(demo_checkpoint):
 def test_no_inputs(model):
     captured = capture(model, [], HOOKS)
     assert len(captured) == 0
+    assert captured.dense("layer_0")[0].shape == (0, 0, 48)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"coefficient": np.ones(n, np.float32)} for n in (4, 1)]
+    + [{"vector": np.ones((2, 48), np.float32)}],
+    ids=["four of five", "one for all", "two of five"],
+)
+def test_what_is_of_other_samples_is_refused(model, fields):
+    steer = {"layer_1": Add(**{"vector": np.ones(48, np.float32), **fields})}
+    if len(next(iter(fields.values()))) == 1:
+        captured = capture(model, IDS, ["layer_1"], interventions=steer)
+        plain = capture(model, IDS, ["layer_1"])
+        assert row_error(captured["layer_1"], plain["layer_1"] + 1) < 1e-5
+        return
+    with pytest.raises(ModelError, match=f"for {len(next(iter(fields.values())))} samples"):
+        capture(model, IDS, ["layer_1"], interventions=steer)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +153,9 @@ def test_no_inputs(model):
         ([np.array([1.5])], "input 0 must be a text, a chat or token ids"),
         ([[1, 300]], "token id 300"),
         (["a"], "no tokenizer"),
+        ([1, 2, 3], "input 0 must be a text, a chat or token ids"),
+        ([[[1, 2], [3]]], "input 0 must be a text, a chat or token ids"),
+        ("text", "not one text"),
     ],
 )
 def test_what_is_wrong_is_told(model, inputs, words):

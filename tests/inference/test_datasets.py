@@ -4,6 +4,7 @@ import collections
 import io
 import json
 import sys
+import time
 
 import datasets
 import numpy as np
@@ -15,7 +16,7 @@ from extraction.reader import ActivationDataset
 from inference.datasets import random_sample, read_documents, read_inputs
 from inference.errors import InputError
 from inference.input_settings import InputSettings
-from inference.samples import make_samples
+from inference.samples import make_samples, reason_to_skip
 from inference.settings import ExtractionSettings
 from inference.simple_extraction_inference import main
 
@@ -178,6 +179,12 @@ def array_bytes(array):
         ("a.jsonl", b'{"text": [{"role": "user"}]}', "a text, a chat or token ids"),
         ("a.jsonl", b'{"text": "\\ud800"}', "surrogate"),
         ("a.jsonl", b'{"text": "a"', "line 1"),
+        ("a.jsonl", b'{"text": "a", "entity": "\\ud800"}', "surrogate"),
+        ("a.jsonl", b'{"text": [{"role": "user", "content": "\\ud800"}]}', "surrogate"),
+        ("a.jsonl", b'{"text": [{"role": "user", "content": "a"}, "b"]}', "a text, a chat"),
+        ("a.jsonl", b'{"text": [[1, 2], [3]]}', "a text, a chat or token ids"),
+        ("a.jsonl", b'{"input_ids": [1, 2], "attention_mask": [1]}', "a text, a chat"),
+        ("a.jsonl", b'{"input_ids": [1, 2], "attention_mask": "11"}', "a text, a chat"),
         ("a.parquet", b"PAR1 no", "no Parquet file"),
         ("a.npy", b"no array", "no array that can be read"),
         ("a.npy", array_bytes(np.zeros((2, 2))), "whole numbers"),
@@ -189,6 +196,26 @@ def test_wrong_files_are_told(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=words):
         read(tmp_path / name)
+
+
+def test_what_fails_on_the_way_is_told(monkeypatch):
+    def load_dataset(*args, **options):
+        yield {"text": "a"}
+        raise ConnectionError("the hub is gone")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(InputError, match="ConnectionError: the hub is gone"):
+        read("some/corpus")
+    with pytest.raises(InputError, match="no such file"):
+        read("~no-such-user/x")
+
+
+def test_what_is_null_is_as_what_is_empty(tmp_path):
+    records = [{"text": None}, {"text": "a"}, {"text": ""}]
+    write_records(tmp_path / "a.parquet", records)
+    assert prompts(tmp_path / "a.parquet") == ["", "a", ""]
+    write_records(tmp_path / "b.parquet", [{"input_ids": [1], "attention_mask": None}])
+    assert token_ids(tmp_path / "b.parquet") == [[1]]
 
 
 def test_two_documents_of_one_name(tmp_path):
@@ -258,6 +285,35 @@ def test_documents_are_cut_into_pieces_that_make_them_up(tokenizer, tmp_path):
             firsts = [piece.extra["first_document_token"] for piece in pieces]
             assert firsts == list(range(0, len(together), 7))
     assert samples_of(tokenizer, tmp_path / "a.jsonl")[1].prompt == "two"
+
+
+@pytest.mark.parametrize(("new_tokens", "longest"), [(0, 50), (1, 50), (3, 48)])
+def test_every_piece_fits_the_context(tokenizer, tmp_path, new_tokens, longest):
+    (tmp_path / "a.txt").write_text("one " * 200)
+    samples = samples_of(tokenizer, tmp_path / "a.txt", max_new_tokens=new_tokens)
+    assert {len(s.token_ids) for s in samples[:-1]} == {longest}
+    assert all(reason_to_skip(s, 50, new_tokens) is None for s in samples)
+    with pytest.raises(InputError, match="does not fit into the model's context of 50"):
+        samples_of(
+            tokenizer, tmp_path / "a.txt", max_new_tokens=new_tokens, context_length=longest + 1
+        )
+
+
+@pytest.mark.parametrize("separator", ["4096", "99999999999999"])
+def test_a_separator_that_the_model_does_not_have(tokenizer, tmp_path, separator):
+    (tmp_path / "a.txt").write_text("one")
+    with pytest.raises(InputError, match=r"--separator: token id \d+ is not"):
+        samples_of(tokenizer, tmp_path / "a.txt", separator=separator)
+
+
+def test_selectors_of_text_are_linear_in_the_document(tokenizer, tmp_path):
+    (tmp_path / "a.txt").write_text("the cat sat, " * 20_000)
+    started = time.perf_counter()
+    samples = samples_of(
+        tokenizer, tmp_path / "a.txt", positions=["substring[every,last]:cat"], context_length=40
+    )
+    assert sum(len(s.positions) for s in samples) == 20_000
+    assert time.perf_counter() - started < 30  # minutes, if each piece looked at the whole
 
 
 def test_only_the_first_pieces(tokenizer, tmp_path):

@@ -1,5 +1,6 @@
 """Runs from Python: written, verified, many under one folder."""
 
+import datetime
 import json
 
 import datasets
@@ -14,7 +15,12 @@ from inference.distributed_inference_with_activations import main
 from inference.errors import InputError
 from inference.extract import extract
 from inference.language_model import load_model
+from qwen_hooks import ModelError
+from tests.extraction.bucket_environment import bucket, collected
+from tests.fake_gcs.fixture import fake_gcs
 from tests.oracle import load_torch, make_checkpoint, random_tokens, row_error, torch_rows
+
+__all__ = ["bucket", "collected", "fake_gcs"]
 
 IDS = [random_tokens(n, seed=n) for n in (5, 30, 12)]
 
@@ -63,7 +69,7 @@ def test_many_runs_in_one_folder_and_one_that_goes_on(model, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {first.run_id, second.run_id}
     again = extract(model, IDS, tmp_path, ["layer_0"], run_id=first.run_id)
     assert again.metadata["batches"] == first.metadata["batches"]
-    identity = json.loads((first.activations_dir / "_run/run.json").read_text())
+    identity = json.loads((first.folder / "activations/_run/run.json").read_text())
     assert identity["run_id"] == first.run_id
 
 
@@ -99,6 +105,47 @@ def test_what_does_not_verify_is_not_returned(model, tmp_path, monkeypatch):
     monkeypatch.setattr(extract_module, "run", damaging)
     with pytest.raises(StoreError, match="damaged"):
         extract(model, IDS, tmp_path, ["layer_0"])
+
+
+def test_into_a_bucket(model, tmp_path, bucket):
+    run = extract(model, IDS, tmp_path, "layer_0", "all", gcs_bucket="gs://bucket/run")
+    assert run.address == "gs://bucket/run"
+    assert len(run.open("layer_0")) == run.n_rows == sum(map(len, IDS))
+
+
+def test_columns_that_nobody_reads_do_not_matter(model, tmp_path):
+    records = [{"text": IDS[0], "when": datetime.datetime(2026, 1, 1), "score": float("nan")}]
+    assert extract(model, records, tmp_path, "layer_0").n_samples == 1
+
+
+def test_the_inputs_of_a_run_stay(model, tmp_path):
+    run = extract(model, IDS, tmp_path, "layer_0")
+    inputs = (run.folder / "inputs.jsonl").read_bytes()
+    with pytest.raises(InputError, match="holds other inputs"):
+        extract(model, IDS[:2], tmp_path, "layer_0", run_id=run.run_id)
+    assert (run.folder / "inputs.jsonl").read_bytes() == inputs
+    with pytest.raises(ModelError):
+        extract(model, IDS, tmp_path, "layers.0.mpl")
+    assert [path.name for path in tmp_path.iterdir()] == [run.run_id]
+
+
+def test_a_cluster_around_it_is_not_joined(model, tmp_path, monkeypatch):
+    """JAX runs already when a model is loaded, so it could not join one."""
+    monkeypatch.setattr("inference.multihost._cluster", lambda: "this TPU slice")
+    assert extract(model, IDS, tmp_path, "layer_0").n_samples == len(IDS)
+
+
+@pytest.mark.parametrize(
+    "data", [{"text": IDS}, datasets.DatasetDict({"train": datasets.Dataset.from_list([])})]
+)
+def test_what_is_no_list_of_inputs_is_told(model, tmp_path, data):
+    with pytest.raises(InputError, match="is no list of inputs"):
+        extract(model, data, tmp_path, "layer_0")
+
+
+def test_what_the_loaded_model_decides_is_told(model, tmp_path):
+    with pytest.raises(InputError, match="scan_layers is decided"):
+        extract(model, IDS, tmp_path, "layer_0", scan_layers=True)
 
 
 def test_what_is_wrong_is_told(model, tmp_path):

@@ -88,5 +88,11 @@ def test_what_is_wrong_is_told(model):
         store(np.zeros((1, 4)))
     with pytest.raises(InputError, match=r"\[B, S\]"):
         store(np.zeros(4, int))
+    with pytest.raises(InputError, match="vocabulary of 211"):
+        store(np.array([[1, 211]]))
+    with pytest.raises(InputError, match="must have tokens"):
+        store(np.zeros((0, 4), int))
+    with pytest.raises(KeyError, match="4 places"):
+        store["layers.*.mlp"]
     with pytest.raises(InputError, match="no tokenizer"):
         model.tokenise(["a"])
