@@ -1,0 +1,114 @@
+"""Runs on machines that are not here, from one file of settings.
+
+    python -m launch create SETTINGS     ask for a TPU slice, which runs the run by itself
+    python -m launch run    SETTINGS     the same, and watch over it: ask anew when it is taken
+                                         away, take it away at the end, check what is there
+    python -m launch status SETTINGS     the slice, its workers, the run
+    python -m launch logs   SETTINGS     what the workers wrote
+    python -m launch delete SETTINGS     take the slice away
+    python -m launch gke    SETTINGS     start the run on a Kubernetes cluster
+    python -m launch slurm  SETTINGS     queue it with SLURM
+    python -m launch local  SETTINGS     run it here, as several processes
+    python -m launch plan   ...          what it will take; has its own --help
+
+--dry_run prints the exact commands and manifests instead. Exit status 0: done; 1: the limits are
+used up, or the run is not whole; 2: refused, with one message; 74: the cloud could not be reached;
+130: stopped by ctrl-C. docs/launch.md goes through it step by step.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from extraction.errors import StorageUnavailableError, StoreError
+from inference.command_line import BAD_INPUT, NO_STORAGE
+from inference.errors import InputError
+from launch.commands import pasted
+from launch.gcloud import delete as delete_command
+from launch.launch_commands import COMMANDS
+from launch.settings import RunSettings, read_settings
+from qwen_hooks.errors import ModelError
+
+CTRL_C = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # argparse would print the usage first and bury the message.
+        self.exit(BAD_INPUT, f"error: {message} (--help lists the flags)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and gives its exit status.
+
+    Args:
+        arguments: instead of the process's own.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["plan"]:
+        from launch.plan import main as plan  # it needs much more than the others
+
+        return plan(given[1:])
+    flags = _parser().parse_args(given)
+    started = None
+    # Stopping the process is no other than ctrl-C.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        command, settings = COMMANDS[flags.command], read_settings(flags.settings)
+        command.check(settings)
+        started = settings
+        return command.run(settings, flags)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        _tell_clean_up(started, flags)
+        return CTRL_C
+    except StorageUnavailableError as error:
+        print(f"error: {error}", file=sys.stderr)
+        _tell_clean_up(started, flags)
+        return NO_STORAGE
+    except (InputError, ModelError, StoreError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        _tell_clean_up(started, flags)
+        return BAD_INPUT
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _tell_clean_up(settings: RunSettings | None, flags: argparse.Namespace) -> None:
+    """After a command that may have left a slice behind."""
+    if settings is not None and flags.command in ("create", "run") and not flags.dry_run:
+        print(
+            f"to take the slice away, if there is one: {pasted(delete_command(settings))}\n"
+            f"or: {pasted(['python', '-m', 'launch', 'delete', str(flags.settings)])}",
+            file=sys.stderr,
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m launch",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=(command.run.__doc__ or "").split("\n")[0],
+            description=command.run.__doc__,
+            allow_abbrev=False,
+        )
+        sub.add_argument("settings", metavar="SETTINGS", type=Path, help="YAML file of the run")
+        sub.add_argument(
+            "--dry_run", action="store_true", help="print commands and manifests; run nothing"
+        )
+        command.add_flags(sub)
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,159 @@
+"""Several processes on this machine, as on a pod: to try a run without one.
+
+Each has CPU devices of its own, virtual ones, and a log. One that dies ends a JAX job, so the
+others are stopped then, and all start again and resume.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from extraction.storage import open_storage
+from extraction.verify import verify
+from inference.command_line import BAD_INPUT, STOPPED
+from launch.commands import Command
+from launch.settings import RunSettings, extraction_flags
+from launch.worker_script import MODULE
+
+GRACE = 20.0
+"""Seconds that processes have to stop in order."""
+
+Say = Callable[[str], None]
+
+
+def process_command(settings: RunSettings, number: int, processes: int, port: int) -> Command:
+    """Of one of the processes."""
+    command = [sys.executable, "-m", MODULE, *extraction_flags(settings)]
+    if processes == 1:
+        return command
+    return [
+        *command,
+        f"--coordinator_address=127.0.0.1:{port}",
+        f"--num_processes={processes}",
+        f"--process_id={number}",
+    ]
+
+
+def environment(devices: int) -> dict[str, str]:
+    """What a process gets besides this one's."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    count = f"--xla_force_host_platform_device_count={devices}"
+    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{flags} {count}".strip()}
+
+
+def run_here(settings: RunSettings, processes: int, devices: int, say: Say) -> int:
+    """Runs a run to its end; its exit status.
+
+    Args:
+        settings: of the run.
+        processes: to start.
+        devices: of each.
+        say: told of what goes on.
+    """
+    folder = Path(settings.extraction.output_dir) / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    say(f"logs: {folder}/process-0.log to process-{processes - 1}.log")
+    for restarts in range(settings.limits.restarts + 1):
+        code = _run_once(settings, processes, devices, folder, say)
+        if code in (BAD_INPUT, STOPPED):
+            return code
+        if code == 0:
+            storage = open_storage(
+                settings.extraction.cloud() or settings.extraction.activations_dir
+            )
+            report = verify(storage, 1)
+            for line in report.lines():
+                say(line)
+            return report.exit_status
+        if restarts < settings.limits.restarts:
+            say("all start again and resume")
+    say(f"restarted {settings.limits.restarts} times, as often as allowed")
+    return code
+
+
+def _run_once(settings: RunSettings, processes: int, devices: int, folder: Path, say: Say) -> int:
+    """Starts all processes and waits for them; the first exit status that is not 0, or 0."""
+    port = free_port()
+    started: list[subprocess.Popen] = []
+    with _asked_to_stop() as asked, contextlib.ExitStack() as stack:
+        stack.callback(stop_all, started, signal.SIGKILL, 0.0)
+        for number in range(processes):
+            log = stack.enter_context(open(folder / f"process-{number}.log", "ab"))
+            process = subprocess.Popen(
+                process_command(settings, number, processes, port),
+                env=os.environ | environment(devices),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # ctrl-C is for this process, which tells them
+            )
+            started.append(process)
+            say(f"process {number} is {process.pid}")
+        while None in [process.poll() for process in started]:
+            if asked:
+                say("stopping; it can be run again and goes on from there")
+                stop_all(started, signal.SIGTERM, GRACE)
+                return STOPPED
+            if any(process.returncode for process in started):
+                break
+            time.sleep(0.1)
+        failed = next((n for n, process in enumerate(started) if process.returncode), None)
+        if failed is None:
+            return 0
+        code = _status(started[failed])
+        say(f"process {failed} ended with {code}; stopping the others")
+        stop_all(started, signal.SIGTERM, GRACE)
+        return code
+
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[list[int]]:
+    """Holds the signals that came, of SIGTERM and ctrl-C; a second one works as ever."""
+    came: list[int] = []
+    before = {}
+
+    def handle(number: int, frame: object) -> None:
+        came.append(number)
+        for other, handler in before.items():
+            signal.signal(other, handler)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, handle)
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_all(processes: Sequence[subprocess.Popen], number: signal.Signals, grace: float) -> None:
+    """Sends a signal to all that run; who still does after the grace, in seconds, is killed."""
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
+        process.send_signal(number)
+    end = time.monotonic() + grace
+    while time.monotonic() < end and any(process.poll() is None for process in running):
+        time.sleep(0.05)
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def _status(process: subprocess.Popen) -> int:
+    """As a shell tells it."""
+    code = process.returncode
+    return 128 - code if code < 0 else code
+
+
+def free_port() -> int:
+    """Of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

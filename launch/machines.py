@@ -1,0 +1,236 @@
+"""TPU slices that can be rented: chips, hosts, memory, rates, and the mesh a model gets on them.
+
+From Google's public documentation:
+
+    https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e              chips, topologies
+    https://cloud.google.com/tpu/docs/runtimes                          `runtime_version`
+    https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus  `gke_*`
+
+A host here is a virtual machine, which runs one process. A v5e or v6e slice of up to eight chips is
+one virtual machine; in larger ones each has four, and so it is in v4 and v5p slices of every size.
+(Google's v5e page counts physical hosts, of eight chips, so its numbers are half of these.)
+
+v4 and v5p are named after TensorCores, two to a chip, which JAX shows as one device: `v4-8` has
+four chips and four devices.
+
+Google tells memory rounded, as 16, 32 or 95 GB. What counts for a program is what the TPU compiler
+says when one does not fit, and `memory_bytes` is that, as libtpu 0.0.42 has it.
+"""
+
+import dataclasses
+import difflib
+import math
+
+from inference.errors import InputError
+from inference.multihost import Workers
+from qwen_hooks.config import QwenConfig
+from qwen_hooks.sharding import Layout, layout_for, make_mesh
+
+GIB = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Machine:
+    """A TPU slice.
+
+    Attributes:
+        name: accelerator type, as `gcloud compute tpus` takes it.
+        generation: v4, v5e, v5p or v6e.
+        chips: of the slice; each is one JAX device.
+        hosts: virtual machines, each with one process.
+        chips_per_host: `chips / hosts`.
+        memory_bytes: of a chip, that a program may use.
+        peak_flops: of a chip, bfloat16, operations a second.
+        hbm_bandwidth: of a chip's memory, bytes a second.
+        runtime_version: TPU software, as `gcloud` takes it.
+        gke_accelerator: value of the label `cloud.google.com/gke-tpu-accelerator`.
+        gke_topology: value of the label `cloud.google.com/gke-tpu-topology`.
+    """
+
+    name: str
+    generation: str
+    chips: int
+    hosts: int
+    chips_per_host: int
+    memory_bytes: int
+    peak_flops: float
+    hbm_bandwidth: float
+    runtime_version: str
+    gke_accelerator: str
+    gke_topology: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Generation:
+    """What all slices of a generation share; `cores` is what their names count of a chip."""
+
+    name: str
+    prefix: str
+    cores: int
+    largest_host: int
+    memory_bytes: int
+    peak_flops: float
+    hbm_bandwidth: float
+    runtime_version: str
+    gke_accelerator: str
+    topologies: tuple[str, ...]
+
+    def machines(self) -> list[Machine]:
+        """Its slices."""
+        found = []
+        for topology in self.topologies:
+            chips = math.prod(map(int, topology.split("x")))
+            chips_per_host = chips if chips <= self.largest_host else 4
+            machine = Machine(
+                name=f"{self.prefix}-{chips * self.cores}",
+                generation=self.name,
+                chips=chips,
+                hosts=chips // chips_per_host,
+                chips_per_host=chips_per_host,
+                memory_bytes=self.memory_bytes,
+                peak_flops=self.peak_flops,
+                hbm_bandwidth=self.hbm_bandwidth,
+                runtime_version=self.runtime_version,
+                gke_accelerator=self.gke_accelerator,
+                gke_topology=topology,
+            )
+            found.append(machine)
+        return found
+
+
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = (
+    "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16",
+)  # fmt: skip
+
+_GENERATIONS = (
+    _Generation(
+        name="v4",
+        prefix="v4",
+        cores=2,
+        largest_host=4,
+        memory_bytes=int(30.75 * GIB),
+        peak_flops=275e12,
+        hbm_bandwidth=1228e9,
+        runtime_version="tpu-ubuntu2204-base",
+        gke_accelerator="tpu-v4-podslice",
+        topologies=_CUBES,
+    ),
+    _Generation(
+        name="v5e",
+        prefix="v5litepod",
+        cores=1,
+        largest_host=8,
+        memory_bytes=int(15.75 * GIB),
+        peak_flops=197e12,
+        hbm_bandwidth=819e9,
+        runtime_version="v2-alpha-tpuv5-lite",
+        gke_accelerator="tpu-v5-lite-podslice",
+        topologies=_FLAT,
+    ),
+    _Generation(
+        name="v5p",
+        prefix="v5p",
+        cores=2,
+        largest_host=4,
+        memory_bytes=int(95.74 * GIB),
+        peak_flops=459e12,
+        hbm_bandwidth=2765e9,
+        runtime_version="v2-alpha-tpuv5",
+        gke_accelerator="tpu-v5p-slice",
+        topologies=_CUBES,
+    ),
+    _Generation(
+        name="v6e",
+        prefix="v6e",
+        cores=1,
+        largest_host=8,
+        memory_bytes=int(31.25 * GIB),
+        peak_flops=918e12,
+        hbm_bandwidth=1640e9,
+        runtime_version="v2-alpha-tpuv6e",
+        gke_accelerator="tpu-v6e-slice",
+        topologies=_FLAT,
+    ),
+)
+
+MACHINES: dict[str, Machine] = {
+    machine.name: machine for generation in _GENERATIONS for machine in generation.machines()
+}
+"""By accelerator type. v4 and v5p come in further shapes, for which these are examples."""
+
+
+def machine(name: str) -> Machine:
+    """The slice of a name; `v5e-64` stands for `v5litepod-64`.
+
+    Raises:
+        InputError: none is known by it; names the nearest ones.
+    """
+    wanted = name.strip().lower()
+    if wanted.startswith("v5e-"):
+        wanted = "v5litepod-" + wanted.removeprefix("v5e-")
+    if wanted in MACHINES:
+        return MACHINES[wanted]
+    near = difflib.get_close_matches(wanted, MACHINES, n=4, cutoff=0.5) or sorted(MACHINES)
+    raise InputError(f"{name!r} is no TPU slice that is known here; near it: {', '.join(near)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chip:
+    """Stands for a device of a slice that is not here."""
+
+    id: int
+    process_index: int
+    platform: str = "plan"
+    device_kind: str = "plan"
+
+
+def slice_layout(
+    config: QwenConfig, machine: Machine, itemsize: int, mesh_shape: tuple[int, int] | None = None
+) -> Layout:
+    """How the engine lays a model out over all chips of a slice; no device is needed.
+
+    Args:
+        config: of the model.
+        machine: the slice.
+        itemsize: bytes of a parameter.
+        mesh_shape: data and model axis; None: the default.
+
+    Raises:
+        ModelError: the mesh does not fit the slice, or the model does not fit it.
+    """
+    return layout_for(config, mesh_shape, _chips(machine.chips, machine), machine.memory_bytes,
+                      itemsize)  # fmt: skip
+
+
+def default_mesh(config: QwenConfig, machine: Machine, itemsize: int) -> tuple[int, int]:
+    """Data and model axis that the engine chooses for a model on a slice.
+
+    Raises:
+        ModelError: the model fits no mesh of it.
+    """
+    shape = slice_layout(config, machine, itemsize).mesh.shape
+    return shape["data"], shape["model"]
+
+
+def slice_workers(
+    config: QwenConfig, machine: Machine, itemsize: int, mesh_shape: tuple[int, int] | None = None
+) -> Workers:
+    """As `inference.multihost.plan_workers` on the slice's first host.
+
+    Raises:
+        ModelError: see `slice_layout`.
+    """
+    layout = slice_layout(config, machine, itemsize, mesh_shape)
+    model, local = layout.mesh.shape["model"], machine.chips_per_host
+    count = 1
+    if local % model == 0:
+        mesh = make_mesh((local // model, model), _chips(local, machine))
+        layout, count = dataclasses.replace(layout, mesh=mesh), machine.hosts
+    return Workers(
+        layout=layout, device_memory=machine.memory_bytes, number=0, count=count, writes=True
+    )
+
+
+def _chips(count: int, machine: Machine) -> list[_Chip]:
+    return [_Chip(number, number // machine.chips_per_host) for number in range(count)]

@@ -1,0 +1,289 @@
+"""What a run would be, before it is one: rows, bytes, files, programs, memory, hours, dollars.
+
+    python -m launch plan --model_path /path/to/model --tasks_file arc_tasks.json \
+        --gcs_bucket gs://bucket/run [any other flag of the distributed command] \
+        [--machine v5e-64] [--calibrate 3] [--prices prices.json] [--json plan.json]
+
+Tasks are read, tokenised and cut into units by the command's own code, so what is counted is what
+will be run, and what the command would refuse is refused here, with exit status 2. Nothing is
+written but the file of `--json`.
+
+Read in this order: `plan_sizes` (files, to the byte), `plan_time` (seconds from rates),
+`plan_calibration` (rates, measured), `plan_report` (what is printed).
+"""
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import ClassVar
+
+import jax
+
+from extraction.storage import file_operations
+from inference.command_line import run_command
+from inference.datasets import read_inputs
+from inference.distributed_inference_with_activations import COMMAND, Job, plan_job
+from inference.errors import InputError
+from inference.input_settings import doc
+from inference.memory_estimate import MemoryEstimate, estimate_memory
+from inference.multihost import Workers, plan_workers, prompt_attention
+from inference.pretrained import Pretrained, open_pretrained
+from inference.samples import make_samples
+from inference.settings import DistributedSettings
+from inference.tasks import Task
+from inference.unit_run import UnitRun
+from launch.machines import Machine, machine, slice_layout, slice_workers
+from launch.plan_calibration import calibrate, disk_of
+from launch.plan_report import Planned, lines
+from launch.plan_sizes import PlannedFiles, planned_files
+from launch.plan_time import PlannedTime, assumed_rates, batches_of, planned_time, work_of
+from launch.prices import PRICES, Prices, read_prices
+from qwen_hooks.attention_backends import choose_attention
+from qwen_hooks.hook_points import hook_widths
+
+NO_TIME = PlannedTime(
+    source="nothing is left to run", load=0.0, compile=0.0, batches=0.0, check=0.0, commits=0.0
+)
+
+DEVICE_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
+"""JAX's names of the generations."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanFlags(DistributedSettings):
+    """The distributed command's flags, and what else a plan needs to know."""
+
+    machine: str | None = field(
+        default=None,
+        metadata=doc("TPU slice to plan for, such as v5e-64. Default: this machine."),
+    )
+    calibrate: int = field(
+        default=0,
+        metadata=doc(
+            "Time batches of the plan so many times on the devices here; 0: do not. With --machine"
+            " on a host of such a slice only."
+        ),
+    )
+    prices: str | None = field(
+        default=None, metadata=doc("JSON file of prices in place of the table of launch/prices.py.")
+    )
+    json: str | None = field(default=None, metadata=doc("File to write the plan to as well."))
+
+    minimum: ClassVar = {**DistributedSettings.minimum, "calibrate": 0}
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.coordinator_address is not None:
+            raise InputError("a plan is made by one process; leave --coordinator_address out")
+
+
+def make_plan(
+    settings: DistributedSettings,
+    slice_: Machine | None = None,
+    *,
+    repeats: int = 0,
+    prices: Prices = PRICES,
+) -> Planned:
+    """Plans a run of the distributed command.
+
+    Args:
+        settings: of the command.
+        slice_: to plan for; None: this machine.
+        repeats: how often a batch is timed on the devices here; 0: none is run.
+        prices: of chips.
+
+    Raises:
+        InputError: it cannot work as it is.
+        ModelError: the model is none that can be run there.
+        StoreError: the folder or the bucket cannot be used.
+    """
+    if slice_ is not None:
+        if repeats:
+            _check_devices(slice_)
+        if settings.dtype == "auto":
+            settings = dataclasses.replace(settings, dtype="bfloat16")
+    tasks = read_inputs(settings, settings.random_seed)
+    pretrained = open_pretrained(settings)
+    config = pretrained.checkpoint.config
+    samples = list(
+        make_samples(
+            tasks, pretrained.tokenizer, config.vocab_size, settings, config.context_length
+        )
+    )
+    workers, mesh, attention = _lay_out(settings, pretrained, slice_)
+    job = plan_job(settings, pretrained, samples, workers, attention)
+    committed = _committed(job, tasks, is_here=slice_ is None)
+    missing = [unit for unit in job.units if unit.number not in committed]
+    files = planned_files(job, job.units)
+    place = _check_place(job, files, planned_files(job, missing), slice_)
+    buckets = tuple(sorted({unit.bucket for unit in missing if unit.bucket}))
+    memory = {bucket: _memory(job, bucket) for bucket in buckets}
+    fullest = max(buckets, key=lambda bucket: memory[bucket].batch, default=0)
+    time = _time(job, committed, slice_, repeats) if buckets else NO_TIME
+    dollars = {}
+    if slice_ is not None and time is not None:
+        dollars = prices.dollars(slice_.generation, slice_.chips, time.total / 3600)
+    return Planned(
+        machine=slice_,
+        samples=len(samples),
+        skipped=sum(reason is not None for reason in job.reasons),
+        prompt_tokens=sum(
+            len(samples[n].token_ids) for u in missing if u.bucket for n in u.samples
+        ),
+        computed_tokens=_computed_tokens(job, committed),
+        units=len(job.units),
+        committed=len(committed),
+        files=files,
+        programs=buckets,
+        mesh=mesh,
+        processes=workers.count,
+        memory=memory.get(fullest),
+        fullest_bucket=fullest,
+        device_memory=workers.device_memory,
+        time=time,
+        dollars=dollars,
+        prices=prices,
+        place=place,
+    )
+
+
+def _lay_out(
+    settings: DistributedSettings, pretrained: Pretrained, slice_: Machine | None
+) -> tuple[Workers, tuple[int, int], str]:
+    """Who runs the units, data and model axis of all devices, and attention of prompts."""
+    config, itemsize = pretrained.checkpoint.config, pretrained.dtype.itemsize
+    if slice_ is None:
+        workers = plan_workers(config, settings.mesh_axes(), itemsize)
+        shape = workers.layout.mesh.shape
+        attention = prompt_attention(settings.attention, workers.layout, config, pretrained.dtype)
+    else:
+        workers = slice_workers(config, slice_, itemsize, settings.mesh_axes())
+        shape = slice_layout(config, slice_, itemsize, settings.mesh_axes()).mesh.shape
+        attention = "xla"
+        if shape["model"] == 1:
+            attention = choose_attention(settings.attention, "tpu", pretrained.dtype, config)
+        elif settings.attention not in ("auto", "xla"):
+            raise InputError(
+                f"--attention {settings.attention} needs a model axis of 1 in --mesh_shape"
+            )
+    return workers, (shape["data"], shape["model"]), attention
+
+
+def _committed(job: Job, tasks: Sequence[Task], *, is_here: bool) -> set[int]:
+    """Units that a run to be resumed has, and all the checks that the command makes."""
+
+    def found(settings: DistributedSettings) -> set[int]:
+        run = UnitRun(COMMAND, settings, job.pretrained, tasks, job.samples, job.units)
+        return run.committed()
+
+    if is_here:
+        return found(job.settings)
+    with tempfile.TemporaryDirectory() as folder:  # a new machine's disk is empty
+        return found(dataclasses.replace(job.settings, activations_dir=folder, output_dir=folder))
+
+
+def _check_place(
+    job: Job, files: PlannedFiles, missing: PlannedFiles, slice_: Machine | None
+) -> str:
+    """What is known of the place where the files will be.
+
+    Raises:
+        InputError: they do not fit the disk.
+    """
+    settings, cloud = job.settings, job.settings.cloud()
+    if slice_ is not None:
+        if cloud is not None:
+            return f"{cloud}, which can be reached"
+        if slice_.hosts > 1:
+            return (
+                f"{settings.activations_dir} of {slice_.hosts} hosts, which must be a folder that"
+                " all share; else give --gcs_bucket"
+            )
+        return f"{settings.activations_dir} on the slice, whose disk is not looked at"
+    needed = missing.activation_bytes
+    if cloud is not None:
+        needed = min(needed, int(settings.spool_gb * 1e9))
+    needed += 2 * missing.output_bytes  # the units' parts, and outputs.jsonl
+    free = shutil.disk_usage(disk_of(settings.activations_dir)).free
+    if needed > free:
+        raise InputError(
+            f"{settings.activations_dir} needs {needed / 1e9:.1f} GB, and its disk has"
+            f" {free / 1e9:.1f} GB free; choose another --activations_dir, fewer hook points or"
+            " positions, or --gcs_bucket"
+        )
+    disk = f"{settings.activations_dir}, where {free / 1e9:.1f} GB are free"
+    return disk if cloud is None else f"{cloud}, which can be reached, by way of {disk}"
+
+
+def _memory(job: Job, bucket: int) -> MemoryEstimate:
+    config = job.pretrained.checkpoint.config
+    return estimate_memory(
+        config,
+        job.workers.layout,
+        batch_size=job.plan.batch_size(bucket),
+        bucket=bucket,
+        max_new_tokens=job.settings.max_new_tokens,
+        row_slots=job.row_slots[bucket],
+        captured_width=sum(hook_widths(job.pretrained.model.hook_points, config).values()),
+        itemsize=job.pretrained.dtype.itemsize,
+    )
+
+
+def _time(
+    job: Job, committed: set[int], slice_: Machine | None, repeats: int
+) -> PlannedTime | None:
+    if repeats:
+        rates = calibrate(job, repeats)
+    elif slice_ is not None:
+        rates = assumed_rates(job, slice_)
+    else:
+        return None
+    return planned_time(work_of(job, committed), rates)
+
+
+def _computed_tokens(job: Job, committed: set[int]) -> int:
+    data = job.workers.layout.mesh.shape["data"]
+    return sum(
+        batch.bucket * job.plan.batch_size(batch.bucket) * data
+        for number in range(job.workers.count)
+        for batch in batches_of(job, number, committed)
+    )
+
+
+def _check_devices(slice_: Machine) -> None:
+    """Refuses to time on one kind of device what is planned for another."""
+    devices = jax.local_devices()
+    here = DEVICE_KINDS.get(devices[0].device_kind)
+    if here != slice_.generation or len(devices) != slice_.chips_per_host:
+        raise InputError(
+            f"--calibrate times the devices here, {len(devices)} {devices[0].device_kind}, and"
+            f" tells nothing of {slice_.name}; run it on a host of such a slice, or leave one of"
+            " --calibrate and --machine out"
+        )
+
+
+def run(flags: PlanFlags) -> None:
+    """Plans, prints, and writes the file of `--json`."""
+    prices = PRICES if flags.prices is None else read_prices(flags.prices)
+    slice_ = None if flags.machine is None else machine(flags.machine)
+    names = (entry.name for entry in dataclasses.fields(DistributedSettings))
+    settings = DistributedSettings(**{name: getattr(flags, name) for name in names})
+    planned = make_plan(settings, slice_, repeats=flags.calibrate, prices=prices)
+    for line in lines(planned):
+        print(line)
+    if flags.json is not None:
+        document = json.dumps(planned.document(), indent=1) + "\n"
+        file_operations.publish_over(Path(flags.json).expanduser(), document.encode())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; see the module's docstring."""
+    return run_command(run, PlanFlags, __doc__ or "", arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,162 @@
+"""Times a plan's batches on the devices that are here, with the real parameters and prompts.
+
+Of a few buckets from the shortest to the longest the first batch runs once to compile and then some
+times more, through the loop that runs them in earnest; what lies between is interpolated. Of two of
+their samples the self-check is timed, and so is committing a unit, beside the folder where the
+files will be. Nothing of it stays.
+"""
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from extraction.committer import Committer
+from extraction.storage.local import LocalStorage
+from inference.batch_plan import Batch, Unit
+from inference.distributed_inference_with_activations import (
+    Job,
+    make_model,
+    make_program,
+    samples_to_check,
+)
+from inference.outputs import output_line
+from inference.positions import special_ids
+from inference.run_loop import Drain, Program, SampleResult, run_batches
+from inference.samples import Sample
+from inference.self_check import check_sample
+from launch.plan_sizes import unit_keys, with_zeros
+from launch.plan_time import Rates, batches_of
+from qwen_hooks import load_params
+from qwen_hooks.hook_points import hook_widths
+
+TIMED_BUCKETS = 5
+
+
+def calibrate(job: Job, repeats: int) -> Rates:
+    """Measures what the parts of a job cost here.
+
+    Args:
+        job: for the devices of this process.
+        repeats: how often a batch is timed.
+    """
+    pretrained = job.pretrained
+    batches = batches_of(job, job.workers.number, ())
+    started = time.perf_counter()
+    params = load_params(
+        pretrained.checkpoint,
+        pretrained.dtype,
+        job.workers.layout,
+        scan_layers=job.settings.scan_layers,
+    )
+    jax.block_until_ready(params)
+    load = time.perf_counter() - started
+    program = make_program(job, params)
+    by_bucket = {batch.bucket: batch for batch in reversed(batches)}
+    buckets = sorted(by_bucket)
+    timed = _spread(buckets, TIMED_BUCKETS)
+    first, steady, kept = {}, {}, {}
+    for bucket in timed:
+        first[bucket], (kept[bucket],) = _run(job, program, [by_bucket[bucket]])
+        seconds = [_run(job, program, [by_bucket[bucket]] * 2)[0] / 2 for _ in range(repeats)]
+        steady[bucket] = float(np.median(seconds))
+    alone = make_model(job, "xla")
+    checks: dict[int, float] = {}
+    for bucket in _spread(timed, 2) if samples_to_check(batches, job.settings.self_check) else []:
+        started = time.perf_counter()
+        check_sample(alone, params, kept[bucket])
+        checks[len(kept[bucket].sample.token_ids)] = time.perf_counter() - started
+    return Rates(
+        source=f"measured here, on {len(jax.local_devices())} {jax.devices()[0].device_kind},"
+        f" {repeats} times for each of {len(timed)} buckets",
+        load=load,
+        compile=_between({b: max(0.0, first[b] - steady[b]) for b in timed}, buckets),
+        batch=_batch_seconds(job, steady, buckets),
+        check=_line(checks),
+        unit=_commit_seconds(job),
+    )
+
+
+def _run(job: Job, program: Program, batches: Sequence[Batch]) -> tuple[float, list[SampleResult]]:
+    """Seconds until all rows of some batches are here, and the result of one sample."""
+    special = special_ids(job.pretrained.tokenizer)
+
+    def choose_generated(sample: Sample, token_ids: Sequence[int]) -> list[int]:
+        return job.positions.of_generated(len(sample.token_ids), token_ids, special)
+
+    # Each batch as a unit of its own, that it need not wait for others.
+    own: list[Batch] = []
+    units: dict[int, Unit] = {}
+    for number, batch in enumerate(batches):
+        rows = tuple((number, members) for _, members in batch.rows)
+        samples = tuple(sample for _, members in batch.rows for sample in members)
+        own.append(Batch(bucket=batch.bucket, rows=rows))
+        units[number] = Unit(number=number, bucket=batch.bucket, samples=samples)
+    keep = own[0].rows[0][1][-1]
+    started = time.perf_counter()
+    with Drain(units, job.samples, lambda *_: None, [keep], choose_generated) as drain:
+        run_batches(program, own, job.samples, job.plan, drain, lambda: True)
+    return time.perf_counter() - started, drain.take_kept()[:1]
+
+
+def _commit_seconds(job: Job) -> float:
+    """Of the files of a unit of middling size."""
+    later = job.positions.most_generated(job.settings.max_new_tokens)
+    planned = [
+        (sum(len(job.samples[n].positions) + later for n in unit.samples), unit.number)
+        for unit in job.units
+        if unit.bucket
+    ]
+    unit = job.units[sorted(planned)[len(planned) // 2][1]]
+    keys = unit_keys(job, unit, later)
+    hook_points = job.pretrained.model.hook_points
+    dtype = job.settings.stored_dtype(str(job.pretrained.dtype))
+    widths = hook_widths(hook_points, job.pretrained.checkpoint.config)
+    samples = [job.samples[number] for number in unit.samples]
+    lines = [output_line(sample, [], None, "length") for sample in samples]
+    with tempfile.TemporaryDirectory(dir=disk_of(job.settings.activations_dir)) as folder:
+        committer = Committer(LocalStorage(folder), hook_points, job.settings.format, dtype)
+        block = None if keys is None else with_zeros(keys, widths, dtype)
+        started = time.perf_counter()
+        committer.commit(1, block, lines)
+        return time.perf_counter() - started
+
+
+def disk_of(folder: str) -> Path:
+    """The folder that is there already, of those above one that is to be made."""
+    path = Path(folder).expanduser().absolute()
+    return next(parent for parent in path.parents if parent.is_dir())
+
+
+def _spread(buckets: Sequence[int], count: int) -> list[int]:
+    """At most so many of them, the first and the last among them."""
+    places = np.linspace(0, len(buckets) - 1, min(count, len(buckets)))
+    return [buckets[place] for place in np.unique(places.round().astype(int))]
+
+
+def _between(seconds: Mapping[int, float], buckets: Sequence[int]) -> dict[int, float]:
+    """Of every bucket, on straight lines between those that were timed."""
+    known = sorted(seconds)
+    found = np.interp(buckets, known, [seconds[bucket] for bucket in known])
+    return dict(zip(buckets, found.tolist(), strict=True))
+
+
+def _batch_seconds(
+    job: Job, timed: Mapping[int, float], buckets: Sequence[int]
+) -> dict[int, float]:
+    """Of every bucket's batch, from seconds a token: how many there are jumps between buckets."""
+    tokens = {bucket: bucket * job.plan.batch_size(bucket) for bucket in buckets}
+    of_token = _between({bucket: timed[bucket] / tokens[bucket] for bucket in timed}, buckets)
+    return {bucket: of_token[bucket] * tokens[bucket] for bucket in buckets}
+
+
+def _line(seconds: Mapping[int, float]) -> tuple[float, float]:
+    """Intercept and slope through two points, or a level line through one; 0 through none."""
+    if not seconds:
+        return 0.0, 0.0
+    short, long = min(seconds), max(seconds)
+    slope = (seconds[long] - seconds[short]) / (long - short) if long > short else 0.0
+    return seconds[short] - slope * short, slope

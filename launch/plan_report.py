@@ -1,0 +1,222 @@
+"""What a plan says: for people, for programs, and against what came of it.
+
+lines(planned)              what `python -m launch plan` prints
+planned.document()          the same as JSON, for `--json`
+compare(document, metadata) planned against actual, when the run's `metadata.json` is there
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from inference.memory_estimate import MemoryEstimate
+from launch.machines import GIB, Machine
+from launch.plan_sizes import PlannedFiles
+from launch.plan_time import PlannedTime
+from launch.prices import Prices
+
+HOOK_POINTS_SHOWN = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A plan that can work.
+
+    Attributes:
+        machine: None: this one.
+        samples: of the run.
+        skipped: of them.
+        prompt_tokens: of those that run.
+        computed_tokens: with padding.
+        units: files of a hook point, and of skipped samples; those that are committed among them.
+        committed: units that are there already.
+        files: of all units.
+        programs: buckets that a program is compiled for.
+        mesh: data and model axis of all devices.
+        processes: that run the units.
+        memory: of the fullest device, with the bucket that fills it.
+        fullest_bucket: that one.
+        device_memory: bytes of a device.
+        time: None: not known.
+        dollars: by kind of price; empty: not known.
+        prices: that they come from.
+        place: what was found where the files will be.
+    """
+
+    machine: Machine | None
+    samples: int
+    skipped: int
+    prompt_tokens: int
+    computed_tokens: int
+    units: int
+    committed: int
+    files: PlannedFiles
+    programs: tuple[int, ...]
+    mesh: tuple[int, int]
+    processes: int
+    memory: MemoryEstimate | None
+    fullest_bucket: int
+    device_memory: int
+    time: PlannedTime | None
+    dollars: Mapping[str, float]
+    prices: Prices
+    place: str
+
+    def document(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        files, memory, time = self.files, self.memory, self.time
+        return {
+            "machine": self.machine.name if self.machine else None,
+            "samples": self.samples,
+            "skipped": self.skipped,
+            "prompt_tokens": self.prompt_tokens,
+            "computed_tokens": self.computed_tokens,
+            "units": self.units,
+            "committed_units": self.committed,
+            "rows": files.rows,
+            "sequences": files.sequences,
+            "bytes": dict(files.bytes),
+            "activation_bytes": files.activation_bytes,
+            "activation_files": files.activation_files,
+            "exact": files.exact,
+            "output_bytes": files.output_bytes,
+            "outputs_exact": files.outputs_exact,
+            "programs": list(self.programs),
+            "mesh": list(self.mesh),
+            "processes": self.processes,
+            "memory": dataclasses.asdict(memory) if memory else None,
+            "device_memory": self.device_memory,
+            "seconds": dataclasses.asdict(time) | {"total": time.total} if time else None,
+            "dollars": dict(self.dollars),
+            "prices_of": self.prices.date,
+        }
+
+
+def lines(planned: Planned) -> list[str]:
+    """What a plan says, a fact a line."""
+    files = planned.files
+    most = "" if files.exact else "at most "
+    done = f"; {planned.committed} units are there already" if planned.committed else ""
+    shown = [
+        f"samples      {planned.samples}, of which {planned.skipped} skipped",
+        f"tokens       {planned.prompt_tokens} of prompts, {planned.computed_tokens} computed"
+        " with padding",
+        f"rows         {most}{files.rows} of {files.sequences} samples for each of"
+        f" {len(files.bytes)} hook points",
+        f"activations  {most}{_bytes(files.activation_bytes)} in {files.activation_files} files",
+        *_hook_points(files, most),
+        f"outputs      {'' if files.outputs_exact else 'at least '}{_bytes(files.output_bytes)}",
+        f"batches      {planned.units} units, a commit record and a part of the outputs for each"
+        f"{done}",
+        f"programs     {_programs(planned.programs)}",
+        f"mesh         {planned.mesh[0]},{planned.mesh[1]} on {_machine(planned.machine)},"
+        f" {planned.processes} processes run units",
+    ]
+    if planned.memory is not None:
+        needed = planned.memory.params + planned.memory.batch
+        shown.append(
+            f"memory       {_gib(needed)} of {_gib(planned.device_memory)} GiB on each device at"
+            f" prompts of {planned.fullest_bucket} tokens, {_gib(planned.memory.params)} of it"
+            " parameters (the engine's estimate)"
+        )
+    shown += [*_time(planned), f"goes to      {planned.place}"]
+    return shown
+
+
+def compare(
+    planned: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    *,
+    seconds: float | None = None,
+    activation_bytes: int | None = None,
+) -> list[str]:
+    """Planned against actual, a line each.
+
+    Args:
+        planned: what `--json` wrote.
+        metadata: content of the finished run's `metadata.json`.
+        seconds: that the run took, where they are known.
+        activation_bytes: of its activation files, where they are known.
+    """
+    batches = metadata["batches"]
+    sidecars = 2 if metadata["format"] == "raw" else 1
+    most = "" if planned["exact"] else "at most "
+    pairs: list[tuple[str, str, float, float | None]] = [
+        ("rows", most, planned["rows"], metadata["total_samples"]),
+        ("sequences", most, planned["sequences"], metadata["total_sequences"]),
+        ("files", most, planned["activation_files"], sidecars * len(batches)),
+        ("bytes", most, planned["activation_bytes"], activation_bytes),
+    ]
+    if planned["seconds"] is not None:
+        pairs.append(("seconds", "", round(planned["seconds"]["total"], 1), seconds))
+    return [
+        f"{name:12} {most}{wanted} planned, {found} found{_share(wanted, found)}"
+        for name, most, wanted, found in pairs
+        if found is not None
+    ]
+
+
+def _share(wanted: float, found: float) -> str:
+    return "" if found == wanted or not wanted else f" ({found / wanted:.2f} of the plan)"
+
+
+def _hook_points(files: PlannedFiles, most: str) -> list[str]:
+    if len(files.bytes) > HOOK_POINTS_SHOWN:
+        least, largest = min(files.bytes.values()), max(files.bytes.values())
+        return [f"             {most}{_bytes(least)} to {_bytes(largest)} of a hook point"]
+    return [
+        f"             {most}{_bytes(size)} of {hook}, {files.widths[hook]} wide"
+        for hook, size in files.bytes.items()
+    ]
+
+
+def _programs(buckets: tuple[int, ...]) -> str:
+    if not buckets:
+        return "none"
+    return f"{len(buckets)} to compile, for prompts of up to {', '.join(map(str, buckets))} tokens"
+
+
+def _machine(machine: Machine | None) -> str:
+    if machine is None:
+        return "this machine"
+    return f"{machine.name} ({machine.chips} chips, {machine.hosts} hosts)"
+
+
+def _time(planned: Planned) -> list[str]:
+    time = planned.time
+    if time is None:
+        return ["time         not known; --calibrate 3 measures it here, --machine assumes it"]
+    parts = {
+        "loading": time.load,
+        "compiling": time.compile,
+        "batches": time.batches,
+        "self-check": time.check,
+    }
+    told = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items())
+    shown = [
+        f"time         {time.total / 3600:.2f} h, {time.total:.1f} s: {told}",
+        f"             {time.source}",
+    ]
+    if time.batches:
+        rate = planned.prompt_tokens / time.batches
+        shown.append(f"             {rate:.0f} prompt tokens/s when all is compiled")
+    if planned.dollars:
+        told = ", ".join(f"{value:.2f} {kind}" for kind, value in planned.dollars.items())
+        shown += [
+            f"dollars      {told.replace('_', ' ')}, for the chips alone",
+            f"             prices of {planned.prices.date}: {planned.prices.source}",
+        ]
+    return shown
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f}"
+
+
+def _bytes(size: int) -> str:
+    if size < 10_000:
+        return f"{size} bytes"
+    for unit, worth in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if size >= worth:
+            return f"{size} bytes ({size / worth:.1f} {unit})"
+    return f"{size} bytes ({size / 1e3:.1f} kB)"

@@ -1,0 +1,167 @@
+"""How long a plan takes: batches of each bucket, and what one of them costs.
+
+`Rates` are measured by `plan_calibration`, or else assumed from a chip's peak rates. `planned_time`
+turns them into the seconds of the slowest process, which is when a run ends.
+
+What is assumed of a TPU, none of it measured on one yet: prompts run at 40 % of the peak FLOP/s
+(the scaling book's assumption for serving on v5e, https://jax-ml.github.io/scaling-book), decode
+steps read parameters and cache at half of the memory's bandwidth, and a program takes a minute to
+compile (benchmarks/results/tpu_compile.txt has 16 to 86 s on v5e).
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+
+from inference.batch_plan import Batch, own_units, pack_batches
+from inference.distributed_inference_with_activations import Job, samples_to_check
+from launch.machines import Machine
+from qwen_hooks.config import QwenConfig
+from qwen_hooks.sharding import params_bytes
+
+PEAK_SHARE, BANDWIDTH_SHARE = 0.4, 0.5
+COMPILE_SECONDS = 60.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What the parts of a run cost.
+
+    Attributes:
+        source: where the numbers come from, in words.
+        load: seconds until the parameters are on the devices.
+        compile: seconds of each bucket's program.
+        batch: seconds of each bucket's batch.
+        check: intercept and slope over the tokens of a sample, seconds of its self-check.
+        unit: seconds until a unit of files is committed, while the devices go on.
+    """
+
+    source: str
+    load: float
+    compile: Mapping[int, float]
+    batch: Mapping[int, float]
+    check: tuple[float, float]
+    unit: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlannedTime:
+    """Seconds of the slowest process.
+
+    Attributes:
+        source: see `Rates`.
+        load: of the parameters.
+        compile: of all programs, if none is in the compilation cache.
+        batches: of the devices.
+        check: of the self-check.
+        commits: of the files; only what is longer than the batches adds to the total.
+    """
+
+    source: str
+    load: float
+    compile: float
+    batches: float
+    check: float
+    commits: float
+
+    @property
+    def total(self) -> float:
+        """Until the last file is there; what is uploaded afterwards is not in it."""
+        return self.load + self.compile + self.check + max(self.batches, self.commits)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one process runs.
+
+    Attributes:
+        units: that it commits.
+        batches: of each bucket, how many.
+        checked: tokens of each sample that is checked.
+    """
+
+    units: int
+    batches: Mapping[int, int]
+    checked: Sequence[int]
+
+
+def batches_of(job: Job, number: int, committed: Container[int]) -> list[Batch]:
+    """The batches of a worker."""
+    own = own_units(job.units, number, job.workers.count, committed)
+    return list(pack_batches(own, job.plan, job.workers.layout.mesh.shape["data"]))
+
+
+def work_of(job: Job, committed: Container[int]) -> list[Work]:
+    """What each worker runs."""
+    found = []
+    for number in range(job.workers.count):
+        batches = batches_of(job, number, committed)
+        checked = samples_to_check(batches, job.settings.self_check)
+        units = own_units(job.units, number, job.workers.count, committed)
+        work = Work(
+            units=sum(1 for _ in units),
+            batches=Counter(batch.bucket for batch in batches),
+            checked=[len(job.samples[sample].token_ids) for sample in checked],
+        )
+        found.append(work)
+    return found
+
+
+def planned_time(work: Sequence[Work], rates: Rates) -> PlannedTime:
+    """Seconds of the slowest of some processes."""
+
+    def of(one: Work) -> PlannedTime:
+        runs = bool(one.batches)
+        intercept, slope = rates.check
+        return PlannedTime(
+            source=rates.source,
+            load=rates.load if runs else 0.0,
+            compile=sum(rates.compile[bucket] for bucket in one.batches),
+            batches=sum(count * rates.batch[bucket] for bucket, count in one.batches.items()),
+            check=sum(max(0.0, intercept + slope * tokens) for tokens in one.checked),
+            commits=one.units * rates.unit,
+        )
+
+    return max(map(of, work), key=lambda time: time.total)
+
+
+def assumed_rates(job: Job, machine: Machine) -> Rates:
+    """From the peak rates of a slice's chips; see the module's docstring."""
+    buckets = sorted({unit.bucket for unit in job.units if unit.bucket})
+    return Rates(
+        source=f"assumed, not measured: prompts at {PEAK_SHARE:.0%} of {machine.generation}'s"
+        f" peak, decoding at {BANDWIDTH_SHARE:.0%} of its bandwidth, {COMPILE_SECONDS:.0f} s to"
+        " compile a program; reading weights and writing files not counted",
+        load=0.0,
+        compile=dict.fromkeys(buckets, COMPILE_SECONDS),
+        batch={bucket: _assumed_seconds(job, machine, bucket) for bucket in buckets},
+        check=(0.0, 0.0),
+        unit=0.0,
+    )
+
+
+def _assumed_seconds(job: Job, machine: Machine, bucket: int) -> float:
+    config, new_tokens = job.pretrained.checkpoint.config, job.settings.max_new_tokens
+    model = job.workers.layout.mesh.shape["model"]
+    rows = job.plan.batch_size(bucket)
+    blocks = config.num_hidden_layers if new_tokens else job.pretrained.model.blocks_needed
+    flops = prompt_flops(config, rows, bucket, blocks) / model
+    seconds = flops / (PEAK_SHARE * machine.peak_flops)
+    if new_tokens > 1:
+        itemsize = job.pretrained.dtype.itemsize
+        keys = config.num_key_value_heads * job.workers.layout.kv_repeats * config.head_dim
+        cache = 2 * config.num_hidden_layers * rows * (bucket + new_tokens - 1) * keys * itemsize
+        read = (params_bytes(config, itemsize) + cache) / model
+        seconds += (new_tokens - 1) * read / (BANDWIDTH_SHARE * machine.hbm_bandwidth)
+    return seconds
+
+
+def prompt_flops(config: QwenConfig, rows: int, slots: int, blocks: int) -> float:
+    """Products of prompts through some blocks: two FLOPs for each parameter and token, and four
+    for each key that a query sees, half of the slots on average.
+    """
+    D, F = config.hidden_size, config.intermediate_size
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    params = 2 * D * queries + 2 * D * keys + 3 * D * F
+    return blocks * rows * slots * (2.0 * params + 2.0 * queries * slots)

@@ -1,0 +1,188 @@
+"""Watches over a run on a TPU slice: looks, decides (`life_cycle`), acts, until the end.
+
+It may be stopped and started again at any time: what it needs to know stands in the slice's labels
+and in the bucket.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from extraction.errors import StorageUnavailableError
+from extraction.storage import open_storage
+from extraction.verify import verify
+from inference.errors import InputError
+from launch import commands, gcloud, life_cycle
+from launch.commands import pasted
+from launch.life_cycle import decide
+from launch.machines import machine as known_machine
+from launch.package import Archive, make_archive
+from launch.settings import RunSettings, bucket, on_machine
+from launch.slice_state import Check, Create, Delete, End, Seen, State, Wait, Wake
+from launch.worker_script import worker_script
+
+POLL = 30.0
+"""Seconds between two looks."""
+
+Say = Callable[[str], None]
+
+
+def clean_up_hint(settings: RunSettings) -> str:
+    """How to leave nothing behind that costs money."""
+    return f"to take the slice away: {pasted(gcloud.delete(settings))}"
+
+
+def run_on_pod(settings: RunSettings, say: Say) -> int:
+    """Runs a run to its end; its exit status.
+
+    Args:
+        settings: of the run.
+        say: told of what goes on.
+
+    Raises:
+        InputError: a setting is wrong, or Google refuses what it is asked.
+        StorageUnavailableError: Google cannot be reached.
+    """
+    workers = known_machine(on_machine(settings).slice).hosts
+    say(clean_up_hint(settings))
+    archive = make_archive()
+    state, said = State(), ""
+    resource = look(settings, say)
+    if resource is not None:
+        state = _join(resource, archive, say)
+    elif is_whole(settings, lambda line: None):
+        say(f"{bucket(settings)} holds the whole run already")
+        return 0
+    while True:
+        reports = read_reports(settings, state.attempt, say)
+        seen = Seen(resource=resource, reports=reports, time=time.time())
+        state, action = decide(state, seen, workers, settings.limits)
+        match action:
+            case Wait(why):
+                if why != said:
+                    say(why)
+                said = why
+                time.sleep(POLL)
+            case Create(why):
+                say(f"asking for a slice ({state.attempts} of {settings.limits.attempts}): {why}")
+                state = dataclasses.replace(state, attempt=create(settings, archive, say))
+            case Delete(why):
+                say(f"taking the slice away: {why}")
+                _tell_failures(settings, state, say)
+                delete(settings, say)
+            case Wake(silent, why):
+                say(f"{why}; starting again")
+                _wake(settings, silent, say)
+            case Check():
+                return 0 if is_whole(settings, say) else life_cycle.FAILED
+            case End(why, status):
+                say(why)
+                if resource is not None:
+                    say(clean_up_hint(settings))
+                return status
+        resource = look(settings, say)
+
+
+def _join(resource: gcloud.Resource, archive: Archive, say: Say) -> State:
+    """Goes on with a slice that is there."""
+    if resource.attempt is None:
+        raise InputError(
+            "there is a slice of this name, and launch did not make it; choose another name"
+        )
+    say(f"the slice is there already, attempt {resource.attempt}")
+    if resource.source != archive.sha256[:16]:
+        say("it runs another version of the program than is here; delete it first to run this one")
+    return State(attempts=1, attempt=resource.attempt)
+
+
+def look(settings: RunSettings, say: Say) -> gcloud.Resource | None:
+    """The slice as it is now; None: there is none."""
+    answer = commands.run(gcloud.describe(settings), say, missing_is_fine=True)
+    return None if answer.is_missing else gcloud.parse_resource(answer.out)
+
+
+def read_reports(settings: RunSettings, attempt: str | None, say: Say) -> dict[int, gcloud.Report]:
+    """What the workers of an attempt said last."""
+    if attempt is None:
+        return {}
+    address = f"{gcloud.attempt_folder(settings, attempt)}/worker-*.status"
+    answer = commands.run(gcloud.cat(address), say, missing_is_fine=True)
+    return {} if answer.is_missing else gcloud.parse_reports(answer.out, attempt)
+
+
+def attempt_name() -> str:
+    """Of an attempt that begins now."""
+    return time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+
+
+def create(settings: RunSettings, archive: Archive, say: Say) -> str:
+    """Puts the program into the bucket and asks for a slice; the attempt's name."""
+    attempt = attempt_name()
+    source, script = write_files(settings, archive, attempt)
+    commands.run(upload_archive(settings, archive, source), say)
+    command = gcloud.create(settings, script, attempt, archive.sha256[:16])
+    for _ in range(commands.TRIES):
+        answer = commands.once(command)
+        if answer.status == 0:
+            return attempt
+        # It may have been made although the answer was lost; it is never asked for twice.
+        found = look(settings, say)
+        if found is not None and found.attempt == attempt:
+            return attempt
+        if answer.is_permanent or found is not None:
+            break
+        say(f"the request failed: {answer.error.strip()}; trying again")
+        time.sleep(commands.PAUSE)
+    raise InputError(f"{pasted(command)}: {answer.error.strip()}")
+
+
+def upload_archive(settings: RunSettings, archive: Archive, source: Path) -> commands.Command:
+    """Puts the program into the bucket."""
+    return gcloud.upload(str(source), f"{gcloud.launch_folder(settings)}/{archive.name}")
+
+
+def write_files(settings: RunSettings, archive: Archive, attempt: str) -> tuple[Path, Path]:
+    """The archive and the start-up script, in the folder `NAME.launch` here."""
+    folder = Path(f"{settings.name}.launch")
+    folder.mkdir(exist_ok=True)
+    source, script = folder / archive.name, folder / "worker.sh"
+    source.write_bytes(archive.data)
+    script.write_text(worker_script(settings, archive, attempt), encoding="utf-8")
+    return source, script
+
+
+def delete(settings: RunSettings, say: Say) -> None:
+    """Takes the slice away, if there is one."""
+    commands.run(gcloud.delete(settings), say, missing_is_fine=True)
+
+
+def _wake(settings: RunSettings, silent: Sequence[int], say: Say) -> None:
+    """Shows the journals of silent workers and runs their start-up script again."""
+    for worker in silent[:4]:
+        answer = commands.once(gcloud.ssh(settings, worker, gcloud.JOURNAL))
+        text = answer.out if answer.status == 0 else answer.error
+        say(f"worker {worker}'s journal:\n{text.strip()}")
+    for worker in silent:
+        try:
+            commands.run(gcloud.ssh(settings, worker, gcloud.START_AGAIN), say)
+        except (InputError, StorageUnavailableError) as error:
+            say(f"worker {worker} cannot be reached: {error}")
+
+
+def _tell_failures(settings: RunSettings, state: State, say: Say) -> None:
+    """The last lines of the logs of a few workers that failed."""
+    failed = [number for number, (report, _) in state.lives.items() if report.code]
+    for number in failed[:2]:
+        address = f"{gcloud.attempt_folder(settings, state.attempt or '')}/worker-{number}.log"
+        answer = commands.once(gcloud.cat(address))
+        lines = answer.out.splitlines()[-20:]
+        say("\n".join([f"the end of worker {number}'s log, {address}:", *lines]))
+
+
+def is_whole(settings: RunSettings, say: Say) -> bool:
+    """What `verify` says of the run in the bucket, which only it can make true."""
+    report = verify(open_storage(bucket(settings)), 1)
+    for line in report.lines():
+        say(line)
+    return report.verdict == "good"

@@ -1,0 +1,226 @@
+"""`python -m launch plan`: what it tells, what it refuses, and how near its time comes."""
+
+import json
+import re
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from extraction.commit_log import record_name
+from inference import distributed_inference_with_activations as distributed
+from inference.errors import InputError
+from launch import plan
+from launch.machines import GIB, MACHINES
+from launch.plan_report import compare
+from launch.plan_time import Rates, Work, planned_time, prompt_flops
+from launch.prices import PRICES, read_prices
+
+
+@pytest.fixture(scope="module")
+def tasks_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tasks") / "tasks.jsonl"
+    tasks = [{"task_id": f"t{n}", "token_ids": [n + 1] * (10 + 25 * (n % 2))} for n in range(60)]
+    path.write_text("\n".join(map(json.dumps, tasks)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def flags(demo_checkpoint, tasks_file, tmp_path):
+    return ["--model_path", str(demo_checkpoint), "--tasks_file", str(tasks_file),
+            "--output_dir", str(tmp_path / "out"), "--activations_dir", str(tmp_path / "act"),
+            "--batch_size", "4"]  # fmt: skip
+
+
+def planned(flags, *more):
+    """The plan's document, which is written whole."""
+    place = flags[flags.index("--output_dir") + 1] + ".json"
+    assert plan.main([*flags, *more, "--json", place]) == 0
+    with open(place, encoding="utf-8") as stream:
+        return json.load(stream)
+
+
+def refused(capsys, flags, *more):
+    """The one message of a plan that is refused."""
+    assert plan.main([*flags, *more]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("error: ") == 1
+    return err[err.index("error: ") :]
+
+
+def test_a_slice_is_planned_without_being_there(flags, capsys):
+    found = planned(flags, "--machine", "v5e-64")
+    assert (found["mesh"], found["processes"]) == ([64, 1], 16)
+    assert found["device_memory"] == int(15.75 * GIB)
+    assert found["seconds"]["source"].startswith("assumed, not measured")
+    hours = found["seconds"]["total"] / 3600
+    price = PRICES.per_chip_hour["v5e"]
+    assert found["dollars"] == {kind: pytest.approx(64 * hours * price[kind]) for kind in price}
+    shown = capsys.readouterr().out
+    assert "v5litepod-64 (64 chips, 16 hosts)" in shown
+    assert "a folder that all share" in shown
+    assert PRICES.date in shown
+
+
+def test_a_slice_computes_in_bfloat16_and_halves_what_is_stored(flags):
+    here = planned(flags, "--format", "raw")
+    there = planned(flags, "--format", "raw", "--machine", "v6e-1")
+    rows, width = here["rows"], 112
+    for hook, size in here["bytes"].items():
+        assert size - there["bytes"][hook] == 2 * rows * width
+    assert there["memory"]["params"] * 2 == here["memory"]["params"]
+
+
+def test_a_mesh_with_a_model_axis_on_a_slice(flags):
+    found = planned(flags, "--machine", "v5e-16", "--mesh_shape", "8,2")
+    assert (found["mesh"], found["processes"]) == ([8, 2], 4)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--machine", "v5e-63"], "v5litepod-64"),
+        (["--machine", "v5e-64", "--mesh_shape", "8,4"], "there are 64"),
+        (["--mesh_shape", "3,1"], "there are 8"),
+        (["--hook_points", "layers.9.mlp"], "no hook point"),
+        (["--layers_to_extract", "4"], "layers 0 to 3"),
+        (["--machine", "v5e-1", "--dtype", "float32", "--batch_size", "200000",
+          "--tokens_per_batch", "99999999"], "would fit"),
+        (["--machine", "v5e-64", "--calibrate", "1"], "cpu"),
+        (["--calibrate", "-1"], "--calibrate must be at least 0"),
+        (["--prices", "/nowhere/prices.json"], "No such file"),
+        (["--coordinator_address", "a:1"], "--coordinator_address"),
+        (["--gcs_bucket", "s3://bucket/x"], "gs://"),
+        (["--machine", "v5e-8", "--mesh_shape", "4,2", "--attention", "splash"], "model axis of 1"),
+        (["--dataset", "x.txt"], "both were given"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_with_one_message(more, says, flags, capsys):
+    assert says in refused(capsys, flags, *more)
+
+
+def test_an_unknown_flag_is_refused(flags, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        plan.main([*flags, "--unknown", "1"])
+    assert "unrecognized" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_too_small_is_refused(flags, capsys, monkeypatch):
+    needed = planned(flags)
+    needed = needed["activation_bytes"] + 2 * needed["output_bytes"]
+    capsys.readouterr()
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=needed))
+    assert plan.main(flags) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=needed - 1))
+    assert "GB free" in refused(capsys, flags)
+
+
+def test_a_folder_that_holds_a_run(flags, capsys, tmp_path):
+    whole = planned(flags, "--save_every_n_samples", "8")
+    assert distributed.main([*flags, "--save_every_n_samples", "8", "--self_check", "0"]) == 0
+    capsys.readouterr()
+    assert "nothing was changed" in refused(capsys, flags, "--save_every_n_samples", "8")
+    (tmp_path / "act" / record_name(2)).unlink()
+    left = planned(flags, "--save_every_n_samples", "8", "--resume", "True")
+    assert left["committed_units"] == whole["units"] - 1
+    assert left["bytes"] == whole["bytes"]
+    assert 0 < left["prompt_tokens"] < whole["prompt_tokens"]
+    assert len(left["programs"]) == 1
+    capsys.readouterr()
+    other = ["--save_every_n_samples", "9", "--resume", "True"]
+    assert "save_every_n_samples: 8 there, 9 now" in refused(capsys, flags, *other)
+
+
+def test_nothing_is_left_to_run(flags, capsys):
+    assert distributed.main([*flags, "--self_check", "0"]) == 0
+    found = planned(flags, "--resume", "True", "--calibrate", "2")
+    assert (found["seconds"]["total"], found["programs"], found["memory"]) == (0, [], None)
+    assert "nothing is left to run" in capsys.readouterr().out
+
+
+def test_planned_against_actual(flags, tmp_path):
+    document = planned(flags)
+    assert distributed.main([*flags, "--self_check", "0"]) == 0
+    metadata = json.loads((tmp_path / "act" / "metadata.json").read_text())
+    size = document["activation_bytes"]
+    assert compare(document, metadata, activation_bytes=size) == [
+        "rows         60 planned, 60 found",
+        "sequences    60 planned, 60 found",
+        "files        3 planned, 3 found" if document["units"] == 1 else
+        f"files        {3 * document['units']} planned, {3 * document['units']} found",
+        f"bytes        {size} planned, {size} found",
+    ]  # fmt: skip
+    timed = document | {"seconds": {"total": 10.0}}
+    lines = compare(timed, metadata | {"total_samples": 45}, seconds=12.5)
+    assert lines[0] == "rows         60 planned, 45 found (0.75 of the plan)"
+    assert lines[-1] == "seconds      10.0 planned, 12.5 found (1.25 of the plan)"
+
+
+def test_seconds_are_those_of_the_slowest_process():
+    rates = Rates(source="here", load=2.0, compile={16: 1.0, 32: 3.0}, batch={16: 0.5, 32: 0.25},
+                  check=(1.0, 0.1), unit=0.125)  # fmt: skip
+    idle = Work(units=1, batches={}, checked=[])
+    quick = Work(units=2, batches={16: 4}, checked=[10])
+    slow = Work(units=2, batches={16: 4, 32: 8}, checked=[10, 20])
+    assert planned_time([idle], rates).total == 0.125
+    assert planned_time([quick], rates).total == 2.0 + 1.0 + 2.0 + 2.0
+    time = planned_time([quick, slow, idle], rates)
+    assert time.total == 2.0 + (1.0 + 3.0) + (2.0 + 2.0) + (2.0 + 3.0)
+    many_files = Work(units=80, batches={16: 4}, checked=[])
+    assert planned_time([many_files], rates).total == 2.0 + 1.0 + 10.0
+
+
+def test_prompt_flops_count_two_for_each_parameter_and_token():
+    from benchmarks.counted_work import prefill_flops
+    from benchmarks.shapes import QWEN_05B
+
+    counted = prefill_flops(QWEN_05B, batch=8, slots=512)
+    found = prompt_flops(QWEN_05B, 8, 512, QWEN_05B.num_hidden_layers)
+    # The last block leaves most of itself out there: 1 of 24.
+    assert 1.0 < found / (counted.projections + counted.attention) < 1.05
+
+
+def test_measured_seconds_are_near_those_of_a_run(flags, tmp_path, capsys):
+    """All compiled, in one process and in turn, the least of each: other work disturbs less so."""
+    planned_seconds, found_seconds = [], []
+    for number in range(2):
+        arguments = [*flags, "--self_check", "0", "--max_new_tokens", "24",
+                     "--activations_dir", str(tmp_path / f"act{number}"),
+                     "--output_dir", str(tmp_path / f"out{number}")]  # fmt: skip
+        parts = planned(arguments, "--calibrate", "2")["seconds"]
+        planned_seconds.append(parts["load"] + max(parts["batches"], parts["commits"]))
+        capsys.readouterr()
+        assert distributed.main(arguments) == 0
+        shown = re.findall(r"^time +([0-9.]+) s", capsys.readouterr().out, re.MULTILINE)
+        found_seconds.append(float(shown[0]))
+    assert parts["source"].startswith("measured here, on 8 cpu")
+    assert 0.4 < min(found_seconds) / min(planned_seconds) < 2.5
+
+
+def test_prices_of_the_user(flags, tmp_path):
+    path = tmp_path / "prices.json"
+    table = {"v5e": {"on_demand": 2, "spot": None}}
+    path.write_text(json.dumps({"date": "2026-01-01", "source": "me", "per_chip_hour": table}))
+    found = planned(flags, "--machine", "v5e-8", "--prices", str(path))
+    assert found["dollars"] == {"on_demand": pytest.approx(found["seconds"]["total"] / 3600 * 16)}
+    assert found["prices_of"] == "2026-01-01"
+    assert planned(flags, "--machine", "v6e-8", "--prices", str(path))["dollars"] == {}
+
+
+@pytest.mark.parametrize(
+    "table", [{"v5e": {"on_demand": "2"}}, {"v5e": {"hourly": 2}}, {"v5e": {"spot": -1}}, [], 3]
+)
+def test_a_table_that_is_none_is_refused(table, tmp_path):
+    path = tmp_path / "prices.json"
+    path.write_text(json.dumps({"date": "d", "source": "s", "per_chip_hour": table}))
+    with pytest.raises(InputError, match="--prices"):
+        read_prices(str(path))
+
+
+def test_the_shipped_prices_know_every_generation():
+    generations = {slice_.generation for slice_ in MACHINES.values()}
+    assert set(PRICES.per_chip_hour) == generations
+    for kinds in PRICES.per_chip_hour.values():
+        assert 0 < kinds["spot"] < kinds["on_demand"]
