@@ -125,8 +125,13 @@ def kills_at_requests(campaign: CloudCampaign) -> None:
                 campaign.judge(tally, f"{when} request {number}", run, said)
 
 
-def kills_at_spool_operations(campaign: CloudCampaign) -> None:
-    """At the spool's file operations, of which the last of a unit take it away."""
+def kills_at_spool_operations(campaign: CloudCampaign, first: int = 1) -> None:
+    """At the spool's file operations, of which the last of a unit take it away.
+
+    Args:
+        campaign: to try them in.
+        first: that is tried.
+    """
 
     def work(tell):
         faulty = FaultyOs()
@@ -137,7 +142,7 @@ def kills_at_spool_operations(campaign: CloudCampaign) -> None:
     with campaign.case() as run:
         total = run_child(work).value
     tally = campaign.tally("SIGKILL at an operation of the spool")
-    for number in range(1, total + 1, 2 * campaign.share.slow):
+    for number in range(first, total + 1, 2 * campaign.share.slow):
         with campaign.case() as run:
             ended = run_child(killed_at(run, number, "after"))
             said = [event for event in ended.said if event[0] == "finished"]
