@@ -5,6 +5,7 @@ largest set of intermediates that live at one time (MLP or attention projections
 residual stream), logits, and captured rows.
 """
 
+import bisect
 import dataclasses
 from collections.abc import Mapping
 
@@ -118,7 +119,8 @@ def check_memory(
         size = plan.batch_size(bucket)
         if needed(size) <= usable:
             continue
-        fitting = next((n for n in range(size - 1, 0, -1) if needed(n) <= usable), None)
+        sizes = range(1, size)
+        fitting = bisect.bisect_right(sizes, usable, key=needed)  # the largest; 0: none
         advice = (
             f"--batch_size {fitting} would fit"
             if fitting
