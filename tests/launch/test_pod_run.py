@@ -209,10 +209,19 @@ CALLS = 14
 """Of the life below, at least; the test counts them."""
 
 
+@pytest.fixture
+def interruptible():
+    """As at a terminal: what is started in the background is often told to ignore ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("number", "name"),
     [(number, "SIGINT") for number in range(CALLS)] + [(0, "SIGTERM"), (4, "SIGTERM")],
 )
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_at_any_call_leaves_a_command_that_cleans_up(number, name, launch, finishes, capsys):
     life = [QUEUED[0], WORK[-1], "SUSPENDED"], [WORK[-1], DONE[-1]]
     finishes.play(*life, stop=[number, name])
