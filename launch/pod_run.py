@@ -5,6 +5,7 @@ and in the bucket.
 """
 
 import dataclasses
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -112,8 +113,8 @@ def read_reports(settings: RunSettings, attempt: str | None, say: Say) -> dict[i
 
 
 def attempt_name() -> str:
-    """Of an attempt that begins now."""
-    return time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    """Of an attempt that begins now; no two have the same."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
 
 
 def create(settings: RunSettings, archive: Archive, say: Say) -> str:
