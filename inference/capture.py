@@ -17,7 +17,8 @@ from inference.batch_plan import PlannedSample, PlanSettings, Unit, pack_batches
 from inference.errors import InputError
 from inference.generation import GenerationSettings
 from inference.language_model import LanguageModel
-from inference.positions import Positions, special_ids
+from inference.positions import Positions
+from inference.prompt_tokens import special_ids
 from inference.run_loop import Drain, Program, SampleResult, place_batch, row_slots
 from inference.samples import Sample, make_samples, reason_to_skip
 from inference.settings import DistributedSettings

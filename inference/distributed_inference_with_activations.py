@@ -53,8 +53,9 @@ from inference.multihost import (
     wait_for_all,
 )
 from inference.outputs import NO_POSITION, output_line, skipped_line
-from inference.positions import Positions, special_ids
+from inference.positions import Positions
 from inference.pretrained import Pretrained, open_pretrained
+from inference.prompt_tokens import special_ids
 from inference.run_loop import (
     Drain,
     Program,

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from inference.arc import ArcTask, arc_prompt, augmentation
 from inference.arc_grids import GRID_ENCODERS
 from inference.errors import InputError
-from inference.positions import Positions, PromptTokens, special_ids
+from inference.positions import Positions
+from inference.prompt_tokens import PromptTokens, special_ids
 from inference.settings import ExtractionSettings
 from inference.tasks import PromptTask, Task
 

@@ -12,7 +12,8 @@ from typing import ClassVar, Literal
 from inference.arc_grids import GRID_ENCODERS
 from inference.errors import InputError
 from inference.input_settings import InputSettings, doc
-from inference.positions import KNOWN, Positions
+from inference.position_selectors import KNOWN
+from inference.positions import Positions
 
 MAX_SEED = 2**31 - 1
 

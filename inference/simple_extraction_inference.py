@@ -36,8 +36,9 @@ from inference.command_line import run_command
 from inference.datasets import read_inputs
 from inference.interruption import Interrupted, stop_flag
 from inference.outputs import NO_POSITION, output_line, skipped_line
-from inference.positions import Positions, special_ids
+from inference.positions import Positions
 from inference.pretrained import open_pretrained
+from inference.prompt_tokens import special_ids
 from inference.samples import Sample, decode_text, make_samples, reason_to_skip
 from inference.settings import ExtractionSettings
 from inference.shown_positions import print_samples

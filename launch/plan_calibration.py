@@ -24,7 +24,7 @@ from inference.distributed_inference_with_activations import (
     samples_to_check,
 )
 from inference.outputs import output_line
-from inference.positions import special_ids
+from inference.prompt_tokens import special_ids
 from inference.run_loop import Drain, Program, SampleResult, run_batches
 from inference.samples import Sample
 from inference.self_check import check_sample

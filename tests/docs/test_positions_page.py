@@ -11,7 +11,9 @@ from examples.make_demo import make_tokenizer
 from inference.capture import capture
 from inference.extract import extract
 from inference.language_model import load_model
-from inference.positions import SELECTORS, Positions, PromptTokens, special_ids
+from inference.position_selectors import SELECTORS
+from inference.positions import Positions
+from inference.prompt_tokens import PromptTokens, special_ids
 from inference.shown_positions import CLOSE, OPEN, mark_tokens
 
 PAGE = (Path(__file__).parents[2] / "docs/positions.md").read_text(encoding="utf-8")

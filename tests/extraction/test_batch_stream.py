@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import extraction
@@ -71,7 +71,6 @@ STREAMS = {
 }
 
 
-@settings(deadline=None)
 @given(**STREAMS, epochs=st.integers(0, 3))
 def test_every_row_comes_once_in_each_epoch(runs, batch_size, seed, pool_rows, drop_last, epochs):
     dataset = ActivationDataset(runs["raw", "float32"], 6)
@@ -91,7 +90,6 @@ def test_every_row_comes_once_in_each_epoch(runs, batch_size, seed, pool_rows, d
             assert rows == list(range(len(rows)))
 
 
-@settings(deadline=None)
 @given(**STREAMS, epochs=st.one_of(st.none(), st.integers(1, 2)), after=st.integers(0, 30))
 def test_a_position_goes_on_with_exactly_what_would_have_followed(
     runs, batch_size, seed, pool_rows, drop_last, epochs, after

@@ -111,7 +111,7 @@ def test_all_layers_of_a_batch_hold_the_same_keys_in_the_same_order(tmp_path):
     save_every=st.integers(1, 9),
     layers=st.sampled_from([(6,), (0, 23)]),
 )
-@settings(deadline=None, max_examples=15, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 def test_rows_out_are_rows_in(blocks, save_every, layers):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -8,7 +8,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import extraction
@@ -60,7 +60,6 @@ def test_every_row_of_every_format_by_slice_number_and_array(runs, form, layer):
             np.testing.assert_array_equal(dataset[start:stop], expected[start:stop])
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_what_numpy_takes_for_an_index_gives_what_numpy_would(runs, data):
     form = data.draw(st.sampled_from(FORMS))

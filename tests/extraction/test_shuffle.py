@@ -2,7 +2,7 @@ import collections
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extraction.errors import StoreError
@@ -28,7 +28,6 @@ def order_of(order: RowOrder, epoch: int) -> list[tuple[int, int]]:
     return rows
 
 
-@settings(deadline=None)
 @given(sizes=SIZES, seed=st.integers(0, 2**130), pool_rows=st.integers(1, 60), epoch=st.integers(0))
 def test_every_row_comes_once_in_an_epoch_and_pools_keep_their_bound(sizes, seed, pool_rows, epoch):
     order = RowOrder(sizes=sizes, seed=seed, pool_rows=pool_rows)

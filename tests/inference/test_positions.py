@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from examples.make_demo import make_tokenizer
 from inference.errors import InputError
-from inference.positions import KNOWN, SELECTORS, Positions, PromptTokens, special_ids
+from inference.position_selectors import KNOWN, SELECTORS
+from inference.positions import Positions
+from inference.prompt_tokens import PromptTokens, special_ids
 
 TOKENIZER = make_tokenizer()
 

@@ -36,7 +36,7 @@ few = st.tuples(
 
 
 @given(st.lists(few, max_size=30))
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_hashes_agree_where_keys_do(keys):
     block = block_of(keys)
     hashes, exact = row_hashes(block).tolist(), row_keys(block)
@@ -70,7 +70,7 @@ def expected_duplicates(batches):
 
 
 @given(st.lists(st.lists(few, max_size=4), max_size=4), st.booleans())
-@settings(deadline=None, derandomize=True, max_examples=200)
+@settings(derandomize=True, max_examples=200)
 def test_keys_that_stand_twice_are_found_and_no_others(keys, colliding):
     batches = [row_keys(block_of(batch)) for batch in keys]
     index = KeyIndex()

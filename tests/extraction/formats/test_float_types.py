@@ -1,7 +1,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -40,7 +40,6 @@ def test_rounding_is_ml_dtypes_at_every_step_between_neighbours():
     assert same_bits(bfloat16_bits(floats), rounded(floats))
 
 
-@settings(deadline=None)
 @given(hnp.arrays(np.uint32, st.integers(0, 50)))
 def test_rounding_is_ml_dtypes_anywhere(bits):
     floats = bits.view(np.float32)

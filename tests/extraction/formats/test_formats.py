@@ -9,7 +9,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import extraction
@@ -94,7 +94,6 @@ def test_any_width_comes_back(name, dtype, width):
 
 
 @every_case
-@settings(deadline=None)
 @given(texts=st.lists(st.tuples(st.text(), st.text()), min_size=1, max_size=8))
 def test_any_texts_come_back(name, dtype, texts):
     block = varied_block(len(texts))

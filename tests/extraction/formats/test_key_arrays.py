@@ -2,7 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extraction.errors import CorruptBatchError, StoreError
@@ -17,7 +17,6 @@ def test_keys_come_back(rows):
     assert_same_keys(KeyTable(key_arrays(block)).block(), block)
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(), max_size=20))
 def test_any_texts_come_back(texts):
     block = dataclasses.replace(varied_block(len(texts)), task_ids=text_column(texts))

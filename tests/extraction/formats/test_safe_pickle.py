@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extraction.errors import CorruptBatchError
@@ -172,7 +172,6 @@ texts = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(texts, texts, st.integers(-(2**63), 2**63 - 1)), max_size=12),
     st.sampled_from([2, 3, 4, 5]),
@@ -232,7 +231,6 @@ def test_damage_is_never_read_as_other_rows(protocol):
 # How our own files are read: as a table, which must give what the machine and pickle give.
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(texts, texts, st.integers(-(2**63), 2**63 - 1)), min_size=1, max_size=12),
     st.integers(1, 5),
