@@ -21,8 +21,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from extraction.command_parser import BAD_INPUT, CTRL_C, NO_STORAGE, CommandParser
 from extraction.commit_log import CommitLog
 from extraction.convert import convert
 from extraction.errors import StorageUnavailableError, StoreError
@@ -40,14 +40,6 @@ from extraction.selftest import selftest
 from extraction.storage import CloudStorage, Storage, open_storage
 from extraction.storage.local import LocalStorage
 from extraction.verify import verify
-
-BAD_INPUT, NO_STORAGE, STOPPED = 2, 74, 130
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        # argparse would print the usage first and bury the message.
-        self.exit(BAD_INPUT, f"error: {message} (--help lists the flags)\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         print("stopped; the command can be repeated", file=sys.stderr)
-        return STOPPED
+        return CTRL_C
     except StorageUnavailableError as error:
         print(f"error: {error}", file=sys.stderr)
         return NO_STORAGE
@@ -81,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="python -m extraction",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

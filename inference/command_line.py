@@ -9,19 +9,16 @@ import logging
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from transformers import HfArgumentParser
 
+from extraction.command_parser import BAD_INPUT, NO_STORAGE, TERMINATED, CommandParser
 from extraction.errors import StorageUnavailableError, StoreError
 from inference.errors import InputError
 from inference.interruption import Interrupted
 from inference.settings import ExtractionSettings
 from qwen_hooks.errors import ModelError
-
-BAD_INPUT = 2
-NO_STORAGE = 74  # EX_IOERR in sysexits.h
-STOPPED = 128 + 15  # as a shell tells of SIGTERM
 
 SettingsT = TypeVar("SettingsT", bound=ExtractionSettings)
 
@@ -30,10 +27,8 @@ class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter)
     """Defaults after each flag, and the description's own lines."""
 
 
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        # argparse would print all flags first and bury the message.
-        self.exit(BAD_INPUT, f"error: {message} (--help lists the flags)\n")
+class _Parser(CommandParser, HfArgumentParser):
+    """Flags from the fields of a dataclass."""
 
 
 def run_command(
@@ -72,7 +67,7 @@ def run_command(
         run(settings)
     except Interrupted:
         print("stopped; --resume goes on from here", file=sys.stderr)
-        return STOPPED
+        return TERMINATED
     except StorageUnavailableError as error:
         print(f"error: {error}", file=sys.stderr)
         return NO_STORAGE

@@ -9,7 +9,7 @@
     python -m launch gke    SETTINGS     start the run on a Kubernetes cluster
     python -m launch slurm  SETTINGS     queue it with SLURM
     python -m launch local  SETTINGS     run it here, as several processes
-    python -m launch plan   ...          what it will take; has its own --help
+    python -m launch plan   SETTINGS     what it will take; has its own --help
 
 --dry_run prints the exact commands and manifests instead. Exit status 0: done; 1: the limits are
 used up, or the run is not whole; 2: refused, with one message; 74: the cloud could not be reached;
@@ -21,24 +21,15 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from extraction.command_parser import BAD_INPUT, CTRL_C, NO_STORAGE, CommandParser
 from extraction.errors import StorageUnavailableError, StoreError
-from inference.command_line import BAD_INPUT, NO_STORAGE
 from inference.errors import InputError
 from launch.commands import pasted
 from launch.gcloud import delete as delete_command
 from launch.launch_commands import COMMANDS
 from launch.settings import RunSettings, read_settings
 from qwen_hooks.errors import ModelError
-
-CTRL_C = 130
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        # argparse would print the usage first and bury the message.
-        self.exit(BAD_INPUT, f"error: {message} (--help lists the flags)\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,7 +79,7 @@ def _tell_clean_up(settings: RunSettings | None, flags: argparse.Namespace) -> N
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="python -m launch",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -11,7 +11,7 @@ message; nothing waits without a limit.
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from inference.command_line import BAD_INPUT
+from extraction.command_parser import BAD_INPUT
 from launch.settings import Limits
 from launch.slice_state import (
     Action,

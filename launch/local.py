@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from extraction.command_parser import BAD_INPUT, TERMINATED
 from extraction.storage import open_storage
 from extraction.verify import verify
-from inference.command_line import BAD_INPUT, STOPPED
 from launch.commands import Command
 from launch.settings import RunSettings, extraction_flags
 from launch.worker_script import MODULE
@@ -29,7 +29,7 @@ Say = Callable[[str], None]
 
 def process_command(settings: RunSettings, number: int, processes: int, port: int) -> Command:
     """Of one of the processes."""
-    command = [sys.executable, "-m", MODULE, *extraction_flags(settings)]
+    command = [sys.executable, "-m", MODULE, *extraction_flags(settings.extraction)]
     if processes == 1:
         return command
     return [
@@ -61,7 +61,7 @@ def run_here(settings: RunSettings, processes: int, devices: int, say: Say) -> i
     say(f"logs: {folder}/process-0.log to process-{processes - 1}.log")
     for restarts in range(settings.limits.restarts + 1):
         code = _run_once(settings, processes, devices, folder, say)
-        if code in (BAD_INPUT, STOPPED):
+        if code in (BAD_INPUT, TERMINATED):
             return code
         if code == 0:
             storage = open_storage(
@@ -99,7 +99,7 @@ def _run_once(settings: RunSettings, processes: int, devices: int, folder: Path,
             if asked:
                 say("stopping; it can be run again and goes on from there")
                 stop_all(started, signal.SIGTERM, GRACE)
-                return STOPPED
+                return TERMINATED
             if any(process.returncode for process in started):
                 break
             time.sleep(0.1)
