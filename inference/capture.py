@@ -18,9 +18,8 @@ from inference.errors import InputError
 from inference.generation import GenerationSettings
 from inference.language_model import LanguageModel
 from inference.positions import Positions
-from inference.prompt_tokens import special_ids
 from inference.run_loop import Drain, Program, SampleResult, place_batch, row_slots
-from inference.samples import Sample, make_samples, reason_to_skip
+from inference.samples import make_samples, reason_to_skip
 from inference.settings import DistributedSettings
 from inference.tasks import PromptTask
 from qwen_hooks.hook_points import hook_widths
@@ -119,7 +118,7 @@ def capture(
         random_seed=random_seed,
         add_special_tokens=add_special_tokens,
     )
-    module, choose = model.for_rows(hook_points), Positions(settings.positions)
+    module, chosen = model.for_rows(hook_points), Positions(settings.positions)
     tasks, columns = _tasks(inputs, attention_mask)
     samples = list(make_samples(tasks, model.tokenizer, model.config.vocab_size, settings))
     for sample in samples:
@@ -132,14 +131,13 @@ def capture(
     )
     planned = (PlannedSample(number=s.number, tokens=len(s.token_ids), rows=1) for s in samples)
     units = {unit.number: unit for unit in plan_units(planned, plan)}
-    checkpoint, special = model.checkpoint, special_ids(model.tokenizer)
     program = Program(
         model=module,
         params=model.params,
         generation=GenerationSettings(
             max_new_tokens=max_new_tokens,
-            capture_generated=choose.choose_generated,
-            stop_token_ids=checkpoint.stop_token_ids,
+            capture_generated=chosen.any_generated,
+            stop_token_ids=model.checkpoint.stop_token_ids,
         ),
         mesh=model.layout.mesh,
         row_slots=row_slots(units.values(), samples, predicts=max_new_tokens > 0),
@@ -154,9 +152,7 @@ def capture(
     def keep(unit: Unit, results: list[SampleResult]) -> None:
         found.update((result.sample.number, result) for result in results)
 
-    def choose_generated(sample: Sample, token_ids: Sequence[int]) -> list[int]:
-        return choose.of_generated(len(sample.token_ids), token_ids, special)
-
+    choose_generated = chosen.generated_chooser(model.tokenizer)
     with Drain(units, samples, keep, choose_generated=choose_generated) as drain:
         for batch in pack_batches(units.values(), plan, model.layout.mesh.shape["data"]):
             placed = place_batch(program, batch, samples, plan)

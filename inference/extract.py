@@ -168,7 +168,6 @@ def _write_inputs(path: Path, data: Any, settings: DistributedSettings) -> None:
             " split of a data set"
         )
     fields = {settings.text_field, settings.id_field, "input_ids", "attention_mask", "entity"}
-    file_operations.make_folder(path.parent.absolute())
     lines = []
     for number, item in enumerate(data):
         record = item if isinstance(item, Mapping) else {settings.text_field: item}
@@ -179,6 +178,7 @@ def _write_inputs(path: Path, data: Any, settings: DistributedSettings) -> None:
             raise InputError(f"input {number} cannot be written as JSON: {error}") from None
     content = b"".join(lines)
     if not path.exists():
+        file_operations.make_folder(path.parent.absolute())
         file_operations.publish_new(path, content)
     elif path.read_bytes() != content:
         raise InputError(f"{path} holds other inputs; nothing was changed")

@@ -9,11 +9,23 @@ A generated token has a row when it has gone through the model. The last one nev
 follows it.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedTokenizerBase
 
 from inference.errors import InputError
 from inference.position_selectors import KNOWN, GeneratedToken, parse_selector
-from inference.prompt_tokens import PromptTokens
+from inference.prompt_tokens import PromptTokens, special_ids
+
+ChooseGenerated = Callable[[int, Sequence[int]], Sequence[int]]
+"""Given the length of a prompt and the generated tokens that ran, says of which, counted from 0,
+the rows are kept."""
+
+
+def choose_all(prompt_length: int, token_ids: Sequence[int]) -> Sequence[int]:
+    """A `ChooseGenerated`: the rows of all generated tokens that ran."""
+    return range(len(token_ids))
 
 
 class Positions:
@@ -35,13 +47,13 @@ class Positions:
         self._excluded = [parse_selector(expression) for expression in negated]
 
     @property
-    def choose_generated(self) -> bool:
+    def any_generated(self) -> bool:
         """Whether any generated token may be chosen."""
         return any(selector.generated is not None for selector in self._chosen)
 
     def most_generated(self, max_new_tokens: int) -> int:
         """How many generated tokens may have a row: all but the last go through the model."""
-        return max(0, max_new_tokens - 1) if self.choose_generated else 0
+        return max(0, max_new_tokens - 1) if self.any_generated else 0
 
     def of_prompt(self, prompt: PromptTokens) -> tuple[int, ...]:
         """Positions in the prompt, ascending, each once.
@@ -54,6 +66,10 @@ class Positions:
         chosen = {at for selector in self._chosen for at in selector.prompt(prompt)}
         excluded = {at for selector in self._excluded for at in selector.prompt(prompt)}
         return tuple(sorted(chosen - excluded))
+
+    def generated_chooser(self, tokenizer: PreTrainedTokenizerBase | None) -> ChooseGenerated:
+        """`of_generated` with the special tokens of a tokenizer."""
+        return functools.partial(self.of_generated, special_ids=special_ids(tokenizer))
 
     def of_generated(
         self, prompt_length: int, token_ids: Sequence[int], special_ids: frozenset[int]

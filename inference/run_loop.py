@@ -26,6 +26,7 @@ from inference.generation import (
     batch_sharding,
     generate_batch,
 )
+from inference.positions import ChooseGenerated, choose_all
 from inference.samples import Sample
 from qwen_hooks import QwenModelWithActivations
 from qwen_hooks.interventions import Interventions
@@ -84,12 +85,6 @@ class Program:
 
 
 CommitUnit = Callable[[Unit, list[SampleResult]], None]
-ChooseGenerated = Callable[[Sample, Sequence[int]], Sequence[int]]
-
-
-def choose_all(sample: Sample, token_ids: Sequence[int]) -> Sequence[int]:
-    """A `ChooseGenerated`: the rows of all generated tokens that ran."""
-    return range(len(token_ids))
 
 
 class Drain:
@@ -100,8 +95,7 @@ class Drain:
         samples: by number.
         commit: called with each unit and its results, in the order of the unit's samples.
         keep: numbers of samples whose results `take_kept` gives to the main thread.
-        choose_generated: given a sample and the generated tokens that ran, says of which, counted
-            from 0, the rows are kept.
+        choose_generated: says of which generated tokens the rows are kept.
     """
 
     def __init__(
@@ -170,7 +164,7 @@ class Drain:
                 sample = place.sample
                 chosen: Sequence[int] = ()
                 if has_later_rows:
-                    chosen = self._choose_generated(sample, token_ids[:-1])
+                    chosen = self._choose_generated(len(sample.token_ids), token_ids[:-1])
                 later = [len(sample.token_ids) + number for number in chosen]
                 result = SampleResult(
                     sample=sample,

@@ -36,9 +36,8 @@ from inference.command_line import run_command
 from inference.datasets import read_inputs
 from inference.interruption import Interrupted, stop_flag
 from inference.outputs import NO_POSITION, output_line, skipped_line
-from inference.positions import Positions
+from inference.positions import ChooseGenerated, Positions
 from inference.pretrained import open_pretrained
-from inference.prompt_tokens import special_ids
 from inference.samples import Sample, decode_text, make_samples, reason_to_skip
 from inference.settings import ExtractionSettings
 from inference.shown_positions import print_samples
@@ -121,8 +120,8 @@ def generate(
     sample: Sample,
     stop_token_ids: Sequence[int],
     settings: ExtractionSettings,
+    choose_generated: ChooseGenerated,
     pad_to: int | None = None,
-    special: frozenset[int] = frozenset(),
 ) -> Generated:
     """Generates for one sample and captures the chosen tokens.
 
@@ -132,8 +131,8 @@ def generate(
         sample: with at least one token.
         stop_token_ids: end the text; the one that did is among the generated.
         settings: number of tokens, temperature, nucleus and seed.
+        choose_generated: says of which generated tokens the rows are kept.
         pad_to: length to pad the prompt to; None: not padded.
-        special: ids of special tokens.
     """
     length, steps = len(sample.token_ids), settings.max_new_tokens
     input_ids = np.zeros((1, pad_to or length), np.int32)
@@ -164,7 +163,7 @@ def generate(
         position = np.int32(length - 1 + len(tokens))
         rows, logits, cache = decode_step(model, params, token, position, cache)
         captured.append({hook: np.asarray(values) for hook, values in rows.items()})
-    later = Positions(settings.positions).of_generated(length, tokens[:-1], special)
+    later = choose_generated(length, tokens[:-1])
     kept = [captured[0], *(captured[1 + number] for number in later)]
     return Generated(
         token_ids=tokens,
@@ -201,7 +200,8 @@ def run(settings: ExtractionSettings) -> None:
     )
     print_samples(samples, pretrained.tokenizer, settings.show_positions)
     reasons = [reason_to_skip(s, config.context_length, settings.max_new_tokens) for s in samples]
-    later = Positions(settings.positions).most_generated(settings.max_new_tokens)
+    positions = Positions(settings.positions)
+    later = positions.most_generated(settings.max_new_tokens)
     planned = [
         PlannedSample(
             number=s.number,
@@ -214,7 +214,7 @@ def run(settings: ExtractionSettings) -> None:
     units = list(plan_in_order(planned, settings.save_every_n_samples or SAVE_EVERY))
     unit_run = UnitRun(COMMAND, settings, pretrained, tasks, samples, units)
 
-    special = special_ids(pretrained.tokenizer)
+    choose_generated = positions.generated_chooser(pretrained.tokenizer)
     tokens, started = 0, time.perf_counter()
     with stop_flag() as stop, contextlib.ExitStack() as stack:
         unit_run.begin(stack)
@@ -239,7 +239,9 @@ def run(settings: ExtractionSettings) -> None:
                     params = load_params(pretrained.checkpoint, pretrained.dtype)
                 pad_to = bucket_length(len(sample.token_ids))
                 stops = pretrained.checkpoint.stop_token_ids
-                generated = generate(model, params, sample, stops, settings, pad_to, special)
+                generated = generate(
+                    model, params, sample, stops, settings, choose_generated, pad_to
+                )
                 if len(generated.positions):
                     blocks.append(row_block(sample, generated))
                 no_rows = None if len(generated.positions) else NO_POSITION

@@ -24,9 +24,7 @@ from inference.distributed_inference_with_activations import (
     samples_to_check,
 )
 from inference.outputs import output_line
-from inference.prompt_tokens import special_ids
 from inference.run_loop import Drain, Program, SampleResult, run_batches
-from inference.samples import Sample
 from inference.self_check import check_sample
 from launch.plan_sizes import unit_keys, with_zeros
 from launch.plan_time import Rates, batches_of
@@ -82,11 +80,7 @@ def calibrate(job: Job, repeats: int) -> Rates:
 
 def _run(job: Job, program: Program, batches: Sequence[Batch]) -> tuple[float, list[SampleResult]]:
     """Seconds until all rows of some batches are here, and the result of one sample."""
-    special = special_ids(job.pretrained.tokenizer)
-
-    def choose_generated(sample: Sample, token_ids: Sequence[int]) -> list[int]:
-        return job.positions.of_generated(len(sample.token_ids), token_ids, special)
-
+    choose_generated = job.positions.generated_chooser(job.pretrained.tokenizer)
     # Each batch as a unit of its own, that it need not wait for others.
     own: list[Batch] = []
     units: dict[int, Unit] = {}

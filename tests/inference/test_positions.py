@@ -154,8 +154,8 @@ def test_generated_tokens():
     assert numbers("tokens:5") == [0, 3]
     assert numbers("all", "not special") == [0, 2, 3]
     assert numbers("not special", "not tokens:7") == [0, 3]
-    assert not Positions(["prompt", "not generated"]).choose_generated
-    assert Positions(["prompt", "tokens:5"]).choose_generated
+    assert not Positions(["prompt", "not generated"]).any_generated
+    assert Positions(["prompt", "tokens:5"]).any_generated
 
 
 @given(st.lists(st.sampled_from(["last:2", "every:3", "tokens:11", "substring:a", "first"])))
