@@ -13,6 +13,7 @@ from tests.inference.whole_runs import (
     SMALL_BATCHES,
     arguments,
     assert_same,
+    part_of,
     read_run,
     run_processes,
 )
@@ -100,12 +101,18 @@ def test_a_folder_that_holds_a_run_is_refused(run_checkpoint, run_tasks, tmp_pat
 @pytest.mark.parametrize(("processes", "mesh"), [(2, "4,1"), (4, "2,2"), (2, "1,4")])
 def test_real_processes(processes, mesh, run_checkpoint, run_tasks, reference, tmp_path):
     """Two and four processes of their own units; and two that share every batch (1,4)."""
+    short = [task for task in json.loads(run_tasks.read_text()) if len(task["token_ids"]) <= 40]
+    (tmp_path / "tasks.json").write_text(json.dumps(short))
     devices = 4 // processes
     flags = [*SMALL_BATCHES, "--mesh_shape", mesh]
-    command = arguments(tmp_path, run_checkpoint, run_tasks, *flags)
+    command = arguments(tmp_path, run_checkpoint, tmp_path / "tasks.json", *flags)
     statuses, outputs = run_processes(processes, devices, command)
     assert statuses == [0] * processes, "\n".join(outputs)
-    assert_same(read_run(tmp_path), reference)
+    run = read_run(tmp_path)
+    assert_same(run, part_of(reference, {task["task_id"] for task in short}))
+    if processes == 4:  # each has some
+        assert run[1]["run"]["processes"] == 4
+        assert len({batch["batch_id"] for batch in run[1]["batches"]}) >= 4
 
 
 def test_004s_own_mesh_on_64_devices(demo_checkpoint, demo_tasks, tmp_path):

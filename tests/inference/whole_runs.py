@@ -40,6 +40,16 @@ def read_run(folder):
     return [json.loads(line) for line in text.split("\n") if line], metadata, rows
 
 
+def part_of(run, task_ids):
+    """What `read_run` would give of a run of some of its tasks."""
+    lines, metadata, rows = run
+    rows = {key: row for key, row in rows.items() if key[1] in task_ids}
+    total = len(rows) // len(metadata["layers_extracted"])
+    counted = {"total_samples": total, "total_sequences": len({key[1:3] for key in rows})}
+    lines = [line for line in lines if line["task_id"] in task_ids]
+    return lines, metadata | counted, rows
+
+
 def assert_same(run, reference):
     """Equal lines in equal order, and equal rows."""
     lines, metadata, rows = run
