@@ -14,20 +14,18 @@ import argparse
 import dataclasses
 import datetime
 import re
-import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 
 from benchmarks.shapes import SHAPES
-from inference.generation import BatchInput, GenerationSettings, batch_sharding, generate_batch
+from inference.generation import GenerationSettings
 from inference.memory_estimate import estimate_memory
+from launch.plan_compiled import compile_batch, topology_devices
 from qwen_hooks import QwenConfig, create_model_with_hooks
 from qwen_hooks.hook_points import default_layers
-from qwen_hooks.sharding import Layout, layout_for, make_mesh
+from qwen_hooks.sharding import layout_for, make_mesh
 
 GIB = 1 << 30
 BUCKET = 1024
@@ -101,7 +99,7 @@ def compile_program(
         mesh_shape: data and model axis; None: the default for the model and the chip.
         stop_token_ids: that end a row, so that the loop can stop early.
     """
-    devices = topologies.get_topology_desc(topology, "tpu").devices
+    devices = topology_devices(topology)
     chip = topology.partition(":")[0]
     memory = int(CHIP_MEMORY[chip])
     layout = layout_for(config, mesh_shape, devices, memory, ITEMSIZE)
@@ -110,7 +108,7 @@ def compile_program(
     if slice_mesh[1] > 1:
         # Each host runs its own batches on its own chips (`multihost.plan_workers`); with a model
         # axis of 1 there is nothing between chips, and the slice's program is the host's.
-        host = topologies.get_topology_desc(f"{chip}:{HOST}", "tpu").devices
+        host = topology_devices(f"{chip}:{HOST}")
         data = len(host) // slice_mesh[1]
         layout = dataclasses.replace(layout, mesh=make_mesh((data, slice_mesh[1]), host))
     layers = default_layers(config.num_hidden_layers)
@@ -118,28 +116,11 @@ def compile_program(
         layout.config(config), layers, jnp.bfloat16, scan_layers=scan_layers
     )
 
-    def spread(shape: tuple[int, ...]) -> Any:
-        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(layout.mesh))
-
-    rows = batch_size * data
     settings = GenerationSettings(max_new_tokens=new_tokens, stop_token_ids=stop_token_ids)
-
-    @jax.jit
-    def program(params: Any, *batch: jax.Array) -> Any:
-        return generate_batch(
-            model, params, BatchInput(*batch), settings=settings, mesh=layout.mesh
-        )
-
-    lowered = program.lower(
-        abstract_params(model, layout),
-        *(spread(shape) for shape in ((rows, bucket), (rows,), (rows,), (rows, 1))),
+    compiled = compile_batch(
+        model, layout, settings, batch_size=batch_size, bucket=bucket, row_slots=1
     )
-    started = time.perf_counter()
-    compiled = lowered.compile()
-    seconds = time.perf_counter() - started
-    found = COLLECTIVE.findall(compiled.as_text() or "")
-    memory_used = compiled.memory_analysis()
-    assert memory_used is not None  # the TPU compiler tells it
+    found = COLLECTIVE.findall(compiled.text)
     estimate = estimate_memory(
         config,
         layout,
@@ -153,22 +134,11 @@ def compile_program(
     return CompiledProgram(
         mesh=slice_mesh,
         batch_size=batch_size,
-        bytes=memory_used.peak_memory_in_bytes,
+        bytes=compiled.bytes,
         estimated=estimate.params + estimate.batch,
         collectives={kind: found.count(kind) for kind in sorted(set(found))},
-        seconds=seconds,
+        seconds=compiled.seconds,
     )
-
-
-def abstract_params(model: Any, layout: Layout) -> Any:
-    """Shapes and shardings of the parameters, none of them made."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-
-    def with_sharding(path: Any, leaf: Any) -> Any:
-        names = tuple(key.key for key in path[1:])  # without `params`
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.param_sharding(names))
-
-    return jax.tree_util.tree_map_with_path(with_sharding, shapes)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

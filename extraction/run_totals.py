@@ -38,11 +38,14 @@ class RunTotals:
         n_sequences: samples that have rows.
         n_files: that the records name.
         n_bytes: of those files.
+        n_activation_files: those without the output lines.
+        n_activation_bytes: of those.
         last_written_at: the latest time in the records, ISO 8601; "" without records.
     """
 
     def __init__(self, records: Iterable[CommitRecord] = ()):
         self.n_rows = self.n_sequences = self.n_files = self.n_bytes = 0
+        self.n_activation_files = self.n_activation_bytes = 0
         self.last_written_at = ""
         self._batches: dict[int, BatchSummary] = {}
         self._statistics: dict[str, StatisticsSum] = {}
@@ -64,6 +67,9 @@ class RunTotals:
         self.n_sequences += record.n_sequences
         self.n_files += len(files)
         self.n_bytes += sum(file.bytes for file in files)
+        activations = [*record.files.values(), *record.sidecars.values()]
+        self.n_activation_files += len(activations)
+        self.n_activation_bytes += sum(file.bytes for file in activations)
         self.last_written_at = max(self.last_written_at, record.written_at)
         for hook, part in record.statistics.items():
             if hook not in self._statistics:

@@ -53,9 +53,9 @@ from inference.multihost import (
     wait_for_all,
 )
 from inference.outputs import NO_POSITION, output_line, skipped_line
+from inference.plan_comparison import actual_of, compare, read_plan
 from inference.positions import Positions
 from inference.pretrained import Pretrained, open_pretrained
-from inference.prompt_tokens import special_ids
 from inference.run_loop import (
     Drain,
     Program,
@@ -125,6 +125,7 @@ def run(
         Interrupted: asked to stop before all was done.
     """
     tasks = read_inputs(settings, settings.random_seed)
+    plan = None if settings.plan is None else read_plan(settings.plan)
     if params is None:  # else JAX runs already
         start_distributed(
             settings.coordinator_address,
@@ -184,6 +185,9 @@ def run(
     print(f"time         {seconds:.1f} s, {tokens / seconds:.0f} prompt tokens/s")
     print(f"self-check   {check['samples']} samples, largest error {check['largest_error']:.1e}")
     unit_run.print_summary(totals)
+    if plan is not None and len(totals) == len(job.units):
+        print(f"against the plan of {settings.plan}:")
+        print("\n".join(compare(plan, actual_of(plan, totals, len(committed), seconds))))
 
 
 def plan_job(
@@ -287,11 +291,7 @@ def _run_units(
         log.info("loading %s in %s", settings.model_path, pretrained.dtype)
         params = load_params(checkpoint, pretrained.dtype, layout, scan_layers=settings.scan_layers)
     program, alone = make_program(job, params), make_model(job, "xla")
-    special = special_ids(pretrained.tokenizer)
-
-    def choose_generated(sample: Sample, token_ids: Sequence[int]) -> list[int]:
-        return job.positions.of_generated(len(sample.token_ids), token_ids, special)
-
+    choose_generated = job.positions.generated_chooser(pretrained.tokenizer)
     batches = list(pack_batches(running, job.plan, layout.mesh.shape["data"]))
     keep = samples_to_check(batches, settings.self_check)
     # Hosts that share a mesh must all run the same programs in the same order, so they check when
@@ -329,21 +329,25 @@ def make_program(job: Job, params: Params) -> Program:
         job: the plan.
         params: on the devices, as the job's mesh wants them.
     """
+    return Program(
+        model=make_model(job, job.attention),
+        params=params,
+        generation=generation_settings(job),
+        mesh=job.workers.layout.mesh,
+        row_slots=job.row_slots,
+    )
+
+
+def generation_settings(job: Job) -> GenerationSettings:
+    """What the programs of a job are compiled for."""
     settings = job.settings
-    generation = GenerationSettings(
+    return GenerationSettings(
         max_new_tokens=settings.max_new_tokens,
-        capture_generated=job.positions.choose_generated,
+        capture_generated=job.positions.any_generated,
         stop_token_ids=job.pretrained.checkpoint.stop_token_ids,
         temperature=settings.temperature,
         top_p=settings.top_p,
         seed=settings.random_seed,
-    )
-    return Program(
-        model=make_model(job, job.attention),
-        params=params,
-        generation=generation,
-        mesh=job.workers.layout.mesh,
-        row_slots=job.row_slots,
     )
 
 

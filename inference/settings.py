@@ -229,6 +229,13 @@ class DistributedSettings(ExtractionSettings):
     initialization_timeout: int = field(
         default=300, metadata=doc("Seconds to wait for the other processes.")
     )
+    plan: str | None = field(
+        default=None,
+        metadata=doc(
+            "File of python -m launch plan --json, also gs://: what it foresaw is printed beside"
+            " what came of it."
+        ),
+    )
     compilation_cache_dir: str | None = field(
         default=None,
         metadata=doc(

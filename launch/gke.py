@@ -63,7 +63,7 @@ def manifest(settings: RunSettings, archive: Archive) -> dict[str, Any]:
         environment.append({"name": "HF_TOKEN", "valueFrom": reference})
     source = f"{gcloud.launch_folder(settings)}/{archive.name}"
     fetch = gcloud.download(source, f"{FOLDER}/source.tar.gz")
-    work = ["bash", "-c", SCRIPT, "bash", archive.sha256, *extraction_flags(settings)]
+    work = ["bash", "-c", SCRIPT, "bash", archive.sha256, *extraction_flags(settings.extraction)]
     pod = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": 90,

@@ -3,6 +3,9 @@
     python -m launch plan --model_path /path/to/model --tasks_file arc_tasks.json \
         --gcs_bucket gs://bucket/run [any other flag of the distributed command] \
         [--machine v5e-64] [--calibrate 3] [--prices prices.json] [--json plan.json]
+    python -m launch plan run.yaml [any of these flags]
+
+With a settings file the flags are those of its `extraction`, and the machine is its own.
 
 Tasks are read, tokenised and cut into units by the command's own code, so what is counted is what
 will be run, and what the command would refuse is refused here, with exit status 2. Nothing is
@@ -14,7 +17,9 @@ Read in this order: `plan_sizes` (files, to the byte), `plan_time` (seconds from
 
 import dataclasses
 import json
+import logging
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import field
@@ -23,7 +28,8 @@ from typing import ClassVar
 
 import jax
 
-from extraction.storage import file_operations
+from extraction.command_parser import BAD_INPUT
+from extraction.storage import file_operations, open_cloud
 from inference.command_line import run_command
 from inference.datasets import read_inputs
 from inference.distributed_inference_with_activations import COMMAND, Job, plan_job
@@ -38,12 +44,16 @@ from inference.tasks import Task
 from inference.unit_run import UnitRun
 from launch.machines import Machine, machine, slice_layout, slice_workers
 from launch.plan_calibration import calibrate, disk_of
+from launch.plan_compiled import compile_job, has_compiler
 from launch.plan_report import Planned, lines
 from launch.plan_sizes import PlannedFiles, planned_files
 from launch.plan_time import PlannedTime, assumed_rates, batches_of, planned_time, work_of
 from launch.prices import PRICES, Prices, read_prices
+from launch.settings import extraction_flags, read_settings
 from qwen_hooks.attention_backends import choose_attention
 from qwen_hooks.hook_points import hook_widths
+
+log = logging.getLogger(__name__)
 
 NO_TIME = PlannedTime(
     source="nothing is left to run", load=0.0, compile=0.0, batches=0.0, check=0.0, commits=0.0
@@ -68,6 +78,13 @@ class PlanFlags(DistributedSettings):
             " on a host of such a slice only."
         ),
     )
+    compile_memory: bool = field(
+        default=True,
+        metadata=doc(
+            "With --machine: let the TPU compiler say what memory the fullest batch needs, where"
+            " libtpu is installed; takes a minute or more. Else it is estimated."
+        ),
+    )
     prices: str | None = field(
         default=None, metadata=doc("JSON file of prices in place of the table of launch/prices.py.")
     )
@@ -79,6 +96,8 @@ class PlanFlags(DistributedSettings):
         super().__post_init__()
         if self.coordinator_address is not None:
             raise InputError("a plan is made by one process; leave --coordinator_address out")
+        if self.plan is not None:
+            raise InputError("--plan is for the run; --json is where this command writes the plan")
 
 
 def make_plan(
@@ -86,6 +105,7 @@ def make_plan(
     slice_: Machine | None = None,
     *,
     repeats: int = 0,
+    compile_memory: bool = False,
     prices: Prices = PRICES,
 ) -> Planned:
     """Plans a run of the distributed command.
@@ -94,6 +114,7 @@ def make_plan(
         settings: of the command.
         slice_: to plan for; None: this machine.
         repeats: how often a batch is timed on the devices here; 0: none is run.
+        compile_memory: let the TPU compiler say what the fullest batch needs, if it is here.
         prices: of chips.
 
     Raises:
@@ -123,6 +144,10 @@ def make_plan(
     buckets = tuple(sorted({unit.bucket for unit in missing if unit.bucket}))
     memory = {bucket: _memory(job, bucket) for bucket in buckets}
     fullest = max(buckets, key=lambda bucket: memory[bucket].batch, default=0)
+    compiled = None
+    if compile_memory and slice_ is not None and buckets and has_compiler():
+        log.info("the TPU compiler makes the program for prompts of %d tokens", fullest)
+        compiled = compile_job(job, slice_, fullest).bytes
     time = _time(job, committed, slice_, repeats) if buckets else NO_TIME
     dollars = {}
     if slice_ is not None and time is not None:
@@ -142,6 +167,7 @@ def make_plan(
         mesh=mesh,
         processes=workers.count,
         memory=memory.get(fullest),
+        compiled_memory=compiled,
         fullest_bucket=fullest,
         device_memory=workers.device_memory,
         time=time,
@@ -197,7 +223,7 @@ def _check_place(
     settings, cloud = job.settings, job.settings.cloud()
     if slice_ is not None:
         if cloud is not None:
-            return f"{cloud}, which can be reached"
+            return _cloud_place(cloud)
         if slice_.hosts > 1:
             return (
                 f"{settings.activations_dir} of {slice_.hosts} hosts, which must be a folder that"
@@ -216,7 +242,15 @@ def _check_place(
             " positions, or --gcs_bucket"
         )
     disk = f"{settings.activations_dir}, where {free / 1e9:.1f} GB are free"
-    return disk if cloud is None else f"{cloud}, which can be reached, by way of {disk}"
+    return disk if cloud is None else f"{_cloud_place(cloud)}, by way of {disk}"
+
+
+def _cloud_place(address: str) -> str:
+    """What is known of a bucket, in which nothing is written to find out."""
+    missing = open_cloud(address).missing_permissions()
+    if not missing:
+        return f"{address}, which can be reached and written to"
+    return f"{address}, where the account here is not granted {', '.join(missing)}"
 
 
 def _memory(job: Job, bucket: int) -> MemoryEstimate:
@@ -272,7 +306,13 @@ def run(flags: PlanFlags) -> None:
     slice_ = None if flags.machine is None else machine(flags.machine)
     names = (entry.name for entry in dataclasses.fields(DistributedSettings))
     settings = DistributedSettings(**{name: getattr(flags, name) for name in names})
-    planned = make_plan(settings, slice_, repeats=flags.calibrate, prices=prices)
+    planned = make_plan(
+        settings,
+        slice_,
+        repeats=flags.calibrate,
+        compile_memory=flags.compile_memory,
+        prices=prices,
+    )
     for line in lines(planned):
         print(line)
     if flags.json is not None:
@@ -280,9 +320,25 @@ def run(flags: PlanFlags) -> None:
         file_operations.publish_over(Path(flags.json).expanduser(), document.encode())
 
 
+def _flags_of_file(path: Path) -> list[str]:
+    """What a settings file says, as flags."""
+    settings = read_settings(path)
+    flags = extraction_flags(dataclasses.replace(settings.extraction, plan=None))
+    if settings.machine is not None:
+        flags.append(f"--machine={settings.machine.slice}")
+    return flags
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; see the module's docstring."""
-    return run_command(run, PlanFlags, __doc__ or "", arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and not given[0].startswith("-"):
+        try:
+            given[:1] = _flags_of_file(Path(given[0]))
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return BAD_INPUT
+    return run_command(run, PlanFlags, __doc__ or "", given)
 
 
 if __name__ == "__main__":

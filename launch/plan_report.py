@@ -1,8 +1,7 @@
-"""What a plan says: for people, for programs, and against what came of it.
+"""What a plan says: for people, and for programs.
 
-lines(planned)              what `python -m launch plan` prints
-planned.document()          the same as JSON, for `--json`
-compare(document, metadata) planned against actual, when the run's `metadata.json` is there
+lines(planned)      what `python -m launch plan` prints
+planned.document()  the same as JSON, for `--json`
 """
 
 import dataclasses
@@ -35,6 +34,7 @@ class Planned:
         mesh: data and model axis of all devices.
         processes: that run the units.
         memory: of the fullest device, with the bucket that fills it.
+        compiled_memory: bytes of the same by the TPU compiler; None: it was not asked.
         fullest_bucket: that one.
         device_memory: bytes of a device.
         time: None: not known.
@@ -55,6 +55,7 @@ class Planned:
     mesh: tuple[int, int]
     processes: int
     memory: MemoryEstimate | None
+    compiled_memory: int | None
     fullest_bucket: int
     device_memory: int
     time: PlannedTime | None
@@ -85,6 +86,7 @@ class Planned:
             "mesh": list(self.mesh),
             "processes": self.processes,
             "memory": dataclasses.asdict(memory) if memory else None,
+            "compiled_memory": self.compiled_memory,
             "device_memory": self.device_memory,
             "seconds": dataclasses.asdict(time) | {"total": time.total} if time else None,
             "dollars": dict(self.dollars),
@@ -113,51 +115,17 @@ def lines(planned: Planned) -> list[str]:
         f" {planned.processes} processes run units",
     ]
     if planned.memory is not None:
-        needed = planned.memory.params + planned.memory.batch
+        needed, source = planned.memory.params + planned.memory.batch, "the engine's estimate"
+        if planned.compiled_memory is not None:
+            source = f"the TPU compiler's figure; the engine's estimate is {_gib(needed)}"
+            needed = planned.compiled_memory
         shown.append(
             f"memory       {_gib(needed)} of {_gib(planned.device_memory)} GiB on each device at"
             f" prompts of {planned.fullest_bucket} tokens, {_gib(planned.memory.params)} of it"
-            " parameters (the engine's estimate)"
+            f" parameters ({source})"
         )
     shown += [*_time(planned), f"goes to      {planned.place}"]
     return shown
-
-
-def compare(
-    planned: Mapping[str, Any],
-    metadata: Mapping[str, Any],
-    *,
-    seconds: float | None = None,
-    activation_bytes: int | None = None,
-) -> list[str]:
-    """Planned against actual, a line each.
-
-    Args:
-        planned: what `--json` wrote.
-        metadata: content of the finished run's `metadata.json`.
-        seconds: that the run took, where they are known.
-        activation_bytes: of its activation files, where they are known.
-    """
-    batches = metadata["batches"]
-    sidecars = 2 if metadata["format"] == "raw" else 1
-    most = "" if planned["exact"] else "at most "
-    pairs: list[tuple[str, str, float, float | None]] = [
-        ("rows", most, planned["rows"], metadata["total_samples"]),
-        ("sequences", most, planned["sequences"], metadata["total_sequences"]),
-        ("files", most, planned["activation_files"], sidecars * len(batches)),
-        ("bytes", most, planned["activation_bytes"], activation_bytes),
-    ]
-    if planned["seconds"] is not None:
-        pairs.append(("seconds", "", round(planned["seconds"]["total"], 1), seconds))
-    return [
-        f"{name:12} {most}{wanted} planned, {found} found{_share(wanted, found)}"
-        for name, most, wanted, found in pairs
-        if found is not None
-    ]
-
-
-def _share(wanted: float, found: float) -> str:
-    return "" if found == wanted or not wanted else f" ({found / wanted:.2f} of the plan)"
 
 
 def _hook_points(files: PlannedFiles, most: str) -> list[str]:

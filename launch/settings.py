@@ -268,13 +268,12 @@ def bucket(settings: RunSettings) -> str:
     return (settings.extraction.gcs_bucket or "").rstrip("/")
 
 
-def extraction_flags(settings: RunSettings) -> list[str]:
+def extraction_flags(extraction: DistributedSettings) -> list[str]:
     """What the file says of the distributed command, as its flags; always resuming.
 
     A flag and its value are one argument, so that no value is taken for a flag.
     """
     flags = ["--resume=True"]
-    extraction = settings.extraction
     for field in dataclasses.fields(extraction):
         value = getattr(extraction, field.name)
         if field.name in SET_BY_LAUNCH:

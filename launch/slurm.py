@@ -28,7 +28,7 @@ def script(settings: RunSettings) -> str:
         "output": f"{settings.name}-%j.log",
         "open-mode": "append",
     }
-    job = [slurm.python, "-m", MODULE, *extraction_flags(settings)]
+    job = [slurm.python, "-m", MODULE, *extraction_flags(settings.extraction)]
     return "\n".join(
         [
             "#!/usr/bin/env bash",

@@ -49,7 +49,7 @@ def worker_script(
     home = f"{folder}/{settings.name}"
     secret = settings.hugging_face_token_secret
     lists = {
-        "JOB": [f"{home}/venv/bin/python", "-m", MODULE, *extraction_flags(settings)],
+        "JOB": [f"{home}/venv/bin/python", "-m", MODULE, *extraction_flags(settings.extraction)],
         "READ_SECRET": gcloud.read_secret(secret) if secret else [],
         "TAKE_AWAY": [*gcloud.delete(settings), "--async"],
     }

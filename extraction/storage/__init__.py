@@ -100,6 +100,13 @@ class CloudStorage(Storage, Protocol):
         """What `put_new` was told to keep beside a file, or raises FileNotFoundError."""
         ...
 
+    def missing_permissions(self) -> list[str]:
+        """What a run needs and this account is not granted, by the provider's names.
+
+        Nothing is written to find out. Grants on a part of the bucket are not seen.
+        """
+        ...
+
 
 BACK_ENDS = {
     "gs": ("extraction.storage.gcs", "GcsStorage"),

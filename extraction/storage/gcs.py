@@ -39,6 +39,9 @@ REPLACE_TRIES = 20
 SENDS = 10
 """Times that a file is sent if it arrives damaged."""
 
+PERMISSIONS = [f"storage.objects.{action}" for action in ("create", "get", "list", "delete")]
+"""That a run needs."""
+
 CHUNK = 8 << 20
 """Bytes of one request of a resumable upload, as files above 8 MiB are."""
 
@@ -128,6 +131,12 @@ class GcsStorage:
     def info(self, name: str) -> FileInfo:
         """Size and checksum of a file, or raises FileNotFoundError."""
         return _info(self._stat(name))
+
+    def missing_permissions(self) -> list[str]:
+        """See `CloudStorage.missing_permissions`."""
+        with self._explained():
+            granted = self._bucket.test_iam_permissions(PERMISSIONS, **self._options)
+        return [name for name in PERMISSIONS if name not in granted]
 
     def put_new(
         self, name: str, data: bytes | Buffers, attributes: Mapping[str, str] | None = None
@@ -225,7 +234,7 @@ class GcsStorage:
         except api_errors.Forbidden as error:
             raise StorageUnavailableError(
                 f"{self.address}: no permission ({_first_line(error)}); the account needs"
-                " storage.objects.create, get, list and delete (roles/storage.objectUser)"
+                f" {', '.join(PERMISSIONS)} (roles/storage.objectUser)"
             ) from None
         except (
             api_errors.GoogleAPIError,

@@ -12,7 +12,7 @@ from email import message_from_bytes
 from email.message import Message
 from functools import cached_property
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
 
 _REASONS = {
     400: "invalid",
@@ -136,6 +136,10 @@ class Request:
     def path(self) -> str:
         """The path, still percent-encoded, so that a slash in a name can be told from others."""
         return urlsplit(self.target).path
+
+    def values(self, parameter: str) -> list[str]:
+        """All values of a parameter of the query that may stand there several times."""
+        return parse_qs(urlsplit(self.target).query).get(parameter, [])
 
     @cached_property
     def query(self) -> dict[str, str]:

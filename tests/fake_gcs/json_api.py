@@ -62,6 +62,12 @@ class JsonApi:
                 ("POST", "/storage/v1/b", frozenset({"project"}), self._create_bucket),
                 ("GET", "/storage/v1/b/([^/]+)", frozenset(), self._get_bucket),
                 ("DELETE", "/storage/v1/b/([^/]+)", frozenset(), self._delete_bucket),
+                (
+                    "GET",
+                    "/storage/v1/b/([^/]+)/iam/testPermissions",
+                    frozenset({"permissions"}),
+                    self._test_permissions,
+                ),
                 ("GET", "/storage/v1/b/([^/]+)/o", LIST_PARAMETERS, self._list),
                 ("POST PUT DELETE", "/upload/storage/v1/b/([^/]+)/o", upload, self._upload),
                 (
@@ -116,6 +122,14 @@ class JsonApi:
 
     def _get_bucket(self, request: Request, bucket: str) -> Response:
         return self._document(request, self.store.bucket(bucket).resource(self.url))
+
+    def _test_permissions(self, request: Request, bucket: str) -> Response:
+        granted = self.store.bucket(bucket).permissions
+        asked = request.values("permissions")
+        found = [name for name in asked if granted is None or name in granted]
+        # Google's server leaves the field out when there are none.
+        answer = {"kind": "storage#testIamPermissionsResponse"}
+        return self._document(request, answer | ({"permissions": found} if found else {}))
 
     def _delete_bucket(self, request: Request, bucket: str) -> Response:
         self.store.delete_bucket(bucket)

@@ -142,10 +142,14 @@ class Preconditions:
 
 @dataclass(kw_only=True)
 class Bucket:
-    """A bucket: live objects by name, and how often each name was ever written."""
+    """A bucket: live objects by name, and how often each name was ever written.
+
+    `permissions` are what the account is told to have; None: all. They hinder nothing.
+    """
 
     name: str
     created: str
+    permissions: set[str] | None = None
     objects: dict[str, Version] = field(default_factory=dict)
     writes: Counter[str] = field(default_factory=Counter)
 

@@ -13,7 +13,10 @@ import yaml
 from inference import distributed_inference_with_activations as distributed
 from launch import commands, pod_run
 from launch.settings import read_settings
+from tests.fake_gcs.fixture import fake_gcs
 from tests.oracle import make_checkpoint, random_tokens
+
+__all__ = ["fake_gcs"]
 
 FAKE = Path(__file__).with_name("fake_gcloud.py")
 ROOT = Path(__file__).parents[2]

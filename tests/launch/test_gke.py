@@ -169,7 +169,11 @@ def test_hostile_values_reach_the_command_and_nothing_else(value, write_settings
     command[2] = command[2].replace(gke.FOLDER, str(work))
     environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
     subprocess.run(command, env=environment, cwd=tmp_path, check=True, timeout=60)
-    assert json.loads(record.read_text()) == ["-m", gke.MODULE, *extraction_flags(settings)]
+    assert json.loads(record.read_text()) == [
+        "-m",
+        gke.MODULE,
+        *extraction_flags(settings.extraction),
+    ]
     assert not list(tmp_path.rglob("canary*"))
 
 

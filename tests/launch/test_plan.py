@@ -1,18 +1,22 @@
 """`python -m launch plan`: what it tells, what it refuses, and how near its time comes."""
 
+import dataclasses
 import json
+import math
 import re
 import shutil
 from types import SimpleNamespace
 
+import jax
 import pytest
+import yaml
 
 from extraction.commit_log import record_name
 from inference import distributed_inference_with_activations as distributed
 from inference.errors import InputError
-from launch import plan
+from inference.plan_comparison import Actual, compare, read_plan
+from launch import plan, plan_compiled
 from launch.machines import GIB, MACHINES
-from launch.plan_report import compare
 from launch.plan_time import Rates, Work, planned_time, prompt_flops
 from launch.prices import PRICES, read_prices
 
@@ -63,6 +67,60 @@ def test_a_slice_is_planned_without_being_there(flags, capsys):
     assert PRICES.date in shown
 
 
+@pytest.fixture
+def cpu_as_slice(monkeypatch):
+    """The devices here stand for those of the topology that is asked for; gives its names."""
+    asked = []
+
+    def devices(name):
+        asked.append(name)
+        return jax.devices()[: math.prod(map(int, name.partition(":")[2].split("x")))]
+
+    monkeypatch.setattr(plan, "has_compiler", lambda: True)
+    monkeypatch.setattr(plan_compiled, "topology_devices", devices)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("more", "topology"),
+    [
+        (["--machine", "v5e-64"], "v5e:2x2"),
+        (["--machine", "v6e-8", "--mesh_shape", "4,2"], "v6e:2x4"),
+        (["--machine", "v5p-32", "--max_new_tokens", "4"], "v5p:2x2x1"),
+        (["--machine", "v5e-8", "--mesh_shape", "8,1", "--scan_layers", "True"], "v5e:2x4"),
+    ],
+)
+def test_the_compiler_says_what_memory_the_fullest_batch_needs(
+    more, topology, cpu_as_slice, flags, capsys
+):
+    found = planned(flags, *more)
+    assert cpu_as_slice == [topology]
+    assert found["compiled_memory"] > found["memory"]["params"]
+    told = f"{found['compiled_memory'] / GIB:.2f} of"
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("memory"))
+    assert told in line
+    assert "the TPU compiler's figure" in line
+
+
+def test_memory_is_estimated_where_the_compiler_is_not_asked(cpu_as_slice, flags, monkeypatch):
+    assert planned(flags)["compiled_memory"] is None
+    more = ["--machine", "v5e-8", "--compile_memory", "False"]
+    assert planned(flags, *more)["compiled_memory"] is None
+    monkeypatch.setattr(plan, "has_compiler", lambda: False)
+    assert planned(flags, "--machine", "v5e-8")["compiled_memory"] is None
+    assert not cpu_as_slice
+
+
+def test_what_the_compiler_finds_too_large_is_refused(cpu_as_slice, flags, capsys, monkeypatch):
+    def compile_batch(*arguments, **more):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space")
+
+    monkeypatch.setattr(plan_compiled, "compile_batch", compile_batch)
+    said = refused(capsys, flags, "--machine", "v5e-8")
+    assert "does not fit a chip of v5litepod-8" in said
+    assert "--batch_size" in said
+
+
 def test_a_slice_computes_in_bfloat16_and_halves_what_is_stored(flags):
     here = planned(flags, "--format", "raw")
     there = planned(flags, "--format", "raw", "--machine", "v6e-1")
@@ -100,6 +158,23 @@ def test_what_cannot_work_is_refused_with_one_message(more, says, flags, capsys)
     assert says in refused(capsys, flags, *more)
 
 
+def test_a_settings_file_is_planned_as_it_will_run(flags, tmp_path, capsys):
+    path, place = tmp_path / "run.yaml", tmp_path / "plan.json"
+    extraction = dict(zip((f.removeprefix("--") for f in flags[::2]), flags[1::2], strict=True))
+    machine = {"slice": "v5e-8", "project": "my-project", "zone": "us-west4-a"}
+    extraction |= {"batch_size": 4, "plan": "gs://bucket/plan.json"}
+    data = {"name": "a-run", "extraction": extraction}
+    for more, slice_ in (({}, None), ({"machine": machine}, "v5litepod-8")):
+        path.write_text(yaml.safe_dump(data | more), encoding="utf-8")
+        assert plan.main([str(path), "--json", str(place)]) == 0
+        found = json.loads(place.read_text())
+        assert (found["machine"], found["samples"], found["rows"]) == (slice_, 60, 60)
+    capsys.readouterr()
+    path.write_text("name: a-run\nextraction: {model_pth: x}\n", encoding="utf-8")
+    assert "did you mean model_path?" in refused(capsys, [str(path)])
+    assert "cannot be read" in refused(capsys, [str(tmp_path / "none.yaml")])
+
+
 def test_an_unknown_flag_is_refused(flags, capsys):
     with pytest.raises(SystemExit, match="2"):
         plan.main([*flags, "--unknown", "1"])
@@ -115,6 +190,32 @@ def test_a_disk_that_is_too_small_is_refused(flags, capsys, monkeypatch):
     capsys.readouterr()
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=needed - 1))
     assert "GB free" in refused(capsys, flags)
+
+
+@pytest.mark.parametrize("machine", [[], ["--machine", "v5e-64"]])
+def test_what_is_known_of_a_bucket(
+    machine,
+    fake_gcs,
+    flags,
+    capsys,
+    monkeypatch,
+):
+    for name, value in fake_gcs.environment.items():
+        monkeypatch.setenv(name, value)
+    planned(flags, "--gcs_bucket", "gs://bucket/run", *machine)
+    assert "goes to      gs://bucket/run, which can be reached and written to" in (
+        capsys.readouterr().out
+    )
+    fake_gcs.store.bucket("bucket").permissions = {"storage.objects.get", "storage.objects.list"}
+    planned(flags, "--gcs_bucket", "gs://bucket/run", *machine)
+    assert (
+        "goes to      gs://bucket/run, where the account here is not granted"
+        " storage.objects.create, storage.objects.delete"
+    ) in capsys.readouterr().out
+    assert not fake_gcs.objects("bucket")
+    assert "the bucket does not exist" in refused(
+        capsys, flags, "--gcs_bucket", "gs://none/run", *machine
+    )
 
 
 def test_a_folder_that_holds_a_run(flags, capsys, tmp_path):
@@ -140,22 +241,60 @@ def test_nothing_is_left_to_run(flags, capsys):
     assert "nothing is left to run" in capsys.readouterr().out
 
 
-def test_planned_against_actual(flags, tmp_path):
+def test_planned_against_actual(flags, capsys):
     document = planned(flags)
-    assert distributed.main([*flags, "--self_check", "0"]) == 0
-    metadata = json.loads((tmp_path / "act" / "metadata.json").read_text())
-    size = document["activation_bytes"]
-    assert compare(document, metadata, activation_bytes=size) == [
+    place = flags[flags.index("--output_dir") + 1] + ".json"
+    capsys.readouterr()
+    assert distributed.main([*flags, "--self_check", "0", "--plan", place]) == 0
+    shown = capsys.readouterr().out
+    size, files = document["activation_bytes"], 3 * document["units"]
+    assert shown[shown.index("against the plan") :].splitlines() == [
+        f"against the plan of {place}:",
         "rows         60 planned, 60 found",
         "sequences    60 planned, 60 found",
-        "files        3 planned, 3 found" if document["units"] == 1 else
-        f"files        {3 * document['units']} planned, {3 * document['units']} found",
+        f"files        {files} planned, {files} found",
         f"bytes        {size} planned, {size} found",
-    ]  # fmt: skip
-    timed = document | {"seconds": {"total": 10.0}}
-    lines = compare(timed, metadata | {"total_samples": 45}, seconds=12.5)
+    ]
+
+
+def test_what_differs_from_a_plan(flags):
+    document = planned(flags) | {"seconds": {"total": 10.04}}
+    memory = document["memory"]["params"] + document["memory"]["batch"]
+    actual = Actual(rows=45, sequences=60, files=3, bytes=1, seconds=12.51, peak_memory=memory // 2)
+    lines = compare(document, actual)
     assert lines[0] == "rows         60 planned, 45 found (0.75 of the plan)"
-    assert lines[-1] == "seconds      10.0 planned, 12.5 found (1.25 of the plan)"
+    assert lines[-2:] == [
+        f"peak memory  {memory} planned, {memory // 2} found (0.50 of the plan)",
+        "seconds      10.0 planned, 12.5 found (1.25 of the plan)",
+    ]
+    other = dataclasses.replace(actual, seconds=None, peak_memory=None)
+    assert compare(document, other) == lines[:-2]
+
+
+def test_seconds_of_a_run_that_had_begun_are_not_compared(flags, tmp_path, capsys):
+    planned(flags, "--calibrate", "1")
+    place = flags[flags.index("--output_dir") + 1] + ".json"
+    again = [*flags, "--self_check", "0", "--plan", place, "--resume", "True"]
+    for is_new in (True, False):
+        capsys.readouterr()
+        assert distributed.main(again) == 0
+        assert ("\nseconds " in capsys.readouterr().out) == is_new
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"rows": 3}', "no JSON"])
+def test_a_file_that_is_no_plan_is_refused_before_anything_runs(text, flags, tmp_path, capsys):
+    place = tmp_path / "plan.json"
+    place.write_text(text)
+    with pytest.raises(InputError, match="is no plan that python -m launch plan"):
+        read_plan(str(place))
+    for path, says in ((place, "is no plan"), (tmp_path / "none.json", "there is no such file")):
+        assert distributed.main([*flags, "--plan", str(path)]) == 2
+        assert says in capsys.readouterr().err
+    assert not (tmp_path / "act").exists()
+
+
+def test_the_plan_of_a_plan_is_refused(flags, capsys):
+    assert "--json is where" in refused(capsys, flags, "--plan", "plan.json")
 
 
 def test_seconds_are_those_of_the_slowest_process():

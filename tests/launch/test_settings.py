@@ -143,7 +143,7 @@ def test_the_flags_say_what_the_file_says(write_settings):
     """Whatever is in it: the command's own parser reads the same settings."""
     settings = read_settings(write_settings(extraction=HARD))
     parser = HfArgumentParser([DistributedSettings])  # pyright: ignore[reportArgumentType]
-    (parsed,) = parser.parse_args_into_dataclasses(extraction_flags(settings))
+    (parsed,) = parser.parse_args_into_dataclasses(extraction_flags(settings.extraction))
     assert parsed == dataclasses.replace(settings.extraction, resume=True)
     assert on_machine(settings).project == "my-project"
 

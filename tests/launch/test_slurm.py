@@ -52,7 +52,7 @@ def test_hostile_values_reach_the_command_and_nothing_else(value, job, write_set
     ((first, *command),), status, _ = job(settings, 0)
     assert status == 0
     assert first == "--kill-on-bad-exit=1"
-    assert command == ["python", "-m", slurm.MODULE, *extraction_flags(settings)]
+    assert command == ["python", "-m", slurm.MODULE, *extraction_flags(settings.extraction)]
     assert not list(tmp_path.rglob("canary*"))
 
 

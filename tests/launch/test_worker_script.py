@@ -140,7 +140,7 @@ def test_installs_runs_and_reports(worker, settings, archive, tmp_path):
     log = (worker.folder / "arc-05b" / "log").read_text()
     assert done.returncode == 0, log
     ((arguments, token, where),) = worker.jobs()
-    assert arguments == ["-m", MODULE, *extraction_flags(settings)]
+    assert arguments == ["-m", MODULE, *extraction_flags(settings.extraction)]
     assert "--resume=True" in arguments
     assert token is None
     assert where == str(worker.folder / "arc-05b" / "job")
@@ -195,7 +195,7 @@ def test_hostile_values_reach_the_command_and_nothing_else(
     log = (worker.folder / "arc-05b" / "log").read_text()
     assert done.returncode == 0, log
     ((arguments, _, _),) = worker.jobs()
-    assert arguments == ["-m", MODULE, *extraction_flags(settings)]
+    assert arguments == ["-m", MODULE, *extraction_flags(settings.extraction)]
     assert f"--revision={text}" in arguments
     assert not list(tmp_path.rglob("canary*"))
 

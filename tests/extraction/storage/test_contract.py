@@ -142,6 +142,21 @@ def test_what_will_not_mend_itself_fails_at_once(kind, words, fake_gcs):  # noqa
         storage.put_new("x", b"1")
 
 
+def test_permissions_that_are_not_granted_are_told(fake_gcs):  # noqa: F811
+    storage = GcsStorage("gs://bucket/run", fake_gcs.client(), deadline=5)
+    assert storage.missing_permissions() == []
+    for granted, missing in (
+        ({"storage.objects.get", "storage.objects.list"}, ["create", "delete"]),
+        (set(), ["create", "get", "list", "delete"]),
+    ):
+        fake_gcs.store.bucket("bucket").permissions = granted
+        assert storage.missing_permissions() == [f"storage.objects.{name}" for name in missing]
+    assert not fake_gcs.objects("bucket")
+    none = GcsStorage("gs://none/run", fake_gcs.client(), deadline=5)
+    with pytest.raises(StoreError, match="the bucket does not exist"):
+        none.missing_permissions()
+
+
 def test_an_outage_longer_than_the_deadline_is_told(fake_gcs):  # noqa: F811
     storage = GcsStorage("gs://bucket/run", fake_gcs.client(), deadline=2)
     with fake_gcs.outage(), pytest.raises(StorageUnavailableError, match="could not be used"):

@@ -1,0 +1,158 @@
+"""What a batch needs on a chip, as the TPU compiler says. It needs libtpu, but no TPU.
+
+`pip install "jax[tpu]"` brings the compiler. It knows the chips of a topology by name, takes the
+distributed command's own program for them, and tells the memory of the whole of it.
+"""
+
+import dataclasses
+import importlib.util
+import os
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from inference.distributed_inference_with_activations import Job, generation_settings, make_model
+from inference.errors import InputError
+from inference.generation import BatchInput, GenerationSettings, batch_sharding, generate_batch
+from launch.machines import GIB, Machine
+from qwen_hooks import QwenModelWithActivations
+from qwen_hooks.sharding import Layout, make_mesh
+
+HOST_TOPOLOGIES = {1: "1x1", 4: "2x2", 8: "2x4"}
+"""Of the chips of one host, in generations whose chips lie flat; in the others it is 2x2x1."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompiledBatch:
+    """A program that has been compiled.
+
+    Attributes:
+        bytes: that it needs on a chip at its peak, arguments included.
+        text: the program, as XLA writes it.
+        seconds: that the compiler took.
+    """
+
+    bytes: int
+    text: str
+    seconds: float
+
+
+def has_compiler() -> bool:
+    """Whether the TPU compiler is installed here."""
+    return importlib.util.find_spec("libtpu") is not None
+
+
+def compile_job(job: Job, slice_: Machine, bucket: int) -> CompiledBatch:
+    """Compiles a job's program for one bucket, as each process of a slice runs it.
+
+    Args:
+        job: planned for the slice.
+        slice_: it.
+        bucket: padded prompt length.
+
+    Raises:
+        InputError: the compiler says that it does not fit a chip.
+    """
+    mesh = job.workers.layout.mesh.shape
+    topology = slice_.gke_topology
+    if mesh["data"] * mesh["model"] == slice_.chips_per_host:
+        flat = "x" in topology and topology.count("x") == 1
+        topology = HOST_TOPOLOGIES[slice_.chips_per_host] if flat else "2x2x1"
+    devices = topology_devices(f"{slice_.generation}:{topology}")
+    mesh = make_mesh((mesh["data"], mesh["model"]), devices)
+    size = job.plan.batch_size(bucket)
+    try:
+        return compile_batch(
+            make_model(job, job.attention),
+            dataclasses.replace(job.workers.layout, mesh=mesh),
+            generation_settings(job),
+            batch_size=size,
+            bucket=bucket,
+            row_slots=job.row_slots[bucket],
+            packed=bucket == job.plan.pack_length,
+        )
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(
+            f"a batch of {size} prompts of up to {bucket} tokens does not fit a chip of"
+            f" {slice_.name}, which has {slice_.memory_bytes / GIB:.2f} GiB, says the TPU compiler;"
+            " choose a smaller --batch_size or a larger model axis in --mesh_shape"
+        ) from None
+
+
+def topology_devices(name: str) -> list[Any]:
+    """Devices of a topology that need not be here.
+
+    Args:
+        name: as JAX has it, `v5e:8x8`.
+    """
+    # Else libtpu asks the metadata server of Google's machines, which is not there elsewhere.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    return list(topologies.get_topology_desc(name, "tpu").devices)
+
+
+def compile_batch(
+    model: QwenModelWithActivations,
+    layout: Layout,
+    settings: GenerationSettings,
+    *,
+    batch_size: int,
+    bucket: int,
+    row_slots: int,
+    packed: bool = False,
+) -> CompiledBatch:
+    """Compiles `generate_batch`.
+
+    Args:
+        model: as the layout wants it.
+        layout: with a mesh of a topology's devices.
+        settings: of the program.
+        batch_size: rows on one place of the data axis.
+        bucket: padded prompt length.
+        row_slots: slots of a row that are captured.
+        packed: several samples share a row.
+    """
+    rows = batch_size * layout.mesh.shape["data"]
+
+    def spread(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(layout.mesh))
+
+    batch = {
+        "input_ids": spread(rows, bucket),
+        "lengths": spread(rows),
+        "numbers": spread(rows),
+        "rows": spread(rows, row_slots),
+    }
+    if packed:
+        batch["starts"] = spread(rows, bucket)
+
+    @jax.jit
+    def program(params: Any, batch: dict[str, jax.Array]) -> Any:
+        return generate_batch(
+            model, params, BatchInput(**batch), settings=settings, mesh=layout.mesh
+        )
+
+    lowered = program.lower(abstract_params(model, layout), batch)
+    started = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - started
+    memory = compiled.memory_analysis()
+    assert memory is not None  # the TPU compiler tells it
+    return CompiledBatch(
+        bytes=memory.peak_memory_in_bytes, text=compiled.as_text() or "", seconds=seconds
+    )
+
+
+def abstract_params(model: QwenModelWithActivations, layout: Layout) -> Any:
+    """Shapes and shardings of the parameters, none of them made."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+
+    def with_sharding(path: Any, leaf: Any) -> Any:
+        names = tuple(key.key for key in path[1:])  # without `params`
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.param_sharding(names))
+
+    return jax.tree_util.tree_map_with_path(with_sharding, shapes)
