@@ -8,10 +8,11 @@ derived from the records.
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from extraction.errors import StoreError
+from extraction.read_ahead import read_files
 from extraction.statistics import RowStatistics
 from extraction.storage import Storage
 
@@ -126,16 +127,38 @@ class CommitLog:
             FileNotFoundError: there is none.
             StoreError: it is damaged.
         """
-        name = record_name(batch_id)
-        record = CommitRecord.from_json(self._storage.get(name), name)
-        if record.batch_id != batch_id:
-            raise StoreError(f"{name} is the record of batch {record.batch_id}")
-        return record
+        return _record_of(batch_id, self._storage.get(record_name(batch_id)))
+
+    def read_each(
+        self, batch_ids: Iterable[int]
+    ) -> Iterator[tuple[int, CommitRecord | StoreError | OSError]]:
+        """Many records in the order of the ids, each as `read` gives it, or what `read` raises."""
+        wanted = list(batch_ids)
+        files = read_files(self._storage, [record_name(batch_id) for batch_id in wanted])
+        for batch_id, (_, found) in zip(wanted, files, strict=True):
+            if isinstance(found, bytes):
+                try:
+                    yield batch_id, _record_of(batch_id, found)
+                except StoreError as error:
+                    yield batch_id, error
+            else:
+                yield batch_id, found
+
+    def read_all(self, batch_ids: Iterable[int]) -> Iterator[CommitRecord]:
+        """Many records in the order of the ids.
+
+        Raises:
+            FileNotFoundError: there is none of one of them.
+            StoreError: one is damaged.
+        """
+        for _, found in self.read_each(batch_ids):
+            if not isinstance(found, CommitRecord):
+                raise found
+            yield found
 
     def records(self) -> Iterator[CommitRecord]:
         """All records that there are now, by batch id."""
-        for batch_id in sorted(self.batch_ids()):
-            yield self.read(batch_id)
+        return self.read_all(sorted(self.batch_ids()))
 
     def put(self, record: CommitRecord) -> bool:
         """Makes a batch exist; False if it does already, which changes nothing."""
@@ -144,6 +167,14 @@ class CommitLog:
         except FileExistsError:
             return False
         return True
+
+
+def _record_of(batch_id: int, data: bytes) -> CommitRecord:
+    name = record_name(batch_id)
+    record = CommitRecord.from_json(data, name)
+    if record.batch_id != batch_id:
+        raise StoreError(f"{name} is the record of batch {record.batch_id}")
+    return record
 
 
 def record_name(batch_id: int) -> str:

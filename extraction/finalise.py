@@ -10,10 +10,12 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from extraction.collector_pause import collector_paused
 from extraction.commit_log import CommitLog, CommitRecord
 from extraction.errors import StoreError
 from extraction.metadata import METADATA_FILE, BatchFile, metadata_document
 from extraction.patience import STALL_TIMEOUT, patiently
+from extraction.read_ahead import read_files
 from extraction.run_identity import CLOSED_FILE, RunIdentity, read_identity
 from extraction.run_totals import RunTotals
 from extraction.storage import Storage
@@ -22,6 +24,7 @@ SELF_CHECKS = "_run/self_check/"
 """Folder of a file for each process: samples checked, largest error."""
 
 
+@collector_paused()
 def write_metadata(
     storage: Storage,
     totals: RunTotals | None = None,
@@ -124,8 +127,8 @@ def close(storage: Storage, batches: int) -> None:
 
 def output_lines(storage: Storage, records: Iterable[CommitRecord]) -> Iterator[dict[str, Any]]:
     """The output lines of all batches, batch by batch."""
-    for record in records:
-        if record.outputs is not None:
-            for line in storage.get(record.outputs.file).split(b"\n"):
-                if line:
-                    yield json.loads(line)
+    names = [record.outputs.file for record in records if record.outputs is not None]
+    for _, found in read_files(storage, names):
+        if not isinstance(found, bytes):
+            raise found
+        yield from (json.loads(line) for line in found.split(b"\n") if line)

@@ -6,12 +6,12 @@ from typing import Any
 
 from extraction.checks.contents import parse_lines
 from extraction.checks.report import number_ranges
+from extraction.collector_pause import collector_paused
 from extraction.commit_log import CommitLog, CommitRecord
 from extraction.committed_files import read_batch, read_named
 from extraction.errors import StoreError
 from extraction.finalise import planned_batches
 from extraction.progress import Progress, silent
-from extraction.read_ahead import in_order, is_local, threads_for
 from extraction.run_identity import RunIdentity, read_identity
 from extraction.run_totals import RunTotals
 from extraction.statistics import OUTLIER_FACTOR
@@ -48,10 +48,11 @@ def inspect_run(storage: Storage, rows: int = ROWS, progress: Progress = silent)
         yield from _some_rows(storage, identity, log.read(with_rows), rows)
 
 
+@collector_paused()
 def _totals(storage: Storage, log: CommitLog, progress: Progress) -> RunTotals:
     ids = sorted(log.batch_ids())
     totals = RunTotals()
-    for _, record in in_order(log.read, ids, 1 if is_local(storage) else threads_for(storage)):
+    for record in log.read_all(ids):
         totals.add(record)
         progress("records read", len(totals), len(ids))
     return totals

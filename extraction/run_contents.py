@@ -9,11 +9,11 @@ import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from extraction.collector_pause import collector_paused
 from extraction.commit_log import CommitLog, CommitRecord, CommittedFile
 from extraction.errors import StoreError
 from extraction.finalise import planned_batches
 from extraction.formats import FORMATS
-from extraction.read_ahead import in_order, is_local, threads_for
 from extraction.run_identity import RUN_FILE, RunIdentity
 from extraction.run_totals import RunTotals
 from extraction.storage import Storage
@@ -134,17 +134,16 @@ class CommittedRun:
         self._totals = RunTotals()
         self._without_rows: set[int] = set()
 
+    @collector_paused()
     def new_batches(self, hook_points: Sequence[str], known: Collection[int]) -> list[StoredBatch]:
         """See `RunContents.new_batches`."""
         new = sorted(self._log.batch_ids().difference(known, self._without_rows))
-        # On a disk threads would only wait for each other.
-        threads = 1 if is_local(self.storage) else threads_for(self.storage)
         batches = []
-        for batch_id, record in in_order(self._log.read, new, threads):
+        for record in self._log.read_all(new):
             if record.n_rows:
                 batches.append(_committed_batch(record, hook_points))
             else:
-                self._without_rows.add(batch_id)
+                self._without_rows.add(record.batch_id)
             self._totals.add(record)
         return batches
 

@@ -84,8 +84,8 @@ class RunTotals:
     def read_new(self, log: CommitLog) -> set[int]:
         """Takes in the records that are not in yet; gives the ids of all that the log has."""
         ids = log.batch_ids()
-        for batch_id in sorted(ids - self._batches.keys()):
-            self.add(log.read(batch_id))
+        for record in log.read_all(sorted(ids - self._batches.keys())):
+            self.add(record)
         return ids
 
     def batches(self) -> list[BatchSummary]:

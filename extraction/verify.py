@@ -18,6 +18,7 @@ from extraction.checks.metadata_file import check_metadata
 from extraction.checks.records import OUTPUTS_FOLDER, record_problems
 from extraction.checks.report import Report, number_ranges
 from extraction.checks.unique_keys import Key, KeyIndex, row_keys
+from extraction.collector_pause import collector_paused
 from extraction.commit_log import COMMITS, CommitLog, CommitRecord, CommittedFile, record_name
 from extraction.committed_files import BATCH_FILE, read_batch, read_committed
 from extraction.errors import CorruptBatchError, StorageUnavailableError, StoreError
@@ -25,7 +26,7 @@ from extraction.finalise import SELF_CHECKS, planned_batches
 from extraction.formats import FORMATS
 from extraction.metadata import METADATA_FILE
 from extraction.progress import Progress, silent
-from extraction.read_ahead import in_order, is_local, threads_for
+from extraction.read_ahead import in_order, threads_for
 from extraction.run_identity import CLOSED_FILE, RUN_FILE, SCHEMA_VERSION, RunIdentity
 from extraction.run_totals import BatchSummary, RunTotals
 from extraction.storage import FileInfo, Storage, file_operations
@@ -135,6 +136,7 @@ def _batch_ids(storage: Storage, report: Report) -> list[int]:
     return sorted(ids)
 
 
+@collector_paused()
 def _check_records(
     storage: Storage,
     identity: RunIdentity,
@@ -156,24 +158,16 @@ def _check_records(
     Returns:
         The good records, and the files that are damaged.
     """
-
-    def read(batch_id: int) -> CommitRecord | str:
-        try:
-            return log.read(batch_id)
-        except StorageUnavailableError:
-            raise
-        except (StoreError, OSError) as error:
-            return str(error)
-
-    totals, log = RunTotals(), CommitLog(storage)
+    totals = RunTotals()
     bad: set[str] = set()
     named: set[str] = set()
-    threads = 1 if is_local(storage) else threads_for(storage)
-    for batch_id, record in in_order(read, batch_ids, threads):
+    for batch_id, record in CommitLog(storage).read_each(batch_ids):
+        if isinstance(record, StorageUnavailableError):
+            raise record
         name = record_name(batch_id)
         progress("records checked", len(totals), len(batch_ids))
-        if isinstance(record, str):
-            report.add(name, record, batch_id)
+        if not isinstance(record, CommitRecord):
+            report.add(name, str(record), batch_id)
             continue
         problems = list(record_problems(record, identity))
         for file in record.all_files():

@@ -201,7 +201,7 @@ class UnitRun:
         """Joins the units' output lines in the order of the samples, a window at a time."""
         with self._outputs as outputs:
             for window, members in groupby(self.units, key=lambda u: u.samples[0] // WINDOW):
-                records = (self._log.read(unit.number + 1) for unit in members)
+                records = self._log.read_all(unit.number + 1 for unit in members)
                 part = self._samples[window * WINDOW : (window + 1) * WINDOW]
                 place = {(s.task_id, s.sample_idx): s.number for s in part}
                 lines = list(output_lines(self.storage, records))

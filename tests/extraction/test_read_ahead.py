@@ -3,7 +3,8 @@ import time
 
 import pytest
 
-from extraction.read_ahead import in_order
+from extraction.read_ahead import in_order, read_files
+from extraction.storage.local import LocalStorage
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -24,6 +25,36 @@ def test_only_a_few_are_held(threads):
     assert len(begun) <= 2 * threads
     results.close()
     assert len(begun) <= 2 * threads
+
+
+def test_small_files_are_given_in_order_and_what_is_missing_too(tmp_path):
+    storage = LocalStorage(tmp_path)
+    for count in (0, 1, 3, 300):
+        names = [f"{number:03d}" for number in range(count)]
+        for name in names[::2]:
+            storage.put_new(f"{count}/{name}", name.encode())
+        found = list(read_files(storage, [f"{count}/{name}" for name in names]))
+        assert [name for name, _ in found] == [f"{count}/{name}" for name in names]
+        for number, (_, content) in enumerate(found):
+            if number % 2:
+                assert isinstance(content, FileNotFoundError)
+            else:
+                assert content == names[number].encode()
+
+
+def test_a_few_small_files_are_read_at_a_time():
+    """So that a bucket, which answers slowly, is asked for several at once."""
+    together = threading.Barrier(4, timeout=30)
+
+    class Slow:
+        def local_path(self, name):
+            return None
+
+        def get(self, name):
+            together.wait()
+            return b""
+
+    assert len(list(read_files(Slow(), list("abcdefgh")))) == 8
 
 
 def test_many_run_at_a_time():
