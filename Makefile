@@ -35,7 +35,7 @@ demo: $(VENV)/run.stamp
 	@ls -l $(DEMO)/activations $(DEMO)/outputs
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest --numprocesses 2 --quiet
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal --quiet
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

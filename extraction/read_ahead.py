@@ -11,7 +11,7 @@ from extraction.storage import Storage
 
 REMOTE_THREADS, LOCAL_THREADS = 8, 2
 
-SMALL_FILE_THREADS, SMALL_FILES = 4, 32
+SMALL_FILE_THREADS, SMALL_FILES = 8, 32
 """For small files on a local disk: threads, and files that one reads at a time. A disk whose files
 are not cached answers several requests in the time of one."""
 

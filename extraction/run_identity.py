@@ -133,7 +133,12 @@ def read_identity(storage: Storage) -> RunIdentity | None:
 
 
 def check_identity(
-    storage: Storage, wanted: RunIdentity, *, resume: bool, exclusive: bool = False
+    storage: Storage,
+    wanted: RunIdentity,
+    *,
+    resume: bool,
+    exclusive: bool = False,
+    explaining: Sequence[str] = (),
 ) -> None:
     """Makes sure that a run may begin or go on in a folder. Writes nothing.
 
@@ -143,6 +148,7 @@ def check_identity(
         resume: it may go on.
         exclusive: nobody else can write there now, so a run that never committed anything need
             not be heeded.
+        explaining: settings that do not count by themselves, but may say why something differs.
 
     Raises:
         ExistingRunError: there is a run and `resume` is not set, or it is another one; names the
@@ -168,10 +174,22 @@ def check_identity(
         )
     differing = _differing(found, wanted)
     if differing:
+        was, now = _settings(found), _settings(wanted)
+        differing += [
+            f"({name}: {was.get(name)!r} there, {now.get(name)!r} now)"
+            for name in explaining
+            if was.get(name) != now.get(name)
+        ]
         raise ExistingRunError(
             f"{storage.address} holds a run with other settings, which cannot be continued with"
             " these; nothing was changed:\n  " + "\n  ".join(differing)
         )
+
+
+def _settings(identity: RunIdentity) -> Mapping[str, Any]:
+    """Those that the run was told, as far as it says."""
+    settings = identity.run.get("settings") if isinstance(identity.run, Mapping) else None
+    return settings if isinstance(settings, Mapping) else {}
 
 
 def _differing(found: RunIdentity, wanted: RunIdentity) -> list[str]:

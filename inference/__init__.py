@@ -1,7 +1,14 @@
-"""Tokens in, activations out.
+"""Tokens in, activations out. Modules, in an order to read them in:
 
-Read in this order: `simple_extraction_inference`, then what it uses: `settings`, `tasks`,
-`samples`, `arc`, `arc_grids`, `token_choice`, `outputs`, `buckets`, `pretrained`.
+simple_extraction_inference             the command that is short and plain; begin here
+settings, input_settings, command_line  flags
+tasks, arc, datasets, samples           what is run, as token ids
+positions, position_selectors           which tokens' rows are kept
+unit_run, outputs                       what is written, and how a run goes on
+distributed_inference_with_activations  the fast command
+batch_plan, run_loop, generation        its plan, its loop, its program
+multihost, memory_estimate, self_check  who runs what; does it fit; is it right
+language_model, capture, extract        the same from Python
 """
 
 import os

@@ -17,6 +17,8 @@ from inference.batch_plan import PlannedSample, PlanSettings, Unit, pack_batches
 from inference.errors import InputError
 from inference.generation import GenerationSettings
 from inference.language_model import LanguageModel
+from inference.memory_estimate import check_memory
+from inference.multihost import device_memory
 from inference.positions import Positions
 from inference.run_loop import Drain, Program, SampleResult, place_batch, row_slots
 from inference.samples import make_samples, reason_to_skip
@@ -106,7 +108,8 @@ def capture(
 
     Raises:
         ModelError: there is no such hook point.
-        InputError: a selector or an input is wrong, empty, or too long for the model.
+        InputError: a selector or an input is wrong, empty, or too long for the model, or a batch
+            does not fit the devices.
     """
     settings = DistributedSettings(
         model_path=model.model_path,
@@ -142,6 +145,18 @@ def capture(
         mesh=model.layout.mesh,
         row_slots=row_slots(units.values(), samples, predicts=max_new_tokens > 0),
     )
+    widths = hook_widths(module.hook_points, model.config)
+    check_memory(
+        model.config,
+        model.layout,
+        plan,
+        buckets=sorted(program.row_slots),
+        max_new_tokens=max_new_tokens,
+        row_slots=program.row_slots,
+        captured_width=sum(widths.values()),
+        itemsize=model.dtype.itemsize,
+        device_memory=device_memory(model.layout.mesh.devices.flat[0]),
+    )
     edits = None
     if interventions:
         lengths = np.array([len(sample.token_ids) for sample in samples], np.int32)
@@ -159,7 +174,6 @@ def capture(
             now = None if edits is None else edits.of_samples(np.asarray(placed.numbers))
             drain.put(batch, program.run(placed, now))
     results = [found[number] for number in range(len(samples))]
-    widths = hook_widths(module.hook_points, model.config)
     width = max((len(sample.token_ids) for sample in samples), default=0)
     if attention_mask is not None:
         width = np.shape(attention_mask)[1]

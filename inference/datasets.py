@@ -12,8 +12,10 @@ A record's `--text_field` is a text, a chat (a list of messages) or token ids. D
 numbered as they come, whichever of them are chosen, so a document's name tells where it stands.
 """
 
+import dataclasses
 import io
 import itertools
+import logging
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -23,11 +25,17 @@ import numpy as np
 
 from inference.errors import InputError
 from inference.input_files import InputFile, is_in_bucket, read_input_files
-from inference.input_settings import InputSettings
+from inference.input_settings import OF_HUB, OF_HUGGING_FACE, OF_TEXT_FILES, InputSettings
 from inference.tasks import PromptTask, Task, check_task_id, parse_json, read_tasks
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
+SettingsT = TypeVar("SettingsT", bound=InputSettings)
 Record = Mapping[str, Any]
+
+HUB_TIMEOUT = 20.0
+"""Seconds."""
 
 SAVED_DATASET = ("dataset_dict.json", "state.json")
 """Files of which `save_to_disk` leaves one in its folder."""
@@ -55,6 +63,26 @@ def read_inputs(settings: InputSettings, seed: int) -> list[Task]:
     if not chosen:
         raise InputError(f"{settings.inputs} holds no document")
     return chosen
+
+
+def with_commit(settings: SettingsT) -> SettingsT:
+    """The settings with the commit of a hub dataset in place of its branch or tag.
+
+    So the run's metadata tell what was read. Where the hub does not answer they stay as they are.
+    """
+    name = settings.dataset
+    if name is None or not _is_hugging_face(name) or Path(name).expanduser().is_dir():
+        return settings
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi().dataset_info(name, revision=settings.dataset_revision, timeout=HUB_TIMEOUT)
+    except Exception as error:  # every kind; what reads the dataset says what is wrong
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        log.warning("the commit of %s is not known: %s", name, reason)
+        return settings
+    log.info("%s is read at commit %s", name, found.sha)
+    return dataclasses.replace(settings, dataset_revision=found.sha)
 
 
 def random_sample(items: Iterable[T], count: int, seed: int) -> list[T]:
@@ -98,6 +126,7 @@ def _is_hugging_face(address: str) -> bool:
 
 
 def _from_files(settings: InputSettings) -> Iterator[tuple[str, Record]]:
+    settings.refuse_changed(OF_HUGGING_FACE, "is for Hugging Face datasets, not for files")
     for file in read_input_files("--dataset", settings.dataset or "", tuple(READERS)):
         read = READERS.get(file.suffix)
         if read is None:
@@ -108,6 +137,10 @@ def _from_files(settings: InputSettings) -> Iterator[tuple[str, Record]]:
 
 def _hugging_face(settings: InputSettings) -> Iterator[tuple[str, Record]]:
     name, split = settings.dataset or "", settings.dataset_split
+    settings.refuse_changed(OF_TEXT_FILES, "is for .txt files")
+    is_saved = Path(name).expanduser().is_dir()
+    if is_saved:
+        settings.refuse_changed(OF_HUB, "is for datasets of the hub, not for a saved one")
     try:
         import datasets
     except ImportError:
@@ -116,7 +149,7 @@ def _hugging_face(settings: InputSettings) -> Iterator[tuple[str, Record]]:
             " extra `datasets`: pip install 'qwen-activation-extraction[datasets]'"
         ) from None
     try:
-        if Path(name).expanduser().is_dir():
+        if is_saved:
             found = datasets.load_from_disk(str(Path(name).expanduser()))
             records = found[split] if isinstance(found, datasets.DatasetDict) else found
         else:

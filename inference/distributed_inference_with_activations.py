@@ -40,7 +40,7 @@ from inference.batch_plan import (
     plan_units,
 )
 from inference.command_line import run_command
-from inference.datasets import read_inputs
+from inference.datasets import read_inputs, with_commit
 from inference.generation import GenerationSettings
 from inference.interruption import Interrupted, stop_flag
 from inference.memory_estimate import check_memory
@@ -124,6 +124,7 @@ def run(
         StoreError: the folder or the bucket cannot be used.
         Interrupted: asked to stop before all was done.
     """
+    settings = with_commit(settings)
     tasks = read_inputs(settings, settings.random_seed)
     plan = None if settings.plan is None else read_plan(settings.plan)
     if params is None:  # else JAX runs already

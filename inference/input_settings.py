@@ -4,10 +4,20 @@ Frozen dataclass; part of every command's settings.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Literal
 
 from inference.errors import InputError
+
+OF_HUB = ("dataset_config", "dataset_revision")
+OF_HUGGING_FACE = (*OF_HUB, "dataset_split")
+OF_TEXT_FILES = ("sample_by",)
+OF_DOCUMENTS = (
+    *OF_HUGGING_FACE, *OF_TEXT_FILES, "text_field", "id_field", "context_length", "truncate",
+    "separator",
+)  # fmt: skip
+"""Settings that one kind of input alone has a use for."""
 
 
 def doc(text: str) -> dict[str, str]:
@@ -97,11 +107,22 @@ class InputSettings:
                 f"--separator is none, eos or the number of a token, not {self.separator!r}"
             )
         if self.dataset is None:
-            for name in ("context_length", "id_field", "truncate"):
-                if getattr(self, name):
-                    raise InputError(f"--{name} is for documents, and needs --dataset")
-            if self.separator != "none":
-                raise InputError("--separator is for documents, and needs --dataset")
+            self.refuse_changed(OF_DOCUMENTS, "is for documents, and needs --dataset")
+
+    def refuse_changed(self, names: Sequence[str], reason: str) -> None:
+        """Makes sure that nothing is asked for that would be ignored.
+
+        Args:
+            names: of settings that must be as they are by default.
+            reason: what is said of the first that is not, behind its flag.
+
+        Raises:
+            InputError: one is not.
+        """
+        default = {entry.name: entry.default for entry in dataclasses.fields(self)}
+        for name in names:
+            if getattr(self, name) != default[name]:
+                raise InputError(f"--{name} {reason}")
 
     @property
     def inputs(self) -> str:

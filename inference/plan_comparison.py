@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 
+from extraction.commit_log import CommitLog
 from extraction.run_totals import RunTotals
+from extraction.storage import Storage
 from inference.errors import InputError
 from inference.input_files import read_input_files
 
@@ -78,14 +80,18 @@ def actual_of(plan: Mapping[str, Any], totals: RunTotals, committed: int, second
         for stats in (device.memory_stats() for device in jax.local_devices())
         if stats and "peak_bytes_in_use" in stats
     ]
-    return Actual(
-        rows=totals.n_rows,
-        sequences=totals.n_sequences,
-        files=totals.n_activation_files,
-        bytes=totals.n_activation_bytes,
+    return dataclasses.replace(
+        _stored(totals),
         seconds=seconds if committed == plan["committed_units"] else None,
         peak_memory=max(peaks, default=None),
     )
+
+
+def compare_stored(plan: Mapping[str, Any], storage: Storage) -> list[str]:
+    """What stands in a run's folder or bucket against its plan, a line for each thing."""
+    totals = RunTotals()
+    totals.read_new(CommitLog(storage))
+    return compare(plan, _stored(totals))
 
 
 def compare(plan: Mapping[str, Any], actual: Actual) -> list[str]:
@@ -115,6 +121,18 @@ def compare(plan: Mapping[str, Any], actual: Actual) -> list[str]:
         for name, most, wanted, found in pairs
         if wanted is not None and found is not None
     ]
+
+
+def _stored(totals: RunTotals) -> Actual:
+    """What the commit records tell; the rest is not known."""
+    return Actual(
+        rows=totals.n_rows,
+        sequences=totals.n_sequences,
+        files=totals.n_activation_files,
+        bytes=totals.n_activation_bytes,
+        seconds=None,
+        peak_memory=None,
+    )
 
 
 def _share(wanted: float | int, found: float | int) -> str:

@@ -33,7 +33,7 @@ from extraction.rows import RowBlock, text_column, timestamp
 from inference.batch_plan import SAVE_EVERY, PlannedSample, plan_in_order
 from inference.buckets import bucket_length
 from inference.command_line import run_command
-from inference.datasets import read_inputs
+from inference.datasets import read_inputs, with_commit
 from inference.interruption import Interrupted, stop_flag
 from inference.outputs import NO_POSITION, output_line, skipped_line
 from inference.positions import ChooseGenerated, Positions
@@ -190,6 +190,7 @@ def row_block(sample: Sample, generated: Generated) -> RowBlock:
 
 def run(settings: ExtractionSettings) -> None:
     """Runs every sample of the tasks file and writes its activations and its output line."""
+    settings = with_commit(settings)
     tasks = read_inputs(settings, settings.random_seed)
     pretrained = open_pretrained(settings)
     config, model = pretrained.checkpoint.config, pretrained.model

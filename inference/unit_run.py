@@ -34,6 +34,7 @@ from extraction.run_totals import RunTotals
 from extraction.storage import CloudStorage, Storage, open_cloud
 from extraction.storage.local import LocalStorage
 from inference.batch_plan import SAVE_EVERY, WINDOW, PlannedSample, Unit, rows_per_file
+from inference.input_settings import InputSettings
 from inference.outputs import OUTPUTS_FILE, SUBMISSION_FILE, OutputsFile, write_submission
 from inference.pretrained import TOKENIZER_FILES, Pretrained
 from inference.samples import Sample, separator_ids
@@ -49,6 +50,8 @@ DECIDING = (
 )  # fmt: skip
 """Settings that decide what the rows are or how they are cut into units."""
 
+INPUT_SETTINGS = [entry.name for entry in dataclasses.fields(InputSettings)]
+"""Settings that decide by way of the samples."""
 
 LARGE_FORMATS = ("safetensors", "raw")
 """Whose files are as fast to read in part as whole."""
@@ -114,7 +117,11 @@ class UnitRun:
         )
         for place in self._places():
             check_identity(
-                place, self._identity, resume=settings.resume, exclusive=place is self._spool
+                place,
+                self._identity,
+                resume=settings.resume,
+                exclusive=place is self._spool,
+                explaining=INPUT_SETTINGS,
             )
         self._committer = Committer(self._spool, hook_points, settings.format, dtype)
         self._log, self._totals = CommitLog(self.storage), RunTotals()

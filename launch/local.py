@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from extraction.command_parser import BAD_INPUT, TERMINATED
-from extraction.storage import open_storage
-from extraction.verify import verify
 from launch.commands import Command
+from launch.finished_run import check_run
 from launch.settings import RunSettings, extraction_flags
 from launch.worker_script import MODULE
 
@@ -64,13 +63,7 @@ def run_here(settings: RunSettings, processes: int, devices: int, say: Say) -> i
         if code in (BAD_INPUT, TERMINATED):
             return code
         if code == 0:
-            storage = open_storage(
-                settings.extraction.cloud() or settings.extraction.activations_dir
-            )
-            report = verify(storage, 1)
-            for line in report.lines():
-                say(line)
-            return report.exit_status
+            return check_run(settings, say).exit_status
         if restarts < settings.limits.restarts:
             say("all start again and resume")
     say(f"restarted {settings.limits.restarts} times, as often as allowed")

@@ -31,7 +31,7 @@ import jax
 from extraction.command_parser import BAD_INPUT
 from extraction.storage import file_operations, open_cloud
 from inference.command_line import run_command
-from inference.datasets import read_inputs
+from inference.datasets import read_inputs, with_commit
 from inference.distributed_inference_with_activations import COMMAND, Job, plan_job
 from inference.errors import InputError
 from inference.input_settings import doc
@@ -127,6 +127,7 @@ def make_plan(
             _check_devices(slice_)
         if settings.dtype == "auto":
             settings = dataclasses.replace(settings, dtype="bfloat16")
+    settings = with_commit(settings)
     tasks = read_inputs(settings, settings.random_seed)
     pretrained = open_pretrained(settings)
     config = pretrained.checkpoint.config

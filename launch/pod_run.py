@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from extraction.errors import StorageUnavailableError
-from extraction.storage import open_storage
-from extraction.verify import verify
 from inference.errors import InputError
 from launch import commands, gcloud, life_cycle
 from launch.commands import pasted
+from launch.finished_run import check_run
 from launch.life_cycle import decide
 from launch.machines import machine as known_machine
 from launch.package import Archive, make_archive
@@ -183,7 +182,4 @@ def _tell_failures(settings: RunSettings, state: State, say: Say) -> None:
 
 def is_whole(settings: RunSettings, say: Say) -> bool:
     """What `verify` says of the run in the bucket, which only it can make true."""
-    report = verify(open_storage(bucket(settings)), 1)
-    for line in report.lines():
-        say(line)
-    return report.verdict == "good"
+    return check_run(settings, say).verdict == "good"

@@ -44,7 +44,9 @@ class LocalStorage:
     def infos(self, prefix: str = "") -> dict[str, FileInfo]:
         """See `Storage.infos`."""
         found = {}
-        for entry in self._entries(prefix):
+        # By inode as they lie on the disk: a folder lists them by hash, and where nothing is
+        # cached each would be a place of its own to go to.
+        for entry in sorted(self._entries(prefix), key=os.DirEntry.inode):
             with contextlib.suppress(FileNotFoundError):  # taken away since it was listed
                 found[prefix + entry.name] = FileInfo(bytes=entry.stat().st_size)
         return found

@@ -165,3 +165,9 @@ def test_what_is_wrong_is_told(model, inputs, words):
         capture(model, [[1]], HOOKS, ["lst"])
     with pytest.raises(InputError, match="differ in width"):
         capture(model, [[1]], ["layers.0.attention.pattern"])
+
+
+def test_a_batch_that_does_not_fit_is_refused_before_it_runs(model, monkeypatch):
+    monkeypatch.setattr("inference.capture.device_memory", lambda device: 10_000)
+    with pytest.raises(InputError, match="on each device, which has"):
+        capture(model, IDS, HOOKS)

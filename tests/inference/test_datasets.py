@@ -1,10 +1,12 @@
 """Documents from every kind of source, cut, chosen and named."""
 
 import collections
+import dataclasses
 import io
 import json
 import sys
 import time
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -13,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from extraction.reader import ActivationDataset
-from inference.datasets import random_sample, read_documents, read_inputs
+from inference.datasets import random_sample, read_documents, read_inputs, with_commit
 from inference.errors import InputError
 from inference.input_settings import InputSettings
 from inference.samples import make_samples, reason_to_skip
@@ -108,6 +110,26 @@ def test_a_split_of_a_saved_dictionary(tmp_path):
         read(tmp_path / "both", dataset_split="other")
 
 
+@pytest.mark.parametrize(
+    ("place", "name", "value"),
+    [
+        ("a.txt", "dataset_config", "en"),
+        ("a.txt", "dataset_split", "test"),
+        ("a.txt", "dataset_revision", "main"),
+        ("saved", "dataset_config", "en"),
+        ("saved", "dataset_revision", "main"),
+        ("saved", "sample_by", "document"),
+        ("some/corpus", "sample_by", "document"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(tmp_path, place, name, value):
+    (tmp_path / "a.txt").write_text("a\n")
+    datasets.Dataset.from_list([{"text": "a"}]).save_to_disk(str(tmp_path / "saved"))
+    address = place if "/" in place else str(tmp_path / place)
+    with pytest.raises(InputError, match=f"--{name} is for"):
+        read_inputs(InputSettings(dataset=address, **{name: value}), 0)
+
+
 def test_hub_datasets_are_streamed(tmp_path, monkeypatch):
     """Stands in for the hub; what `datasets` does with a name is its own."""
     asked = []
@@ -125,6 +147,29 @@ def test_hub_datasets_are_streamed(tmp_path, monkeypatch):
     assert [task.task_id for task in tasks] == ["test/0", "test/1"]
     assert asked == [(("some/corpus", "en"),
                       {"split": "test", "revision": None, "streaming": True})]  # fmt: skip
+
+
+def test_the_commit_of_a_hub_dataset_is_in_the_settings(tmp_path, monkeypatch, caplog):
+    asked = []
+
+    def dataset_info(self, name, *, revision, timeout):
+        asked.append((name, revision))
+        if name == "a/private":
+            raise OSError("401: no such thing\nfor you")
+        return SimpleNamespace(sha="c0ffee")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
+    settings = InputSettings(dataset="some/corpus", dataset_revision="main")
+    assert with_commit(settings) == dataclasses.replace(settings, dataset_revision="c0ffee")
+    private = InputSettings(dataset="a/private")
+    assert with_commit(private) == private
+    assert "the commit of a/private is not known: 401: no such thing" in caplog.text
+    (tmp_path / "a.txt").write_text("a")
+    datasets.Dataset.from_list([{"text": "a"}]).save_to_disk(str(tmp_path / "saved"))
+    for here in ({"dataset": str(tmp_path / "a.txt")}, {"dataset": str(tmp_path / "saved")},
+                 {"dataset": "gs://bucket/a.txt"}, {"tasks_file": "a.json"}):  # fmt: skip
+        assert with_commit(InputSettings(**here)) == InputSettings(**here)
+    assert asked == [("some/corpus", "main"), ("a/private", None)]
 
 
 def test_a_name_that_is_nothing_is_told(tmp_path, monkeypatch):
@@ -241,6 +286,9 @@ def test_an_empty_set(tmp_path):
         ({"dataset": "a", "separator": "bos"}, "--separator is none, eos"),
         ({"tasks_file": "a", "context_length": 5}, "--context_length is for documents"),
         ({"tasks_file": "a", "separator": "eos"}, "--separator is for documents"),
+        ({"tasks_file": "a", "text_field": "body"}, "--text_field is for documents"),
+        ({"tasks_file": "a", "dataset_split": "test"}, "--dataset_split is for documents"),
+        ({"tasks_file": "a", "sample_by": "document"}, "--sample_by is for documents"),
     ],
 )
 def test_settings_that_do_not_fit(fields, words):

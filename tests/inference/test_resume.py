@@ -109,6 +109,19 @@ def test_a_run_is_not_written_over_nor_mixed(command, run_checkpoint, tmp_path, 
     assert command.main([*flags, "--resume", "True"]) == 0  # nothing left to do
 
 
+def test_other_samples_are_explained_by_the_flags_that_differ(demo_checkpoint, tmp_path, capsys):
+    (tmp_path / "corpus.txt").write_text("one two three four five\nsix seven\n")
+    flags = ["--model_path", str(demo_checkpoint), "--dataset", str(tmp_path / "corpus.txt"),
+             "--output_dir", str(tmp_path / "out"), "--activations_dir", str(tmp_path / "act"),
+             "--max_new_tokens", "0", "--context_length"]  # fmt: skip
+    assert simple.main([*flags, "3"]) == 0
+    capsys.readouterr()
+    assert simple.main([*flags, "4", "--resume", "True"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("  samples_sha256: ") for line in told)
+    assert told[-1] == "  (context_length: 3 there, 4 now)"
+
+
 @pytest.fixture
 def cloud(fake_gcs, monkeypatch):  # noqa: F811
     for name, value in fake_gcs.environment.items():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from extraction.storage import open_storage
 from inference import distributed_inference_with_activations as distributed
 from launch import commands, pod_run
 from launch.settings import read_settings
@@ -122,8 +123,7 @@ def cloud(tmp_path, monkeypatch):
     monkeypatch.setattr(pod_run, "POLL", 0.0)
     monkeypatch.setattr(commands, "PAUSE", 0.0)
     fake.run.mkdir()
-    open_storage = pod_run.open_storage
-    monkeypatch.setattr(pod_run, "open_storage", lambda address: open_storage(fake.run))
+    monkeypatch.setattr("launch.finished_run.open_storage", lambda _: open_storage(fake.run))
     return fake
 
 

@@ -94,7 +94,7 @@ VARIANTS = {
     "v6e": {"machine": {"slice": "v6e-64"}},
     "secret": {"gke": {"hugging_face_token_secret": "hf/token", "namespace": "team"}},
     "long name": {"name": "a" * 40},
-    **{name: {"extraction": {"text_field": value}} for name, value in HOSTILE.items()},
+    **{name: {"extraction": {"revision": value}} for name, value in HOSTILE.items()},
 }
 
 
@@ -148,7 +148,7 @@ def expanded(words):
 def test_hostile_values_reach_the_command_and_nothing_else(value, write_settings, tmp_path):
     """The pod's command is run by bash, with stand-ins for its programs, in a folder for /work."""
     text = HOSTILE[value]
-    extraction = {"text_field": text, "revision": text, "gcs_bucket": f"gs://my-bucket/{text}"}
+    extraction = {"revision": text, "gcs_bucket": f"gs://my-bucket/{text}"}
     settings = read_settings(write_settings(extraction=extraction))
     jobset = yaml.safe_load(gke.manifest_text(settings, ARCHIVE))
     pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]

@@ -129,7 +129,7 @@ HARD = {
     "hook_points": ["layers.*.mlp", "layers.6.attention.z"],
     "layers_to_extract": [6, 12],
     "mesh_shape": "8,8",
-    "text_field": "--text",
+    "revision": "--text",
     "temperature": 0.25,
     "scan_layers": True,
     "max_new_tokens": 0,

@@ -47,7 +47,7 @@ def job(tmp_path):
 @pytest.mark.parametrize("value", HOSTILE)
 def test_hostile_values_reach_the_command_and_nothing_else(value, job, write_settings, tmp_path):
     text = HOSTILE[value]
-    section = {"text_field": text, "revision": text, "model_path": text, "output_dir": text}
+    section = {"revision": text, "model_path": text, "output_dir": text}
     settings = read_settings(write_settings(extraction=section))
     ((first, *command),), status, _ = job(settings, 0)
     assert status == 0
@@ -76,7 +76,7 @@ def test_what_follows_an_end(codes, restarted, status, requeued, job, settings):
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed here")
 @pytest.mark.parametrize("value", HOSTILE)
 def test_shellcheck_finds_nothing(value, write_settings, tmp_path):
-    settings = read_settings(write_settings(extraction={"text_field": HOSTILE[value]}))
+    settings = read_settings(write_settings(extraction={"revision": HOSTILE[value]}))
     script = tmp_path / "job.sh"
     script.write_text(slurm.script(settings))
     found = subprocess.run(["shellcheck", script], capture_output=True, text=True, check=False)

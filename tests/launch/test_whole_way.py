@@ -43,7 +43,7 @@ def bucket(fake_gcs, monkeypatch, tiny_model, tiny_tasks):  # noqa: F811
 def test_from_a_settings_file_to_a_run_that_is_whole(
     bucket, cloud, write_settings, tmp_path, monkeypatch, capsys, finished_run
 ):
-    monkeypatch.setattr(pod_run, "open_storage", open_storage)
+    monkeypatch.setattr("launch.finished_run.open_storage", open_storage)
     monkeypatch.setattr(pod_run, "POLL", 0.3)
     monkeypatch.setattr("launch.life_cycle.UNSEEN_LIMIT", 60.0)
     Worker(cloud, tmp_path)

@@ -124,7 +124,7 @@ def put(cloud, settings, archive):
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed here")
 @pytest.mark.parametrize("value", HOSTILE)
 def test_shellcheck_finds_nothing(value, write_settings, archive, tmp_path):
-    extraction = {"text_field": HOSTILE[value], "revision": HOSTILE[value]}
+    extraction = {"revision": HOSTILE[value]}
     for secret in (None, "projects/p/secrets/s"):
         settings = read_settings(
             write_settings(extraction=extraction, hugging_face_token_secret=secret)
@@ -186,7 +186,7 @@ def test_hostile_values_reach_the_command_and_nothing_else(
     text = HOSTILE[value]
     extraction = {
         "model_path": f"gs://b/{text}", "tasks_file": f"gs://b/{text}", "revision": text,
-        "text_field": text, "gcs_bucket": f"gs://my-bucket/{text}",
+        "gcs_bucket": f"gs://my-bucket/{text}",
     }  # fmt: skip
     settings = read_settings(write_settings(extraction=extraction))
     put(cloud, settings, archive)
