@@ -24,7 +24,6 @@ SELF_CHECKS = "_run/self_check/"
 """Folder of a file for each process: samples checked, largest error."""
 
 
-@collector_paused()
 def write_metadata(
     storage: Storage,
     totals: RunTotals | None = None,
@@ -53,8 +52,9 @@ def write_metadata(
         raise StoreError(f"{storage.address} holds no run")
     log, totals = CommitLog(storage), RunTotals() if totals is None else totals
     while True:
-        seen = totals.read_new(log), storage.names(SELF_CHECKS)
-        document = derived_document(storage, identity, totals)
+        with collector_paused():
+            seen = totals.read_new(log), storage.names(SELF_CHECKS)
+            document = derived_document(storage, identity, totals)
         for place in (storage, *copies):
             write = functools.partial(place.replace, METADATA_FILE, document)
             patiently(place.address, write, stall_timeout)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from extraction.errors import StoreError
+from extraction.errors import StorageUnavailableError, StoreError
 from extraction.storage import Storage
 
 REMOTE_THREADS, LOCAL_THREADS = 8, 2
@@ -34,7 +34,11 @@ def threads_for(*storages: Storage) -> int:
 def read_files(
     storage: Storage, names: Sequence[str]
 ) -> Iterator[tuple[str, bytes | StoreError | OSError]]:
-    """Many small files in order, each with its content, or with why it could not be read."""
+    """Many small files in order, each with its content, or with why it could not be read.
+
+    Raises:
+        StorageUnavailableError: they cannot be reached; the first that cannot ends it.
+    """
     threads = SMALL_FILE_THREADS if is_local(storage) else REMOTE_THREADS
     size = max(1, min(SMALL_FILES, len(names) // (2 * threads)))
     parts = (names[start : start + size] for start in range(0, len(names), size))
@@ -44,6 +48,8 @@ def read_files(
         for name in part:
             try:
                 found.append(storage.get(name))
+            except StorageUnavailableError:  # after long retries; the next would fare no better
+                raise
             except (StoreError, OSError) as error:
                 found.append(error)
         return found

@@ -138,7 +138,7 @@ def check_identity(
     *,
     resume: bool,
     exclusive: bool = False,
-    explaining: Sequence[str] = (),
+    explaining: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Makes sure that a run may begin or go on in a folder. Writes nothing.
 
@@ -148,7 +148,8 @@ def check_identity(
         resume: it may go on.
         exclusive: nobody else can write there now, so a run that never committed anything need
             not be heeded.
-        explaining: settings that do not count by themselves, but may say why something differs.
+        explaining: of an entry of the fingerprint, settings that may say why it differs; they do
+            not count by themselves.
 
     Raises:
         ExistingRunError: there is a run and `resume` is not set, or it is another one; names the
@@ -177,7 +178,9 @@ def check_identity(
         was, now = _settings(found), _settings(wanted)
         differing += [
             f"({name}: {was.get(name)!r} there, {now.get(name)!r} now)"
-            for name in explaining
+            for entry, names in (explaining or {}).items()
+            if found.fingerprint.get(entry) != wanted.fingerprint.get(entry)
+            for name in names
             if was.get(name) != now.get(name)
         ]
         raise ExistingRunError(

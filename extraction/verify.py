@@ -21,7 +21,7 @@ from extraction.checks.unique_keys import Key, KeyIndex, row_keys
 from extraction.collector_pause import collector_paused
 from extraction.commit_log import COMMITS, CommitLog, CommitRecord, CommittedFile, record_name
 from extraction.committed_files import BATCH_FILE, read_batch, read_committed
-from extraction.errors import CorruptBatchError, StorageUnavailableError, StoreError
+from extraction.errors import CorruptBatchError, StoreError
 from extraction.finalise import SELF_CHECKS, planned_batches
 from extraction.formats import FORMATS
 from extraction.metadata import METADATA_FILE
@@ -51,6 +51,17 @@ def verify(storage: Storage, level: int = 1, progress: Progress = silent) -> Rep
     if identity is None:
         return report
     report.run_id = identity.run_id
+    batches, bad_files = _check_listing(storage, identity, report, progress)
+    if level >= 2:
+        _check_contents(storage, identity, batches, report, bad_files, progress)
+    return report
+
+
+@collector_paused()
+def _check_listing(
+    storage: Storage, identity: RunIdentity, report: Report, progress: Progress
+) -> tuple[list[BatchSummary], set[str]]:
+    """Level 1. Gives the batches whose records are good, and the files that are damaged."""
     # In this order a run that goes on meanwhile does no harm: metadata.json lists what has a
     # record, and what has a record is there.
     metadata = _get(storage, METADATA_FILE)
@@ -66,12 +77,10 @@ def verify(storage: Storage, level: int = 1, progress: Progress = silent) -> Rep
             f"no batch is here, although {METADATA_FILE} may list some: a run with --gcs_bucket"
             " keeps them in its bucket, verify that"
         )
-        return report
+        return [], set()
     if _is_derivable(storage, report):
         check_metadata(metadata, storage, identity, totals, CommitLog(storage).read, files, report)
-    if level >= 2:
-        _check_contents(storage, identity, batches, report, bad_files, progress)
-    return report
+    return batches, bad_files
 
 
 def _get(storage: Storage, name: str) -> bytes | None:
@@ -136,7 +145,6 @@ def _batch_ids(storage: Storage, report: Report) -> list[int]:
     return sorted(ids)
 
 
-@collector_paused()
 def _check_records(
     storage: Storage,
     identity: RunIdentity,
@@ -162,8 +170,6 @@ def _check_records(
     bad: set[str] = set()
     named: set[str] = set()
     for batch_id, record in CommitLog(storage).read_each(batch_ids):
-        if isinstance(record, StorageUnavailableError):
-            raise record
         name = record_name(batch_id)
         progress("records checked", len(totals), len(batch_ids))
         if not isinstance(record, CommitRecord):

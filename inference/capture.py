@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from inference.batch_plan import PlannedSample, PlanSettings, Unit, pack_batches, plan_units
@@ -155,7 +156,7 @@ def capture(
         row_slots=program.row_slots,
         captured_width=sum(widths.values()),
         itemsize=model.dtype.itemsize,
-        device_memory=device_memory(model.layout.mesh.devices.flat[0]),
+        device_memory=device_memory(jax.local_devices()[0]),
     )
     edits = None
     if interventions:

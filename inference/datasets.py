@@ -13,6 +13,7 @@ numbered as they come, whichever of them are chosen, so a document's name tells 
 """
 
 import dataclasses
+import importlib.util
 import io
 import itertools
 import logging
@@ -73,6 +74,8 @@ def with_commit(settings: SettingsT) -> SettingsT:
     name = settings.dataset
     if name is None or not _is_hugging_face(name) or Path(name).expanduser().is_dir():
         return settings
+    if importlib.util.find_spec("datasets") is None:  # which is told when it is read
+        return settings
     from huggingface_hub import HfApi
 
     try:
@@ -82,7 +85,7 @@ def with_commit(settings: SettingsT) -> SettingsT:
         log.warning("the commit of %s is not known: %s", name, reason)
         return settings
     log.info("%s is read at commit %s", name, found.sha)
-    return dataclasses.replace(settings, dataset_revision=found.sha)
+    return dataclasses.replace(settings, dataset_revision=found.sha or settings.dataset_revision)
 
 
 def random_sample(items: Iterable[T], count: int, seed: int) -> list[T]:
@@ -131,6 +134,8 @@ def _from_files(settings: InputSettings) -> Iterator[tuple[str, Record]]:
         read = READERS.get(file.suffix)
         if read is None:
             raise InputError(f"{file}: a data set's files are {', '.join(READERS)}")
+        if file.suffix != ".txt":
+            settings.refuse_changed(OF_TEXT_FILES, "is for .txt files")
         for number, record in enumerate(read(file, settings)):
             yield f"{file.name}/{number}", record
 

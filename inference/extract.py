@@ -27,6 +27,7 @@ from extraction.storage import file_operations, open_storage
 from extraction.verify import verify
 from inference.distributed_inference_with_activations import run
 from inference.errors import InputError
+from inference.input_settings import OF_HUGGING_FACE, OF_TEXT_FILES
 from inference.language_model import LanguageModel
 from inference.settings import DistributedSettings
 
@@ -146,6 +147,7 @@ def extract(
         }
     )
     if given is None:
+        command.refuse_changed((*OF_HUGGING_FACE, *OF_TEXT_FILES), "is not for inputs given here")
         _write_inputs(folder / INPUTS_FILE, data, command)
     run(command, params=model.params, run_id=run_id)
     storage = open_storage(command.cloud() or str(folder / ACTIVATIONS))

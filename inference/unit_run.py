@@ -121,7 +121,7 @@ class UnitRun:
                 self._identity,
                 resume=settings.resume,
                 exclusive=place is self._spool,
-                explaining=INPUT_SETTINGS,
+                explaining={"samples_sha256": INPUT_SETTINGS},
             )
         self._committer = Committer(self._spool, hook_points, settings.format, dtype)
         self._log, self._totals = CommitLog(self.storage), RunTotals()

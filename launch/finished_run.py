@@ -2,10 +2,21 @@
 
 from collections.abc import Callable
 
-from extraction.storage import open_storage
+from extraction.errors import StoreError
+from extraction.storage import Storage, open_storage
 from extraction.verify import Report, verify
+from inference.errors import InputError
 from inference.plan_comparison import compare_stored, read_plan
 from launch.settings import RunSettings
+
+
+def is_whole(settings: RunSettings) -> bool:
+    """Whether all of a run is there already.
+
+    Raises:
+        StorageUnavailableError: the place cannot be reached.
+    """
+    return verify(_storage(settings), 1).verdict == "good"
 
 
 def check_run(settings: RunSettings, say: Callable[[str], None]) -> Report:
@@ -13,19 +24,26 @@ def check_run(settings: RunSettings, say: Callable[[str], None]) -> Report:
 
     Args:
         settings: of the run.
-        say: told what was found.
+        say: told what was found, and how it compares with the plan.
 
     Raises:
-        InputError: the plan that the settings name cannot be read.
         StorageUnavailableError: the place cannot be reached.
     """
-    flags = settings.extraction
-    storage = open_storage(flags.cloud() or flags.activations_dir)
+    storage = _storage(settings)
     report = verify(storage, 1)
+    plan = settings.extraction.plan
+    if plan is not None and report.exit_status == 0:
+        say(f"against the plan of {plan}:")
+        try:
+            lines = compare_stored(read_plan(plan), storage)
+        except (InputError, StoreError) as error:  # the run is good without it
+            lines = [str(error)]
+        for line in lines:
+            say(line)
     for line in report.lines():
         say(line)
-    if flags.plan is not None and report.exit_status == 0:
-        say(f"against the plan of {flags.plan}:")
-        for line in compare_stored(read_plan(flags.plan), storage):
-            say(line)
     return report
+
+
+def _storage(settings: RunSettings) -> Storage:
+    return open_storage(settings.extraction.cloud() or settings.extraction.activations_dir)

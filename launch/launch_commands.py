@@ -10,6 +10,7 @@ from pathlib import Path
 from inference.errors import InputError
 from launch import commands, gcloud, gke, local, pod_run, slurm
 from launch.commands import pasted
+from launch.finished_run import check_run
 from launch.machines import machine as known_machine
 from launch.package import make_archive
 from launch.settings import RunSettings, bucket, on_machine
@@ -88,7 +89,7 @@ def status(settings: RunSettings, flags: argparse.Namespace) -> int:
         for number in range(workers):
             line = reports[number].line if number in reports else "no report yet"
             print(f"  worker {number}: {line}")
-    pod_run.is_whole(settings, print)
+    check_run(settings, print)
     return 0
 
 

@@ -29,6 +29,7 @@ from typing import ClassVar
 import jax
 
 from extraction.command_parser import BAD_INPUT
+from extraction.errors import StoreError
 from extraction.storage import file_operations, open_cloud
 from inference.command_line import run_command
 from inference.datasets import read_inputs, with_commit
@@ -49,7 +50,7 @@ from launch.plan_report import Planned, lines
 from launch.plan_sizes import PlannedFiles, planned_files
 from launch.plan_time import PlannedTime, assumed_rates, batches_of, planned_time, work_of
 from launch.prices import PRICES, Prices, read_prices
-from launch.settings import extraction_flags, read_settings
+from launch.settings import extraction_flags, on_machine, read_settings
 from qwen_hooks.attention_backends import choose_attention
 from qwen_hooks.hook_points import hook_widths
 
@@ -148,7 +149,7 @@ def make_plan(
     compiled = None
     if compile_memory and slice_ is not None and buckets and has_compiler():
         log.info("the TPU compiler makes the program for prompts of %d tokens", fullest)
-        compiled = compile_job(job, slice_, fullest).bytes
+        compiled = compile_job(job, slice_, fullest)
     time = _time(job, committed, slice_, repeats) if buckets else NO_TIME
     dollars = {}
     if slice_ is not None and time is not None:
@@ -168,7 +169,7 @@ def make_plan(
         mesh=mesh,
         processes=workers.count,
         memory=memory.get(fullest),
-        compiled_memory=compiled,
+        compiled_memory=None if compiled is None else compiled.bytes,
         fullest_bucket=fullest,
         device_memory=workers.device_memory,
         time=time,
@@ -248,7 +249,10 @@ def _check_place(
 
 def _cloud_place(address: str) -> str:
     """What is known of a bucket, in which nothing is written to find out."""
-    missing = open_cloud(address).missing_permissions()
+    try:
+        missing = open_cloud(address).missing_permissions()
+    except StoreError:  # its listing was read before, so it is there; some servers do not tell
+        return f"{address}, which can be reached; whether it can be written to is not known"
     if not missing:
         return f"{address}, which can be reached and written to"
     return f"{address}, where the account here is not granted {', '.join(missing)}"
@@ -326,6 +330,7 @@ def _flags_of_file(path: Path) -> list[str]:
     settings = read_settings(path)
     flags = extraction_flags(dataclasses.replace(settings.extraction, plan=None))
     if settings.machine is not None:
+        on_machine(settings)  # what `launch run` would refuse
         flags.append(f"--machine={settings.machine.slice}")
     return flags
 

@@ -6,6 +6,7 @@ distributed command's own program for them, and tells the memory of the whole of
 
 import dataclasses
 import importlib.util
+import logging
 import os
 import time
 from typing import Any
@@ -20,6 +21,11 @@ from inference.generation import BatchInput, GenerationSettings, batch_sharding,
 from launch.machines import GIB, Machine
 from qwen_hooks import QwenModelWithActivations
 from qwen_hooks.sharding import Layout, make_mesh
+
+log = logging.getLogger(__name__)
+
+OUT_OF_MEMORY = "Ran out of memory in memory space hbm"
+"""What the TPU compiler says of a program that does not fit a chip."""
 
 HOST_TOPOLOGIES = {1: "1x1", 4: "2x2", 8: "2x4"}
 """Of the chips of one host, in generations whose chips lie flat; in the others it is 2x2x1."""
@@ -45,7 +51,7 @@ def has_compiler() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 
 
-def compile_job(job: Job, slice_: Machine, bucket: int) -> CompiledBatch:
+def compile_job(job: Job, slice_: Machine, bucket: int) -> CompiledBatch | None:
     """Compiles a job's program for one bucket, as each process of a slice runs it.
 
     Args:
@@ -53,18 +59,21 @@ def compile_job(job: Job, slice_: Machine, bucket: int) -> CompiledBatch:
         slice_: it.
         bucket: padded prompt length.
 
+    Returns:
+        None if the compiler fails, of which it is logged why.
+
     Raises:
         InputError: the compiler says that it does not fit a chip.
     """
     mesh = job.workers.layout.mesh.shape
     topology = slice_.gke_topology
     if mesh["data"] * mesh["model"] == slice_.chips_per_host:
-        flat = "x" in topology and topology.count("x") == 1
-        topology = HOST_TOPOLOGIES[slice_.chips_per_host] if flat else "2x2x1"
-    devices = topology_devices(f"{slice_.generation}:{topology}")
-    mesh = make_mesh((mesh["data"], mesh["model"]), devices)
+        is_flat = topology.count("x") == 1
+        topology = HOST_TOPOLOGIES[slice_.chips_per_host] if is_flat else "2x2x1"
     size = job.plan.batch_size(bucket)
     try:
+        devices = topology_devices(f"{slice_.generation}:{topology}")
+        mesh = make_mesh((mesh["data"], mesh["model"]), devices)
         return compile_batch(
             make_model(job, job.attention),
             dataclasses.replace(job.workers.layout, mesh=mesh),
@@ -74,9 +83,11 @@ def compile_job(job: Job, slice_: Machine, bucket: int) -> CompiledBatch:
             row_slots=job.row_slots[bucket],
             packed=bucket == job.plan.pack_length,
         )
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+    except (RuntimeError, ValueError) as error:  # JAX's own errors are RuntimeErrors
+        if OUT_OF_MEMORY not in str(error):
+            reason = (str(error).strip().splitlines() or [repr(error)])[0]
+            log.warning("the TPU compiler says nothing of memory: %s", reason)
+            return None
         raise InputError(
             f"a batch of {size} prompts of up to {bucket} tokens does not fit a chip of"
             f" {slice_.name}, which has {slice_.memory_bytes / GIB:.2f} GiB, says the TPU compiler;"

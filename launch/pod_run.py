@@ -14,7 +14,7 @@ from extraction.errors import StorageUnavailableError
 from inference.errors import InputError
 from launch import commands, gcloud, life_cycle
 from launch.commands import pasted
-from launch.finished_run import check_run
+from launch.finished_run import check_run, is_whole
 from launch.life_cycle import decide
 from launch.machines import machine as known_machine
 from launch.package import Archive, make_archive
@@ -51,7 +51,7 @@ def run_on_pod(settings: RunSettings, say: Say) -> int:
     resource = look(settings, say)
     if resource is not None:
         state = _join(resource, archive, say)
-    elif is_whole(settings, lambda line: None):
+    elif is_whole(settings):
         say(f"{bucket(settings)} holds the whole run already")
         return 0
     while True:
@@ -75,7 +75,8 @@ def run_on_pod(settings: RunSettings, say: Say) -> int:
                 say(f"{why}; starting again")
                 _wake(settings, silent, say)
             case Check():
-                return 0 if is_whole(settings, say) else life_cycle.FAILED
+                whole = check_run(settings, say).verdict == "good"
+                return 0 if whole else life_cycle.FAILED
             case End(why, status):
                 say(why)
                 if resource is not None:
@@ -178,8 +179,3 @@ def _tell_failures(settings: RunSettings, state: State, say: Say) -> None:
         answer = commands.once(gcloud.cat(address))
         lines = answer.out.splitlines()[-20:]
         say("\n".join([f"the end of worker {number}'s log, {address}:", *lines]))
-
-
-def is_whole(settings: RunSettings, say: Say) -> bool:
-    """What `verify` says of the run in the bucket, which only it can make true."""
-    return check_run(settings, say).verdict == "good"

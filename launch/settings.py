@@ -253,6 +253,11 @@ def on_machine(settings: RunSettings) -> MachineSettings:
             f"extraction.tasks_file: the workers cannot read {flags.tasks_file!r}; put it into the"
             " bucket: gs://..."
         )
+    if flags.plan is not None and not flags.plan.startswith("gs://"):
+        raise InputError(
+            f"extraction.plan: the workers cannot read {flags.plan!r}; put it into the bucket:"
+            " gs://..."
+        )
     for name in ("model_path", "dataset"):
         value = getattr(flags, name)
         if value is not None and (value.startswith(("/", ".", "~")) or os.path.exists(value)):

@@ -42,6 +42,9 @@ SENDS = 10
 PERMISSIONS = [f"storage.objects.{action}" for action in ("create", "get", "list", "delete")]
 """That a run needs."""
 
+PERMISSIONS_DEADLINE = 20.0
+"""Seconds that asking for them is retried for; nothing depends on the answer."""
+
 CHUNK = 8 << 20
 """Bytes of one request of a resumable upload, as files above 8 MiB are."""
 
@@ -134,8 +137,11 @@ class GcsStorage:
 
     def missing_permissions(self) -> list[str]:
         """See `CloudStorage.missing_permissions`."""
+        retry = self._options["retry"].with_timeout(PERMISSIONS_DEADLINE)
         with self._explained():
-            granted = self._bucket.test_iam_permissions(PERMISSIONS, **self._options)
+            granted = self._bucket.test_iam_permissions(
+                PERMISSIONS, retry=retry, timeout=REQUEST_TIMEOUT[1]
+            )
         return [name for name in PERMISSIONS if name not in granted]
 
     def put_new(

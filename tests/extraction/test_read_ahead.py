@@ -3,6 +3,7 @@ import time
 
 import pytest
 
+from extraction.errors import StorageUnavailableError
 from extraction.read_ahead import in_order, read_files
 from extraction.storage.local import LocalStorage
 
@@ -55,6 +56,23 @@ def test_a_few_small_files_are_read_at_a_time():
             return b""
 
     assert len(list(read_files(Slow(), list("abcdefgh")))) == 8
+
+
+def test_an_outage_ends_it_at_the_first_file():
+    """Each attempt takes long, so the other files are not tried."""
+    asked = []
+
+    class Gone:
+        def local_path(self, name):
+            return None
+
+        def get(self, name):
+            asked.append(name)
+            raise StorageUnavailableError("no network")
+
+    with pytest.raises(StorageUnavailableError):
+        list(read_files(Gone(), [str(number) for number in range(1000)]))
+    assert len(asked) <= 2 * 8 + 1  # parts that had begun
 
 
 def test_many_run_at_a_time():

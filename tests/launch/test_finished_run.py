@@ -5,7 +5,7 @@ import json
 
 from inference.distributed_inference_with_activations import run
 from inference.settings import DistributedSettings
-from launch.finished_run import check_run
+from launch.finished_run import check_run, is_whole
 from launch.plan import make_plan
 from launch.settings import RunSettings
 
@@ -31,12 +31,19 @@ def test_it_is_verified_and_compared_with_its_plan(tiny_model, tiny_tasks, tmp_p
     said.clear()
     assert check_run(settings, said.append).exit_status == 0
     heading = said.index(f"against the plan of {place}:")
-    assert "verdict: good" in said[:heading]
+    assert said[-1] == "verdict: good"
     size = sum(path.stat().st_size for path in (tmp_path / "act").glob("layer_*"))
     count = len(list((tmp_path / "act").glob("layer_*")))
-    assert said[heading + 1 :] == [
+    assert said[heading + 1 : heading + 5] == [
         "rows         40 planned, 40 found",
         "sequences    40 planned, 40 found",
         f"files        {count} planned, {count} found",
         f"bytes        {size} planned, {size} found",
     ]
+
+    place.write_text("{}")  # without the plan the run is no less good
+    said.clear()
+    assert check_run(settings, said.append).exit_status == 0
+    assert f"--plan {place} is no plan" in "\n".join(said)
+    assert said[-1] == "verdict: good"
+    assert is_whole(settings)

@@ -19,6 +19,7 @@ from launch import plan, plan_compiled
 from launch.machines import GIB, MACHINES
 from launch.plan_time import Rates, Work, planned_time, prompt_flops
 from launch.prices import PRICES, read_prices
+from tests.fake_gcs.faults import Fault
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +114,23 @@ def test_memory_is_estimated_where_the_compiler_is_not_asked(cpu_as_slice, flags
 
 def test_what_the_compiler_finds_too_large_is_refused(cpu_as_slice, flags, capsys, monkeypatch):
     def compile_batch(*arguments, **more):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space")
+        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {plan_compiled.OUT_OF_MEMORY}.")
 
     monkeypatch.setattr(plan_compiled, "compile_batch", compile_batch)
     said = refused(capsys, flags, "--machine", "v5e-8")
     assert "does not fit a chip of v5litepod-8" in said
     assert "--batch_size" in said
+
+
+def test_a_compiler_that_fails_leaves_the_estimate(cpu_as_slice, flags, caplog, monkeypatch):
+    def fails(name):
+        raise RuntimeError("the library is in use\nby another process")
+
+    monkeypatch.setattr(plan_compiled, "topology_devices", fails)
+    found = planned(flags, "--machine", "v5e-8")
+    assert found["compiled_memory"] is None
+    assert found["memory"]["params"] > 0
+    assert "says nothing of memory: the library is in use" in caplog.text
 
 
 def test_a_slice_computes_in_bfloat16_and_halves_what_is_stored(flags):
@@ -158,18 +170,35 @@ def test_what_cannot_work_is_refused_with_one_message(more, says, flags, capsys)
     assert says in refused(capsys, flags, *more)
 
 
-def test_a_settings_file_is_planned_as_it_will_run(flags, tmp_path, capsys):
+def test_a_settings_file_is_planned_as_it_will_run(
+    flags, demo_checkpoint, tasks_file, fake_gcs, tmp_path, capsys, monkeypatch
+):
+    for name, value in fake_gcs.environment.items():
+        monkeypatch.setenv(name, value)
+    for file in demo_checkpoint.iterdir():
+        fake_gcs.put("bucket", f"model/{file.name}", file.read_bytes())
+    fake_gcs.put("bucket", "tasks.jsonl", tasks_file.read_bytes())
     path, place = tmp_path / "run.yaml", tmp_path / "plan.json"
-    extraction = dict(zip((f.removeprefix("--") for f in flags[::2]), flags[1::2], strict=True))
+    here = dict(zip((f.removeprefix("--") for f in flags[::2]), flags[1::2], strict=True))
+    here |= {"batch_size": 4, "plan": "gs://bucket/plan.json"}
+    cloud = here | {
+        "model_path": "gs://bucket/model",
+        "tasks_file": "gs://bucket/tasks.jsonl",
+        "gcs_bucket": "gs://bucket/run",
+    }
     machine = {"slice": "v5e-8", "project": "my-project", "zone": "us-west4-a"}
-    extraction |= {"batch_size": 4, "plan": "gs://bucket/plan.json"}
-    data = {"name": "a-run", "extraction": extraction}
-    for more, slice_ in (({}, None), ({"machine": machine}, "v5litepod-8")):
-        path.write_text(yaml.safe_dump(data | more), encoding="utf-8")
-        assert plan.main([str(path), "--json", str(place)]) == 0
+    for document, slice_ in (
+        ({"extraction": here}, None),
+        ({"extraction": cloud, "machine": machine}, "v5litepod-8"),
+    ):
+        path.write_text(yaml.safe_dump({"name": "a-run"} | document), encoding="utf-8")
+        assert plan.main([str(path), "--json", str(place), "--compile_memory", "False"]) == 0
         found = json.loads(place.read_text())
         assert (found["machine"], found["samples"], found["rows"]) == (slice_, 60, 60)
     capsys.readouterr()
+    document = {"name": "a-run", "extraction": here, "machine": machine}
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    assert "gcs_bucket must be given" in refused(capsys, [str(path)])  # as the run would be
     path.write_text("name: a-run\nextraction: {model_pth: x}\n", encoding="utf-8")
     assert "did you mean model_path?" in refused(capsys, [str(path)])
     assert "cannot be read" in refused(capsys, [str(tmp_path / "none.yaml")])
@@ -212,6 +241,10 @@ def test_what_is_known_of_a_bucket(
         "goes to      gs://bucket/run, where the account here is not granted"
         " storage.objects.create, storage.objects.delete"
     ) in capsys.readouterr().out
+    fake_gcs.faults.add(Fault(kind="403", path_contains="/iam/"))
+    planned(flags, "--gcs_bucket", "gs://bucket/run", *machine)
+    told = "gs://bucket/run, which can be reached; whether it can be written to is not known"
+    assert told in capsys.readouterr().out
     assert not fake_gcs.objects("bucket")
     assert "the bucket does not exist" in refused(
         capsys, flags, "--gcs_bucket", "gs://none/run", *machine
