@@ -10,7 +10,7 @@ from launch.plan_compiled import has_compiler
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="needs the TPU compiler: make test-tpu")
 
 
-@pytest.mark.parametrize("slice_", ["v4-8", "v5e-4", "v5e-64", "v5p-32", "v6e-8"])
+@pytest.mark.parametrize("slice_", ["v4-8", "v5e-1", "v5e-4", "v5e-64", "v5p-32", "v6e-1", "v6e-8"])
 def test_of_every_generation(slice_, demo_checkpoint, demo_tasks, tmp_path):
     tasks, place = tmp_path / "tasks.json", tmp_path / "plan.json"
     tasks.write_text(json.dumps(demo_tasks), encoding="utf-8")
