@@ -5,10 +5,10 @@ import hashlib
 import google_crc32c
 import numpy as np
 
-from extraction.storage import Buffers, pieces
+from extraction.storage import Content, pieces
 
 
-def crc32c(data: bytes | memoryview | Buffers) -> str:
+def crc32c(data: Content) -> str:
     """Eight hexadecimal digits."""
     value = 0
     for piece in pieces(data):
@@ -17,7 +17,7 @@ def crc32c(data: bytes | memoryview | Buffers) -> str:
     return f"{value:08x}"
 
 
-def sha256(data: bytes | memoryview | Buffers) -> str:
+def sha256(data: Content) -> str:
     """64 hexadecimal digits."""
     digest = hashlib.sha256()
     for piece in pieces(data):

@@ -11,10 +11,11 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from extraction.checksums import crc32c, sha256
 from extraction.errors import StoreError
 from extraction.read_ahead import read_files
 from extraction.statistics import RowStatistics
-from extraction.storage import Storage
+from extraction.storage import Content, Storage, pieces
 
 COMMITS = "_run/commits/"
 
@@ -34,6 +35,12 @@ class CommittedFile:
     bytes: int
     crc32c: str
     sha256: str
+
+    @classmethod
+    def of(cls, name: str, data: Content) -> "CommittedFile":
+        """That of a file with this content."""
+        size = sum(map(len, pieces(data)))
+        return cls(file=name, bytes=size, crc32c=crc32c(data), sha256=sha256(data))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,7 @@ from extraction.errors import (
 from extraction.formats import FORMATS, ParsedBatch
 from extraction.patience import patiently
 from extraction.run_identity import RunIdentity, RunLock
-from extraction.storage import Buffers, Storage, pieces
+from extraction.storage import Content, Storage, pieces
 from extraction.storage.local import LocalStorage
 
 BATCH_FILE = re.compile(r"(?P<hook>.+)_batch_(?P<batch>\d{6,})\.(?P<extension>[a-z.]+)")
@@ -119,7 +119,7 @@ def _named(storage: Storage, file: CommittedFile) -> Iterator[None]:
         ) from None
 
 
-def publish_once(storage: Storage, name: str, data: bytes | Buffers) -> CommittedFile:
+def publish_once(storage: Storage, name: str, data: Content) -> CommittedFile:
     """Publishes a file, or finds that an earlier attempt did.
 
     Raises:
@@ -133,9 +133,7 @@ def publish_once(storage: Storage, name: str, data: bytes | Buffers) -> Committe
             raise ConflictError(
                 f"{storage.address}/{name} exists and is another file; it was left as it is"
             ) from None
-    return CommittedFile(
-        file=name, bytes=sum(map(len, pieces(data))), crc32c=crc32c(data), sha256=sha256(data)
-    )
+    return CommittedFile.of(name, data)
 
 
 @contextlib.contextmanager

@@ -2,16 +2,18 @@
 
 The files come first and the record last, so a process that dies in between leaves files that
 nobody counts; the next attempt at the unit replaces them. A full disk is waited for: the unit stays
-in memory and nothing else goes on meanwhile.
+in memory and nothing else goes on meanwhile; then its files are written from the first one on.
 
-One thread, the caller's, touches the disk. While it writes a file, two others work out the file's
-checksums and statistics and the content of the next one, so that the disk need not wait for them.
+One thread, the caller's, touches the disk. While it writes a file, a second one works out the
+file's checksums and statistics and the content of the next, so that the disk need not wait.
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import zip_longest
@@ -19,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from extraction.checksums import crc32c, sha256
 from extraction.commit_log import CommitLog, CommitRecord, CommittedFile
 from extraction.errors import ConflictError
 from extraction.formats import FORMATS
@@ -28,10 +29,10 @@ from extraction.formats.float_types import stored_array, to_float32
 from extraction.patience import STALL_TIMEOUT, patiently
 from extraction.rows import RowBlock, timestamp
 from extraction.statistics import RowStatistics
-from extraction.storage import Buffers, Storage, pieces
+from extraction.storage import Buffers, Storage
 
-HELPERS = 2
-"""Threads beside the one that writes."""
+UNREAD_CONTENTS = 4
+"""Most contents of files that are in memory because their checksums are not known yet."""
 
 
 class Committer:
@@ -90,31 +91,16 @@ class Committer:
         with contextlib.suppress(FileNotFoundError):
             # To write its files again would belie the record.
             return CommitLog(self._storage).read(batch_id)
-        files, sidecars, statistics = {}, {}, {}
-        with ThreadPoolExecutor(HELPERS, "commit") as helpers:
-            if block is not None:
-                for hook, batch, found in self._contents(block, helpers):
-                    name = f"{hook}_batch_{batch_id:06d}"
-                    file = f"{name}.{self._format.extension}"
-                    files[hook] = self._publish(file, batch.data, helpers)
-                    if batch.sidecar is not None:
-                        sidecar = f"{name}.{self._format.sidecar_extension}"
-                        sidecars[hook] = self._publish(sidecar, [batch.sidecar], helpers)
-                    statistics[hook] = found.result()
-            lines = None
-            if outputs is not None:
-                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in outputs)
-                name = f"_run/outputs/{batch_id:06d}.jsonl"
-                lines = self._publish(name, [text.encode()], helpers)
+        published = self._patiently(lambda: self._publish(batch_id, block, outputs))
         record = CommitRecord(
             batch_id=batch_id,
             n_rows=0 if block is None else len(block),
             n_sequences=_count_sequences(block) if n_sequences is None else n_sequences,
             keys_sha256=keys_digest(block, outputs or ()),
-            files=files,
-            sidecars=sidecars,
-            outputs=lines,
-            statistics=statistics,
+            files=published.files,
+            sidecars=published.sidecars,
+            outputs=published.outputs,
+            statistics=published.statistics,
             written_at=timestamp(),
         )
         log = CommitLog(self._storage)
@@ -125,31 +111,79 @@ class Committer:
             )
         return record
 
-    def _contents(
-        self, block: RowBlock, helpers: Executor
+    def _publish(
+        self,
+        batch_id: int,
+        block: RowBlock | None,
+        outputs: Sequence[Mapping[str, Any]] | None,
+    ) -> "_Published":
+        """Writes the files of a unit."""
+        files, sidecars, statistics = {}, {}, {}
+        lines = None
+        unread: deque[Future[CommittedFile]] = deque()
+        with ThreadPoolExecutor(1, "commit") as helper:
+
+            def described(name: str, data: Buffers) -> Future[CommittedFile]:
+                if len(unread) == UNREAD_CONTENTS:
+                    unread.popleft().result()
+                unread.append(helper.submit(CommittedFile.of, name, data))
+                return unread[-1]
+
+            def contents() -> Iterator[tuple[str, Buffers]]:
+                nonlocal lines
+                if block is not None:
+                    for hook, batch, found in self._serialised(block, helper):
+                        statistics[hook] = found
+                        name = f"{hook}_batch_{batch_id:06d}"
+                        file = f"{name}.{self._format.extension}"
+                        files[hook] = described(file, batch.data)
+                        yield file, batch.data
+                        if batch.sidecar is not None:
+                            sidecar = f"{name}.{self._format.sidecar_extension}"
+                            sidecars[hook] = described(sidecar, [batch.sidecar])
+                            yield sidecar, [batch.sidecar]
+                if outputs is not None:
+                    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in outputs)
+                    name, data = f"_run/outputs/{batch_id:06d}.jsonl", [text.encode()]
+                    lines = described(name, data)
+                    yield name, data
+
+            self._storage.replace_all(contents())
+        return _Published(
+            files={hook: file.result() for hook, file in files.items()},
+            sidecars={hook: file.result() for hook, file in sidecars.items()},
+            outputs=None if lines is None else lines.result(),
+            statistics={hook: found.result() for hook, found in statistics.items()},
+        )
+
+    def _serialised(
+        self, block: RowBlock, helper: Executor
     ) -> Iterator[tuple[str, SerialisedBatch, Future[RowStatistics]]]:
         """Of each hook point the file's content and the statistics, one content ahead."""
 
         def serialise(hook: str) -> SerialisedBatch:
             return self._format.serialise(hook, block, self._dtype)
 
-        following = helpers.submit(serialise, self._hook_points[0])
+        following = helper.submit(serialise, self._hook_points[0])
         for hook, next_hook in zip_longest(self._hook_points, self._hook_points[1:]):
             batch = following.result()
-            statistics = helpers.submit(self._statistics, block.activations[hook])
             if next_hook is not None:
-                following = helpers.submit(serialise, next_hook)
-            yield hook, batch, statistics
+                following = helper.submit(serialise, next_hook)
+            yield hook, batch, helper.submit(self._statistics, block.activations[hook])
 
     def _statistics(self, values: np.ndarray) -> RowStatistics:
         """Of activations as the file gives them back: rounded, and infinite where they run over."""
         return RowStatistics.of(to_float32(stored_array(values, self._dtype), self._dtype))
 
-    def _publish(self, name: str, data: Buffers, helpers: Executor) -> CommittedFile:
-        checksums = helpers.submit(lambda: (crc32c(data), sha256(data)))
-        self._patiently(functools.partial(self._storage.replace, name, data))
-        crc, sha = checksums.result()
-        return CommittedFile(file=name, bytes=sum(map(len, pieces(data))), crc32c=crc, sha256=sha)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Published:
+    """What the record of a unit tells of its files; see `CommitRecord`."""
+
+    files: dict[str, CommittedFile]
+    sidecars: dict[str, CommittedFile]
+    outputs: CommittedFile | None
+    statistics: dict[str, RowStatistics]
 
 
 def keys_digest(block: RowBlock | None, outputs: Sequence[Mapping[str, Any]] = ()) -> str:

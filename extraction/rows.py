@@ -6,6 +6,7 @@ belongs to the same token, so hook points cannot drift apart.
 
 import dataclasses
 import datetime
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -50,6 +51,20 @@ class RowBlock:
     def __len__(self) -> int:
         return len(self.task_ids)
 
+    @functools.cached_property
+    def distinct_task_ids(self) -> "DistinctTexts":
+        """Of `task_ids`; worked out once for the files of all hook points.
+
+        Raises:
+            StoreError: one holds half of a surrogate pair.
+        """
+        return DistinctTexts.of(self.task_ids, "task_id")
+
+    @functools.cached_property
+    def distinct_timestamps(self) -> "DistinctTexts":
+        """Of `timestamps`; else as `distinct_task_ids`."""
+        return DistinctTexts.of(self.timestamps, "timestamp")
+
     def __getitem__(self, rows: slice) -> "RowBlock":
         return RowBlock(
             **{name: column[rows] for name, column in self._columns().items()},
@@ -74,6 +89,40 @@ class RowBlock:
                 for hook in blocks[0].activations
             },
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class DistinctTexts:
+    """A column of texts, which many rows share.
+
+    Attributes:
+        texts: each once, in the order in which they come first.
+        index: `[R]` int32, which one a row has.
+    """
+
+    texts: Sequence[str]
+    index: np.ndarray
+
+    @classmethod
+    def of(cls, column: np.ndarray, name: str) -> "DistinctTexts":
+        """Those of a column.
+
+        Args:
+            column: `[R]` of str.
+            name: for the message.
+
+        Raises:
+            StoreError: a text holds half of a surrogate pair, which no file could hold.
+        """
+        texts = list(map(str, column))
+        places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        try:
+            "".join(places).encode()
+        except UnicodeEncodeError as error:
+            text = ascii(error.object[error.start : error.end])
+            raise StoreError(f"{name} holds {text}, half of a surrogate pair") from None
+        index = np.fromiter(map(places.__getitem__, texts), np.int32, len(texts))
+        return cls(texts=tuple(places), index=index)
 
 
 def text_column(values: Sequence[str]) -> np.ndarray:

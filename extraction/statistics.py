@@ -58,10 +58,12 @@ class RowStatistics:
         count, width = rows.shape
         totals, squares = np.empty(count), np.empty(count)
         step = max(1, CACHED_VALUES // max(1, width))
+        scratch = np.empty((min(step, count), width))
         with np.errstate(over="ignore", invalid="ignore"):
             for start in range(0, count, step):
                 part = slice(start, start + step)
-                exact = rows[part].astype(np.float64, order="C")
+                exact = scratch[: len(rows[part])]
+                exact[...] = rows[part]
                 exact.sum(axis=1, out=totals[part])
                 np.multiply(exact, exact, out=exact)
                 exact.sum(axis=1, out=squares[part])

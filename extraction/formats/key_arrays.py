@@ -10,11 +10,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from extraction.errors import CorruptBatchError, StoreError
-from extraction.rows import RowBlock, text_column
+from extraction.errors import CorruptBatchError
+from extraction.rows import DistinctTexts, RowBlock, text_column
 
 NUMBERS = {"sample_idx": "<i8", "step": "<i4", "position": "<i4", "token_id": "<i4"}
 TEXTS = {"task_id": "task_ids", "timestamp": "timestamps"}
+"""And the column of a `RowBlock`."""
 KEY_DTYPES = {
     "sample_idx": "<i8",
     **{f"{text}.offsets": "<i8" for text in TEXTS},
@@ -35,11 +36,10 @@ def key_arrays(block: RowBlock) -> dict[str, np.ndarray]:
     """
     arrays = {name: getattr(block, name) for name in NUMBERS}
     for name, column in TEXTS.items():
-        texts = text_values(getattr(block, column), name)
-        places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-        encoded = [text.encode() for text in places]
+        distinct: DistinctTexts = getattr(block, f"distinct_{column}")
+        encoded = [text.encode() for text in distinct.texts]
         arrays[f"{name}.offsets"] = np.cumsum([0, *map(len, encoded)])
-        arrays[f"{name}.index"] = np.array([places[text] for text in texts])
+        arrays[f"{name}.index"] = distinct.index
         arrays[f"{name}.utf8"] = np.frombuffer(b"".join(encoded), np.uint8)
     return {
         name: np.ascontiguousarray(arrays[name], dtype=dtype) for name, dtype in KEY_DTYPES.items()
@@ -88,21 +88,6 @@ class KeyTable:
         one, two = self.block(), other.block()  # the same texts may be stored otherwise
         columns = (*NUMBERS, *TEXTS.values())
         return all(np.array_equal(getattr(one, name), getattr(two, name)) for name in columns)
-
-
-def text_values(column: np.ndarray, name: str) -> list[str]:
-    """A text column as plain str.
-
-    Raises:
-        StoreError: a text holds half of a surrogate pair, which no file could hold.
-    """
-    texts = list(map(str, column))
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError as error:
-        text = ascii(error.object[error.start : error.end])
-        raise StoreError(f"{name} holds {text}, half of a surrogate pair") from None
-    return texts
 
 
 def _check_texts(name: str, arrays: Mapping[str, np.ndarray]) -> None:

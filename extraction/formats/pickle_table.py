@@ -7,13 +7,14 @@ their texts in the memo and their activations are the fields of a structured arr
 """
 
 import functools
+import itertools
 import struct
 from collections.abc import Sequence
 
 import numpy as np
 
 from extraction.formats.batch import Buffer, ParsedBatch
-from extraction.formats.key_arrays import NUMBERS, TEXTS, KeyTable, text_values
+from extraction.formats.key_arrays import NUMBERS, TEXTS, KeyTable
 from extraction.formats.pickle_objects import OPTIONAL, REQUIRED, hook_point_of
 from extraction.rows import RowBlock
 
@@ -45,17 +46,16 @@ def table_pickle(layer: int | str, block: RowBlock, rows: np.ndarray) -> list[Bu
     Raises:
         StoreError: a text holds half of a surrogate pair.
     """
-    tasks = text_values(block.task_ids, "task_id")
-    times = text_values(block.timestamps, "timestamp")
-    texts = list(dict.fromkeys([*tasks, *times]))
+    columns = {"task_id": block.distinct_task_ids, "timestamp": block.distinct_timestamps}
+    texts = list(dict.fromkeys(itertools.chain(*(column.texts for column in columns.values()))))
     places = {text: place for place, text in enumerate(texts, FIRST_TEXT)}
     wide = bool((block.sample_idx != block.sample_idx.astype(np.int32)).any())
     kind, opcodes = _record(rows.shape[1], wide)
     table = np.empty(len(block), kind)
     for name, constant in opcodes.items():
         table[name] = constant
-    table["task_id"] = [places[text] for text in tasks]
-    table["timestamp"] = [places[text] for text in times]
+    for name, column in columns.items():
+        table[name] = np.array([places[text] for text in column.texts])[column.index]
     table["activation"] = rows
     for name in ("sample_idx", *OPTIONAL):
         table[name] = getattr(block, name)

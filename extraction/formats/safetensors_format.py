@@ -61,8 +61,9 @@ class SafetensorsFormat:
             }
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-(8 + len(text)) % ALIGNMENT)
-        buffers = [array_buffer(array) for _, array in tensors.values()]
-        return SerialisedBatch(data=[len(text).to_bytes(8, "little") + text, *buffers])
+        # The keys are small: one write for all of them.
+        first, *keys = (array_buffer(array) for _, array in tensors.values())
+        return SerialisedBatch(data=[len(text).to_bytes(8, "little") + text, first, b"".join(keys)])
 
     def parse(self, data: Buffer, sidecar: Buffer | None = None) -> ParsedBatch:
         """See `Format.parse`."""

@@ -9,7 +9,7 @@
 
 import dataclasses
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -17,6 +17,9 @@ from extraction.errors import StoreError
 
 Buffers = Sequence[bytes | memoryview]
 """The content of a file, in pieces."""
+
+Content = bytes | memoryview | Buffers
+"""The content of a file, in one piece or several."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +71,7 @@ class Storage(Protocol):
         ...
 
     def put_new(
-        self, name: str, data: bytes | Buffers, attributes: Mapping[str, str] | None = None
+        self, name: str, data: Content, attributes: Mapping[str, str] | None = None
     ) -> None:
         """Publishes a file, whole and durable, or raises FileExistsError.
 
@@ -79,8 +82,16 @@ class Storage(Protocol):
         """
         ...
 
-    def replace(self, name: str, data: bytes | Buffers) -> None:
+    def replace(self, name: str, data: Content) -> None:
         """Publishes a file over one that may exist; readers see the old one or the new one."""
+        ...
+
+    def replace_all(self, files: Iterable[tuple[str, Content]]) -> None:
+        """As `replace` for each name and content, but quicker; all are durable at the end.
+
+        Each is asked for when the one before it is written. Where it fails, any of them may have
+        been published.
+        """
         ...
 
     def remove(self, name: str) -> None:
@@ -142,7 +153,7 @@ def open_cloud(address: str) -> CloudStorage:
     return storage
 
 
-def pieces(data: bytes | memoryview | Buffers) -> list[memoryview]:
+def pieces(data: Content) -> list[memoryview]:
     """The content as flat views."""
     parts = [data] if isinstance(data, bytes | bytearray | memoryview) else data
     return [memoryview(part).cast("B") for part in parts]

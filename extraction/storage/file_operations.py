@@ -2,23 +2,30 @@
 
 A file becomes visible under its name only when all its bytes are on the disk, and stays visible
 through a loss of power: write to a temporary name, fsync the file, give it its name, fsync the
-folder (as in TensorStore's file driver).
+folder (as in TensorStore's file driver). Files that belong together are on their way to the disk at
+once and share the sync of the folder (`publish_all_over`).
 
 Every operation is a call `os.something` in this module and nowhere else, so the tests put an `os`
 in its place that fails, kills the process or loses the power at the n-th of them.
 """
 
 import contextlib
+import dataclasses
 import errno
 import os
 import secrets
+from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
 from extraction.errors import StoreError
-from extraction.storage import Buffers, pieces
+from extraction.storage import Content, pieces
 
 TEMPORARY_PREFIX = ".tmp-"
+
+UNSYNCED_FILES = 8
+"""Most files of a publication that are on their way to the disk: open, and in memory still."""
 
 NO_ALLOCATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """What `posix_fallocate` says where the file system cannot reserve room."""
@@ -27,7 +34,7 @@ NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 """What `link` says of one's own file where the file system has no hard links."""
 
 
-def publish_new(path: Path, data: bytes | Buffers) -> None:
+def publish_new(path: Path, data: Content) -> None:
     """Writes a file that must not exist yet; it is visible whole or not at all.
 
     Raises:
@@ -62,9 +69,47 @@ def _link(temporary: Path, path: Path) -> None:
         ) from None
 
 
-def publish_over(path: Path, data: bytes | Buffers) -> None:
+def publish_over(path: Path, data: Content) -> None:
     """Writes a file or replaces it; a reader sees the old bytes or the new ones, never a mix."""
     publish_temporary(write_temporary(path.parent, data), path)
+
+
+def publish_all_over(files: Iterable[tuple[Path, Content]]) -> None:
+    """`publish_over` for files that belong together; they take their names when all are written.
+
+    Args:
+        files: where, in folders that exist, and the content. The next is asked for when the one
+            before it is written.
+
+    Raises:
+        OSError: the disk is full, or fails; none of the files have their names then, or some.
+    """
+    unsynced: deque[tuple[_Written, Path]] = deque()
+    synced: deque[tuple[Path, Path]] = deque()
+
+    def sync_first() -> None:
+        written, path = unsynced.popleft()
+        synced.append((_sync(written), path))
+
+    try:
+        for path, data in files:
+            if len(unsynced) == UNSYNCED_FILES:
+                sync_first()
+            unsynced.append((_write(path.parent, data), path))
+            _start_sync(unsynced[-1][0])
+        while unsynced:
+            sync_first()
+        folders = dict.fromkeys(path.parent for _, path in synced)
+        while synced:
+            os.replace(*synced[0])
+            synced.popleft()
+        for folder in folders:
+            sync_folder(folder)
+    finally:
+        for written, _ in unsynced:
+            _discard(written)
+        for temporary, _ in synced:
+            remove_if_there(temporary)
 
 
 def publish_temporary(temporary: Path, path: Path) -> None:
@@ -77,30 +122,71 @@ def publish_temporary(temporary: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
-def write_temporary(folder: Path, data: bytes | Buffers) -> Path:
+def write_temporary(folder: Path, data: Content) -> Path:
     """A new file in `folder` with these bytes, on the disk, under a name that nobody reads."""
+    return _sync(_write(folder, data))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Written:
+    """A file under a temporary name, open, that need not be on the disk yet."""
+
+    temporary: Path
+    descriptor: int
+
+
+def _write(folder: Path, data: Content) -> _Written:
     path = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
     parts = pieces(data)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            _reserve(descriptor, sum(map(len, parts)))
-            for part in parts:
-                while part:
-                    part = part[os.write(descriptor, part) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
     except BaseException:
-        # A descriptor whose fsync failed is never synced again: the pages count as clean.
         remove_if_there(path)
         raise
-    return path
+    written = _Written(temporary=path, descriptor=descriptor)
+    try:
+        _reserve(descriptor, sum(map(len, parts)))
+        for part in parts:
+            while part:
+                part = part[os.write(descriptor, part) :]
+    except BaseException:
+        _discard(written)
+        raise
+    return written
+
+
+def _start_sync(written: _Written) -> None:
+    """Has the system begin to write the file to the disk, which nobody waits for yet."""
+    if hasattr(os, "posix_fadvise"):
+        # What Linux does with this advice first of all.
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(written.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _sync(written: _Written) -> Path:
+    """Closes the file, which is on the disk afterwards, or gone."""
+    try:
+        try:
+            os.fsync(written.descriptor)
+        finally:
+            os.close(written.descriptor)
+    except BaseException:
+        # A descriptor whose fsync failed is never synced again: the pages count as clean.
+        remove_if_there(written.temporary)
+        raise
+    return written.temporary
+
+
+def _discard(written: _Written) -> None:
+    """Closes the file and takes it away, as far as that can be done."""
+    with contextlib.suppress(OSError):
+        os.close(written.descriptor)
+    remove_if_there(written.temporary)
 
 
 def _reserve(descriptor: int, size: int) -> None:
     """Makes sure that there is room before the first byte is written."""
-    if size:
+    if size and hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(descriptor, 0, size)
         except OSError as error:

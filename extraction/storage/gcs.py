@@ -12,7 +12,7 @@ import base64
 import contextlib
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 
 from extraction.checksums import crc32c
 from extraction.errors import StorageUnavailableError, StoreError
-from extraction.storage import Buffers, FileInfo, pieces
+from extraction.storage import Content, FileInfo, pieces
 
 DEADLINE = 900.0
 """Seconds that one operation is retried for."""
@@ -145,7 +145,7 @@ class GcsStorage:
         return [name for name in PERMISSIONS if name not in granted]
 
     def put_new(
-        self, name: str, data: bytes | Buffers, attributes: Mapping[str, str] | None = None
+        self, name: str, data: Content, attributes: Mapping[str, str] | None = None
     ) -> None:
         """See `Storage.put_new`."""
         content = b"".join(pieces(data))
@@ -157,7 +157,7 @@ class GcsStorage:
             if not self._is(name, content):
                 raise FileExistsError(f"{self.address}/{name} exists") from None
 
-    def replace(self, name: str, data: bytes | Buffers) -> None:
+    def replace(self, name: str, data: Content) -> None:
         """See `Storage.replace`."""
         content = b"".join(pieces(data))
         for tries in range(REPLACE_TRIES):
@@ -177,6 +177,11 @@ class GcsStorage:
         raise StorageUnavailableError(
             f"{self.address}/{name} was written by others {REPLACE_TRIES} times in a row"
         )
+
+    def replace_all(self, files: Iterable[tuple[str, Content]]) -> None:
+        """See `Storage.replace_all`."""
+        for name, data in files:
+            self.replace(name, data)
 
     def remove(self, name: str) -> None:
         """See `Storage.remove`."""

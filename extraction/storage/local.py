@@ -4,12 +4,12 @@ import contextlib
 import errno
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from extraction.errors import StoreError
 from extraction.patience import FULL, patiently
-from extraction.storage import Buffers, FileInfo, file_operations
+from extraction.storage import Content, FileInfo, file_operations
 
 MAY_PASS = (*FULL, errno.EIO, errno.EMFILE, errno.ENFILE)
 """Failures that are worth another try."""
@@ -79,14 +79,18 @@ class LocalStorage:
         return self.folder / name
 
     def put_new(
-        self, name: str, data: bytes | Buffers, attributes: Mapping[str, str] | None = None
+        self, name: str, data: Content, attributes: Mapping[str, str] | None = None
     ) -> None:
         """See `Storage.put_new`; attributes are dropped."""
         file_operations.publish_new(self._place(name), data)
 
-    def replace(self, name: str, data: bytes | Buffers) -> None:
+    def replace(self, name: str, data: Content) -> None:
         """See `Storage.replace`."""
         file_operations.publish_over(self._place(name), data)
+
+    def replace_all(self, files: Iterable[tuple[str, Content]]) -> None:
+        """See `Storage.replace_all`."""
+        file_operations.publish_all_over((self._place(name), data) for name, data in files)
 
     def remove(self, name: str) -> None:
         """See `Storage.remove`."""

@@ -13,6 +13,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 from extraction import commit_log, committer, patience, run_identity, upload
 from extraction.storage import file_operations, gcs, local
@@ -53,22 +54,14 @@ def record_first() -> None:
     """Writes a unit's files when its record is there."""
     original = committer.Committer.commit
 
-    def put_off(self, name, data, helpers):
-        self.put_off = [*getattr(self, "put_off", []), (name, data)]
-        return commit_log.CommittedFile(
-            file=name,
-            bytes=sum(map(len, committer.pieces(data))),
-            crc32c=committer.crc32c(data),
-            sha256=committer.sha256(data),
-        )
-
     def commit(self, *arguments):
-        record = original(self, *arguments)
-        for name, data in self.__dict__.pop("put_off", []):
+        put_off = []
+        with mock.patch.object(self._storage, "replace_all", put_off.extend):
+            record = original(self, *arguments)
+        for name, data in put_off:
             self._storage.replace(name, data)
         return record
 
-    committer.Committer._publish = put_off
     committer.Committer.commit = commit
 
 
@@ -128,11 +121,13 @@ def _in_cloud(part: Callable[[cloud.CloudCampaign], None]) -> Callable[[Campaign
 
 def _sync_twice() -> None:
     vars(files)["sync_until_it_works"] = sync_until_it_works
-    edit(files, "write_temporary", "os.fsync(descriptor)", "sync_until_it_works(descriptor)")
+    edit(files, "_sync", "os.fsync(written.descriptor)",
+         "sync_until_it_works(written.descriptor)")  # fmt: skip
 
 
 def _write_in_place() -> None:
     files.publish_over = write_in_place
+    files.publish_all_over = lambda those: [write_in_place(*each) for each in those]
 
 
 def _never_full() -> None:
@@ -148,9 +143,11 @@ SHARE = Share(every=11, slow=11, random=6, stop_at_failure=True)
 
 BUGS = [
     _edited("data is not synced", power_loss.run,
-            files, "write_temporary", "os.fsync(descriptor)", "pass"),
+            files, "_sync", "os.fsync(written.descriptor)", "pass"),
     _edited("folders are not synced", power_loss.run,
             files, "sync_folder", "os.fsync(descriptor)", "pass"),
+    _edited("the folder of a unit's files is not synced", power_loss.run,
+            files, "publish_all_over", "sync_folder(folder)", "pass"),
     _edited("outputs.jsonl is not synced", power_loss.run,
             files, "sync_and_close", "os.fsync(stream.fileno())", "pass"),
     _edited("new folders are not synced", power_loss.run,
@@ -169,7 +166,7 @@ BUGS = [
     _edited("left-overs stay", kills.run,
             store, "remove_left_overs", "file_operations.remove_if_there(path)", "pass"),
     _edited("a short write is taken for a whole one", _failing(failing_operations.SHORT),
-            files, "write_temporary", "part = part[os.write(descriptor, part) :]",
+            files, "_write", "part = part[os.write(descriptor, part) :]",
             "os.write(descriptor, part); break"),
     Bug("a failed fsync is tried again", _sync_twice, _failing(failing_operations.ONCE)),
     Bug("a failed write is taken for done", believe_in_writes,

@@ -52,6 +52,13 @@ def test_what_is_derived_is_replaced(storage):
     assert storage.get("x") == b"second"
 
 
+def test_several_files_are_replaced_together(storage):
+    storage.replace("x", b"first")
+    storage.replace_all([])
+    storage.replace_all([("x", b"second"), ("_run/y", [b"thi", memoryview(b"rd")])])
+    assert (storage.get("x"), storage.get("_run/y")) == (b"second", b"third")
+
+
 def test_removing_twice_is_no_error(storage):
     storage.put_new("x", b"1")
     storage.remove("x")

@@ -12,6 +12,8 @@ from extraction.errors import StoreError
 from extraction.storage import file_operations
 from extraction.storage.file_operations import (
     TEMPORARY_PREFIX,
+    UNSYNCED_FILES,
+    publish_all_over,
     publish_new,
     publish_over,
     publish_temporary,
@@ -21,7 +23,15 @@ from extraction.storage.file_operations import (
 from tests.extraction.failing_os import FailingOs
 
 OLD, NEW = b"old" * 10_000, b"new" * 20_000
-PUBLISHERS = [publish_new, publish_over]
+
+
+def publish_among_all(path, data) -> None:
+    """One file by way of the function for several."""
+    publish_all_over([(path, data)])
+
+
+PUBLISHERS = [publish_new, publish_over, publish_among_all]
+NAMING = {publish_new: "link", publish_over: "replace", publish_among_all: "replace"}
 
 
 def temporaries(folder) -> list[str]:
@@ -77,9 +87,10 @@ def test_publish_new_refuses_to_overwrite(tmp_path):
     assert (tmp_path / "file").read_bytes() == OLD
 
 
-def test_publish_over_replaces(tmp_path):
+@pytest.mark.parametrize("publish", [publish_over, publish_among_all])
+def test_publish_over_replaces(tmp_path, publish):
     (tmp_path / "file").write_bytes(OLD)
-    publish_over(tmp_path / "file", NEW)
+    publish(tmp_path / "file", NEW)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_bytes() == NEW
 
@@ -115,6 +126,7 @@ def test_a_file_system_without_hard_links_is_refused_by_name(tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("publish", [publish_over, publish_among_all])
 @pytest.mark.parametrize("exists", [False, True])
 @pytest.mark.parametrize(
     ("call", "n", "before_the_name"),
@@ -126,11 +138,11 @@ def test_a_file_system_without_hard_links_is_refused_by_name(tmp_path, monkeypat
         ("fsync", 2, False),
     ],
 )
-def test_publish_over_leaves_old_or_new(tmp_path, call, n, before_the_name, exists):
+def test_publish_over_leaves_old_or_new(tmp_path, publish, call, n, before_the_name, exists):
     if exists:
         (tmp_path / "file").write_bytes(OLD)
     with failing(call, n), pytest.raises(OSError):  # noqa: PT011
-        publish_over(tmp_path / "file", NEW)
+        publish(tmp_path / "file", NEW)
     seen = (tmp_path / "file").read_bytes() if (tmp_path / "file").exists() else None
     assert seen == (OLD if exists else None) or (seen == NEW and not before_the_name)
     assert temporaries(tmp_path) == []
@@ -147,7 +159,7 @@ def test_an_interrupt_while_writing_leaves_nothing(tmp_path, publish, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("publish", "naming"), [(publish_new, "link"), (publish_over, "replace")])
+@pytest.mark.parametrize(("publish", "naming"), NAMING.items())
 @pytest.mark.parametrize("data", [b"x", NEW])
 def test_bytes_are_on_the_disk_before_the_name_and_the_name_before_the_return(
     tmp_path, publish, naming, data, monkeypatch
@@ -203,6 +215,103 @@ def test_a_reader_never_sees_a_torn_file(tmp_path):
         reader.join()
     assert torn == []
     assert len(seen) > 5  # or the reader was not there while it was written
+
+
+def many(folder, count: int) -> dict:
+    """Files in two folders."""
+    (folder / "other").mkdir()
+    return {
+        (folder / "other" if n % 3 == 2 else folder) / f"file_{n}": bytes([n]) * (n + 1)
+        for n in range(count)
+    }
+
+
+def contents_of(folder) -> dict:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, UNSYNCED_FILES, 3 * UNSYNCED_FILES + 1])
+def test_files_that_are_published_together_take_their_names_when_all_are_on_the_disk(
+    tmp_path, monkeypatch, count
+):
+    files, before = many(tmp_path, count), open_files()
+    system = FailingOs(lambda number, name: None)
+    monkeypatch.setattr(file_operations, "os", system)
+    most = 0
+
+    def told():
+        nonlocal most
+        for path, data in files.items():
+            assert not contents_of(tmp_path).keys() & files.keys()
+            yield path, data
+            most = max(most, open_files() - before)
+
+    publish_all_over(told())
+    assert contents_of(tmp_path) == files
+    assert open_files() == before
+    assert most <= UNSYNCED_FILES + 1  # and the listing itself
+    names = [name for name, _ in system.calls]
+    folders = len({path.parent for path in files})
+    assert names.count("fsync") == count + folders
+    if count:
+        first, last = names.index("replace"), len(names) - names[::-1].index("replace") - 1
+        assert names[first : last + 1] == ["replace"] * count
+        assert names[last + 1 :] == ["open", "fsync", "close"] * folders
+
+
+def test_files_that_are_published_together_are_synced_before_they_have_names(tmp_path, monkeypatch):
+    files, synced = many(tmp_path, 5), set()
+    fsync, replace = os.fsync, os.replace
+
+    def recorded(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def checked(source, target):
+        assert os.stat(source).st_ino in synced
+        replace(source, target)
+
+    monkeypatch.setattr(file_operations.os, "fsync", recorded)
+    monkeypatch.setattr(file_operations.os, "replace", checked)
+    publish_all_over(files.items())
+    assert contents_of(tmp_path) == files
+
+
+def test_whatever_fails_while_files_are_published_together_leaves_nothing_half(
+    tmp_path, monkeypatch
+):
+    count, before = UNSYNCED_FILES + 2, open_files()
+    for n in itertools.count(1):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        files = many(folder, count)
+        system = FailingOs(lambda number, name, n=n: errno.EIO if number == n else None)
+        with monkeypatch.context() as patch, contextlib.suppress(OSError):
+            patch.setattr(file_operations, "os", system)
+            publish_all_over(files.items())
+            break  # it needs fewer operations than n
+        assert contents_of(folder).items() <= files.items()
+        assert open_files() == before
+        publish_all_over(files.items())
+        assert contents_of(folder) == files
+    assert n > 6 * count  # opened, reserved, written, synced, closed and named
+
+
+def test_a_content_that_cannot_be_made_leaves_no_file(tmp_path):
+    files, before = many(tmp_path, UNSYNCED_FILES + 2), open_files()
+
+    def broken():
+        yield from files.items()
+        raise KeyError("no content")
+
+    with pytest.raises(KeyError):
+        publish_all_over(broken())
+    assert contents_of(tmp_path) == {}
+    assert open_files() == before
 
 
 def test_a_temporary_file_takes_its_name_later(tmp_path):
