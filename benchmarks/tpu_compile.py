@@ -22,21 +22,18 @@ import jax.numpy as jnp
 from benchmarks.shapes import SHAPES
 from inference.generation import GenerationSettings
 from inference.memory_estimate import estimate_memory
+from launch.machines import GIB, machine
 from launch.plan_compiled import compile_batch, topology_devices
 from qwen_hooks import QwenConfig, create_model_with_hooks
 from qwen_hooks.hook_points import default_layers
 from qwen_hooks.sharding import layout_for, make_mesh
 
-GIB = 1 << 30
 BUCKET = 1024
 NEW_TOKENS = {"prefill": 1, "decode": 128}
 ITEMSIZE = 2  # bfloat16
 
 HOST = "2x2"
 """Chips of one host of a slice."""
-
-CHIP_MEMORY = {"v5e": 15.75 * GIB, "v6e": 31.25 * GIB}
-"""Bytes of a chip that a program may use, as the compiler says when one does not fit."""
 
 BATCH_SIZES = {
     ("v5e", "0.5B"): 128,
@@ -76,6 +73,11 @@ class CompiledProgram:
     seconds: float
 
 
+def memory_of(chip: str) -> int:
+    """Bytes of a chip, `v5e` or `v6e`, that a program may use."""
+    return machine(f"{chip}-8").memory_bytes
+
+
 def compile_program(
     config: QwenConfig,
     topology: str,
@@ -101,8 +103,7 @@ def compile_program(
     """
     devices = topology_devices(topology)
     chip = topology.partition(":")[0]
-    memory = int(CHIP_MEMORY[chip])
-    layout = layout_for(config, mesh_shape, devices, memory, ITEMSIZE)
+    layout = layout_for(config, mesh_shape, devices, memory_of(chip), ITEMSIZE)
     slice_mesh = layout.mesh.shape["data"], layout.mesh.shape["model"]
     data = slice_mesh[0]
     if slice_mesh[1] > 1:
@@ -168,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     print(
                         f"{topology:9}{shape:6}{program:9}{kind:10}"
                         f"{f'{row.mesh[0]},{row.mesh[1]}':>7}{row.batch_size:6}"
-                        f"{row.bytes / GIB:7.2f}{CHIP_MEMORY[chip] / GIB:7.2f}"
+                        f"{row.bytes / GIB:7.2f}{memory_of(chip) / GIB:7.2f}"
                         f"{row.estimated / GIB:10.2f}{row.seconds:11.1f}  {collectives or 'none'}",
                         flush=True,
                     )

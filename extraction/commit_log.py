@@ -70,10 +70,13 @@ class CommitRecord:
     statistics: dict[str, RowStatistics]
     written_at: str
 
+    def activation_files(self) -> list[CommittedFile]:
+        """The files of all hook points, and their sidecars."""
+        return [*self.files.values(), *self.sidecars.values()]
+
     def all_files(self) -> list[CommittedFile]:
         """Every file that belongs to the unit."""
-        outputs = [] if self.outputs is None else [self.outputs]
-        return [*self.files.values(), *self.sidecars.values(), *outputs]
+        return self.activation_files() + ([] if self.outputs is None else [self.outputs])
 
     def to_json(self) -> bytes:
         """The record's file."""

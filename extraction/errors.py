@@ -1,6 +1,11 @@
 """What the store refuses or cannot do."""
 
 
+def first_line(error: BaseException) -> str:
+    """Of an error's message, for a message of our own; its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class StoreError(ValueError):
     """Rows that do not fit, or a folder that cannot be written to; says what would be right."""
 

@@ -9,11 +9,14 @@ from typing import TypeVar
 from extraction.errors import StorageUnavailableError, StoreError
 from extraction.storage import Storage
 
-REMOTE_THREADS, LOCAL_THREADS = 8, 2
+MANY_THREADS = 8
+"""For a bucket, and for small files on a disk: where they are not cached, both answer many requests
+in the time of one."""
 
-SMALL_FILE_THREADS, SMALL_FILES = 8, 32
-"""For small files on a local disk: threads, and files that one reads at a time. A disk whose files
-are not cached answers several requests in the time of one."""
+LOCAL_THREADS = 2
+
+SMALL_FILES = 32
+"""That a thread reads at a time."""
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -28,7 +31,7 @@ def threads_for(*storages: Storage) -> int:
     """Threads that keep these busy: a bucket answers slowly, but many at a time."""
     if all(map(is_local, storages)):
         return min(LOCAL_THREADS, os.cpu_count() or 1)
-    return REMOTE_THREADS
+    return MANY_THREADS
 
 
 def read_files(
@@ -39,8 +42,7 @@ def read_files(
     Raises:
         StorageUnavailableError: they cannot be reached; the first that cannot ends it.
     """
-    threads = SMALL_FILE_THREADS if is_local(storage) else REMOTE_THREADS
-    size = max(1, min(SMALL_FILES, len(names) // (2 * threads)))
+    size = max(1, min(SMALL_FILES, len(names) // (2 * MANY_THREADS)))
     parts = (names[start : start + size] for start in range(0, len(names), size))
 
     def read(part: Sequence[str]) -> list[bytes | StoreError | OSError]:
@@ -54,7 +56,7 @@ def read_files(
                 found.append(error)
         return found
 
-    for part, found in in_order(read, parts, max(1, min(threads, len(names)))):
+    for part, found in in_order(read, parts, max(1, min(MANY_THREADS, len(names)))):
         yield from zip(part, found, strict=True)
 
 

@@ -62,12 +62,11 @@ class RunTotals:
         """Takes a record in; one whose batch is in already changes nothing."""
         if record.batch_id in self._batches:
             return
-        files = record.all_files()
+        activations, files = record.activation_files(), record.all_files()
         self.n_rows += record.n_rows
         self.n_sequences += record.n_sequences
         self.n_files += len(files)
         self.n_bytes += sum(file.bytes for file in files)
-        activations = [*record.files.values(), *record.sidecars.values()]
         self.n_activation_files += len(activations)
         self.n_activation_bytes += sum(file.bytes for file in activations)
         self.last_written_at = max(self.last_written_at, record.written_at)

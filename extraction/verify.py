@@ -28,7 +28,7 @@ from extraction.metadata import METADATA_FILE
 from extraction.progress import Progress, silent
 from extraction.read_ahead import in_order, threads_for
 from extraction.run_identity import CLOSED_FILE, RUN_FILE, SCHEMA_VERSION, RunIdentity
-from extraction.run_totals import BatchSummary, RunTotals
+from extraction.run_totals import BatchSummary
 from extraction.storage import FileInfo, Storage, file_operations
 from extraction.storage.local import LocalStorage
 
@@ -68,7 +68,8 @@ def _check_listing(
     batch_ids = _batch_ids(storage, report)
     files = storage.infos() | storage.infos(OUTPUTS_FOLDER)
     is_empty = not batch_ids and not any(map(BATCH_FILE.fullmatch, files))
-    totals, bad_files = _check_records(storage, identity, batch_ids, files, report, progress)
+    bad_files = _check_records(storage, identity, batch_ids, files, report, progress)
+    totals = report.totals
     batches = totals.batches()
     _look_for_missing(storage, identity, batches, report)
     _note_others(storage, files, report)
@@ -152,7 +153,7 @@ def _check_records(
     files: dict[str, FileInfo],
     report: Report,
     progress: Progress,
-) -> tuple[RunTotals, set[str]]:
+) -> set[str]:
     """Level 1: every record, and the listing of every file that it names.
 
     Args:
@@ -160,13 +161,13 @@ def _check_records(
         identity: of the run.
         batch_ids: of the records, in order.
         files: the listing; those that a record names are taken out.
-        report: takes what is found.
+        report: takes what is found, the sums of the good records among it.
         progress: told how far it is.
 
     Returns:
-        The good records, and the files that are damaged.
+        The files that are damaged.
     """
-    totals = RunTotals()
+    totals = report.totals
     bad: set[str] = set()
     named: set[str] = set()
     for batch_id, record in CommitLog(storage).read_each(batch_ids):
@@ -197,7 +198,7 @@ def _check_records(
         "rows": totals.n_rows,
         "sequences": totals.n_sequences,
     }
-    return totals, bad
+    return bad
 
 
 def _listed_wrong(file: CommittedFile, info: FileInfo | None) -> str | None:

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from extraction.errors import first_line
 from inference.errors import InputError
 from inference.input_files import InputFile, is_in_bucket, read_input_files
 from inference.input_settings import OF_HUB, OF_HUGGING_FACE, OF_TEXT_FILES, InputSettings
@@ -36,7 +37,8 @@ SettingsT = TypeVar("SettingsT", bound=InputSettings)
 Record = Mapping[str, Any]
 
 HUB_TIMEOUT = 20.0
-"""Seconds."""
+"""Seconds that the hub is waited for when it is asked for a data set's commit; what reads the data
+set waits as long as the hub's client does."""
 
 SAVED_DATASET = ("dataset_dict.json", "state.json")
 """Files of which `save_to_disk` leaves one in its folder."""
@@ -81,8 +83,7 @@ def with_commit(settings: SettingsT) -> SettingsT:
     try:
         found = HfApi().dataset_info(name, revision=settings.dataset_revision, timeout=HUB_TIMEOUT)
     except Exception as error:  # every kind; what reads the dataset says what is wrong
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        log.warning("the commit of %s is not known: %s", name, reason)
+        log.warning("the commit of %s is not known: %s", name, first_line(error))
         return settings
     log.info("%s is read at commit %s", name, found.sha)
     return dataclasses.replace(settings, dataset_revision=found.sha or settings.dataset_revision)
@@ -170,8 +171,7 @@ def _hugging_face(settings: InputSettings) -> Iterator[tuple[str, Record]]:
             number, record = found
             yield f"{split}/{number}", record
     except Exception as error:  # every kind, from the network to a missing split
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise InputError(f"--dataset {name}: {type(error).__name__}: {reason}") from None
+        raise InputError(f"--dataset {name}: {type(error).__name__}: {first_line(error)}") from None
 
 
 def _text_file(file: InputFile, settings: InputSettings) -> Iterator[Record]:

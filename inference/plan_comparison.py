@@ -10,14 +10,12 @@ from typing import Any
 
 import jax
 
-from extraction.commit_log import CommitLog
 from extraction.run_totals import RunTotals
-from extraction.storage import Storage
 from inference.errors import InputError
 from inference.input_files import read_input_files
 
 COMPARED = (
-    "samples", "rows", "sequences", "activation_files", "activation_bytes", "exact",
+    "rows", "sequences", "activation_files", "activation_bytes", "exact",
     "committed_units", "seconds", "memory", "compiled_memory",
 )  # fmt: skip
 """What of a plan is looked at."""
@@ -81,17 +79,10 @@ def actual_of(plan: Mapping[str, Any], totals: RunTotals, committed: int, second
         if stats and "peak_bytes_in_use" in stats
     ]
     return dataclasses.replace(
-        _stored(totals),
+        stored(totals),
         seconds=seconds if committed == plan["committed_units"] else None,
         peak_memory=max(peaks, default=None),
     )
-
-
-def compare_stored(plan: Mapping[str, Any], storage: Storage) -> list[str]:
-    """What stands in a run's folder or bucket against its plan, a line for each thing."""
-    totals = RunTotals()
-    totals.read_new(CommitLog(storage))
-    return compare(plan, _stored(totals))
 
 
 def compare(plan: Mapping[str, Any], actual: Actual) -> list[str]:
@@ -123,7 +114,7 @@ def compare(plan: Mapping[str, Any], actual: Actual) -> list[str]:
     ]
 
 
-def _stored(totals: RunTotals) -> Actual:
+def stored(totals: RunTotals) -> Actual:
     """What the commit records tell; the rest is not known."""
     return Actual(
         rows=totals.n_rows,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from extraction.errors import first_line
 from inference.bucket_checkpoint import open_bucket_checkpoint
 from inference.errors import InputError
 from inference.input_files import is_in_bucket
@@ -113,5 +114,4 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # every kind, depending on which of its files is damaged
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise InputError(f"{folder}: the tokenizer cannot be loaded: {reason}") from None
+        raise InputError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from None

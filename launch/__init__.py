@@ -2,5 +2,5 @@
 
 `python -m launch` is the door. Read in this order: `settings`, `settings_file`; for TPU VMs
 `gcloud`, `package`, `worker_script` (what a worker does), `slice_state`, `life_cycle` (what is
-decided), `pod_run` (the loop); then `gke`, `slurm`, `local`; `plan` stands alone.
+decided), `pod_run` (the loop); `finished_run`; then `gke`, `slurm`, `local`; `plan` stands alone.
 """

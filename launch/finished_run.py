@@ -6,7 +6,7 @@ from extraction.errors import StoreError
 from extraction.storage import Storage, open_storage
 from extraction.verify import Report, verify
 from inference.errors import InputError
-from inference.plan_comparison import compare_stored, read_plan
+from inference.plan_comparison import compare, read_plan, stored
 from launch.settings import RunSettings
 
 
@@ -35,7 +35,7 @@ def check_run(settings: RunSettings, say: Callable[[str], None]) -> Report:
     if plan is not None and report.exit_status == 0:
         say(f"against the plan of {plan}:")
         try:
-            lines = compare_stored(read_plan(plan), storage)
+            lines = compare(read_plan(plan), stored(report.totals))
         except (InputError, StoreError) as error:  # the run is good without it
             lines = [str(error)]
         for line in lines:

@@ -12,7 +12,8 @@ will be run, and what the command would refuse is refused here, with exit status
 written but the file of `--json`.
 
 Read in this order: `plan_sizes` (files, to the byte), `plan_time` (seconds from rates),
-`plan_calibration` (rates, measured), `plan_report` (what is printed).
+`plan_calibration` (rates, measured), `plan_compiled` (memory, by the TPU's compiler), `plan_report`
+(what is printed).
 """
 
 import dataclasses

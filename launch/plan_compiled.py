@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
+from extraction.errors import first_line
 from inference.distributed_inference_with_activations import Job, generation_settings, make_model
 from inference.errors import InputError
 from inference.generation import BatchInput, GenerationSettings, batch_sharding, generate_batch
@@ -66,15 +67,15 @@ def compile_job(job: Job, slice_: Machine, bucket: int) -> CompiledBatch | None:
     Raises:
         InputError: the compiler says that it does not fit a chip.
     """
-    mesh = job.workers.layout.mesh.shape
+    axes = job.workers.layout.mesh.shape
     topology = slice_.gke_topology
-    if mesh["data"] * mesh["model"] == slice_.chips_per_host:
+    if axes["data"] * axes["model"] == slice_.chips_per_host:
         is_flat = topology.count("x") == 1
         topology = HOST_TOPOLOGIES[slice_.chips_per_host] if is_flat else "2x2x1"
     size = job.plan.batch_size(bucket)
     try:
         devices = topology_devices(f"{slice_.generation}:{topology}")
-        mesh = make_mesh((mesh["data"], mesh["model"]), devices)
+        mesh = make_mesh((axes["data"], axes["model"]), devices)
         return compile_batch(
             make_model(job, job.attention),
             dataclasses.replace(job.workers.layout, mesh=mesh),
@@ -86,8 +87,7 @@ def compile_job(job: Job, slice_: Machine, bucket: int) -> CompiledBatch | None:
         )
     except (RuntimeError, ValueError) as error:  # JAX's own errors are RuntimeErrors
         if OUT_OF_MEMORY not in str(error):
-            reason = (str(error).strip().splitlines() or [repr(error)])[0]
-            log.warning("the TPU compiler says nothing of memory: %s", reason)
+            log.warning("the TPU compiler says nothing of memory: %s", first_line(error))
             return None
         raise InputError(
             f"a batch of {size} prompts of up to {bucket} tokens does not fit a chip of"

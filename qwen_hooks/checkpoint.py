@@ -80,7 +80,7 @@ def find_checkpoint(model_path: str, revision: str | None = None) -> Path:
     except HFValidationError as error:
         raise ModelError(f"{no_folder}, and it is no hub id: {error}") from None
     except (OSError, RuntimeError, ValueError) as error:  # what the hub client raises
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
         raise ModelError(f"{no_folder}, and the hub did not give it: {reason}") from None
 
 

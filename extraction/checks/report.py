@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from extraction.run_totals import RunTotals
+
 GOOD, DAMAGED, FOREIGN, INCOMPLETE = 0, 1, 3, 4
 """Exit statuses. Damage wins over what is missing."""
 
@@ -44,6 +46,7 @@ class Report:
         unfinished: what is not there yet, of a run that is good as far as it goes.
         notes: what is worth knowing and does no harm.
         counts: batches, files, rows and so on.
+        totals: of the good records; the JSON has `counts` of it.
     """
 
     address: str
@@ -55,6 +58,7 @@ class Report:
     unfinished: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    totals: RunTotals = dataclasses.field(default_factory=RunTotals)
 
     def add(self, file: str, problem: str, batch_id: int | None = None) -> None:
         """Notes damage."""

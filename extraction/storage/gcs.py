@@ -24,7 +24,7 @@ from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from extraction.checksums import crc32c
-from extraction.errors import StorageUnavailableError, StoreError
+from extraction.errors import StorageUnavailableError, StoreError, first_line
 from extraction.storage import Content, FileInfo, pieces
 
 DEADLINE = 900.0
@@ -239,12 +239,12 @@ class GcsStorage:
             ) from None
         except (api_errors.Unauthorized, auth_errors.GoogleAuthError) as error:
             raise StorageUnavailableError(
-                f"{self.address}: no valid credentials ({_first_line(error)}); run"
+                f"{self.address}: no valid credentials ({first_line(error)}); run"
                 " `gcloud auth application-default login`, or use a service account"
             ) from None
         except api_errors.Forbidden as error:
             raise StorageUnavailableError(
-                f"{self.address}: no permission ({_first_line(error)}); the account needs"
+                f"{self.address}: no permission ({first_line(error)}); the account needs"
                 f" {', '.join(PERMISSIONS)} (roles/storage.objectUser)"
             ) from None
         except (
@@ -254,14 +254,10 @@ class GcsStorage:
             requests.exceptions.RequestException,
         ) as error:
             raise StorageUnavailableError(
-                f"{self.address} could not be used: {_first_line(error)}"
+                f"{self.address} could not be used: {first_line(error)}"
             ) from None
 
 
 def _info(blob: google_storage.Blob) -> FileInfo:
     known = base64.b64decode(blob.crc32c).hex() if blob.crc32c else None
     return FileInfo(bytes=int(blob.size or 0), crc32c=known)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
