@@ -83,7 +83,9 @@ class KeyTable:
 
     def same_rows(self, other: "KeyTable") -> bool:
         """Whether the rows have the same keys, in the same order."""
-        if all(np.array_equal(self._arrays[name], other._arrays[name]) for name in KEY_DTYPES):
+        if all(
+            self._arrays[name].tobytes() == other._arrays[name].tobytes() for name in KEY_DTYPES
+        ):
             return True
         one, two = self.block(), other.block()  # the same texts may be stored otherwise
         columns = (*NUMBERS, *TEXTS.values())

@@ -7,6 +7,7 @@ what is stored is a view of it. Zip: PKWARE's APPNOTE.TXT 6.3.10, sections 4.3.7
 what `numpy.savez` writes is read.
 """
 
+import functools
 import re
 import struct
 import zlib
@@ -131,13 +132,22 @@ def _npy_array(name: str, view: memoryview) -> np.ndarray:
     """An npy file's array; a header that is not exactly numpy's is never evaluated."""
     start = len(_NPY_MAGIC) + 2
     start += int.from_bytes(view[len(_NPY_MAGIC) : start], "little")
-    match = _NPY_HEADER.fullmatch(view[len(_NPY_MAGIC) + 2 : start])
-    if view[: len(_NPY_MAGIC)] != _NPY_MAGIC or match is None or start > len(view):
+    if view[: len(_NPY_MAGIC)] != _NPY_MAGIC or start > len(view):
+        raise CorruptBatchError(f"{name[:50]!r} is no plain array")
+    dtype, shape = _read_header(name, bytes(view[len(_NPY_MAGIC) + 2 : start]))
+    return np.frombuffer(view[start:], dtype).reshape(shape)
+
+
+@functools.lru_cache(maxsize=256)  # a run's files have few different ones
+def _read_header(name: str, header: bytes) -> tuple[str, tuple[int, ...]]:
+    """Dtype and shape."""
+    match = _NPY_HEADER.fullmatch(header)
+    if match is None:
         raise CorruptBatchError(f"{name[:50]!r} is no plain array")
     dtype = str(match[1], "ascii")
     if dtype not in DTYPES:
         raise CorruptBatchError(f"{name[:50]!r} is of dtype {dtype}, not one of {DTYPES}")
-    shape = [int(number) for number in str(match[3], "ascii").split(",") if number.strip()]
+    shape = tuple(int(number) for number in str(match[3], "ascii").split(",") if number.strip())
     if match[2] == b"True" and len(shape) > 1:
         raise CorruptBatchError(f"{name[:50]!r} is stored column by column")
-    return np.frombuffer(view[start:], dtype).reshape(shape)
+    return dtype, shape

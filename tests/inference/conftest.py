@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -81,11 +80,3 @@ def reference(run_checkpoint, run_tasks, tmp_path_factory):
     assert {line["finish_reason"] for line in lines} == {"stop", "length", "skipped"}
     assert {2, 5, NEW_TOKENS} < counts, "early and late stops are both needed"
     return lines, metadata, rows
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compiled_programs(tmp_path_factory):
-    """The compilation cache, shared by the tests, not the user's own."""
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.getbasetemp().parent / "xla")
-    yield
-    del os.environ["JAX_COMPILATION_CACHE_DIR"]

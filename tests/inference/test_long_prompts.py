@@ -5,6 +5,7 @@ import pickle
 
 import jax
 import jax.numpy as jnp
+import pytest
 import torch
 
 from inference.generation import BatchInput, GenerationSettings, generate_batch
@@ -17,6 +18,7 @@ TOKENS = 16_200
 LAYERS = (1, 3)
 
 
+@pytest.mark.usefixtures("optimised")
 def test_a_16k_prompt_equals_torch(demo_checkpoint, tmp_path):
     token_ids = random_tokens(TOKENS, 500)
     tasks = tmp_path / "tasks.json"
@@ -47,6 +49,7 @@ def test_a_16k_prompt_equals_torch(demo_checkpoint, tmp_path):
         assert row_error(row["activation"], last_tokens[layer]) < 1e-4
 
 
+@pytest.mark.usefixtures("optimised")
 def test_no_matrix_of_all_scores(demo_checkpoint):
     config = Checkpoint.open(demo_checkpoint).config
     layout = layout_for(config, (1, 1), jax.devices()[:1], 10**10, 4)
