@@ -29,7 +29,7 @@ from extraction.progress import Progress, silent
 from extraction.read_ahead import in_order, threads_for
 from extraction.run_identity import CLOSED_FILE, RUN_FILE, SCHEMA_VERSION, RunIdentity
 from extraction.run_totals import BatchSummary
-from extraction.storage import FileInfo, Storage, file_operations
+from extraction.storage import FileInfo, Storage
 from extraction.storage.local import LocalStorage
 
 DERIVED = {METADATA_FILE, "outputs.jsonl", "submission.json"}
@@ -177,7 +177,8 @@ def _check_records(
             report.add(name, str(record), batch_id)
             continue
         problems = list(record_problems(record, identity))
-        for file in record.all_files():
+        record_files = record.all_files()
+        for file in record_files:
             if file.file in named:
                 problems.append(f"{file.file} is named by another record too")
         for problem in problems:
@@ -185,7 +186,7 @@ def _check_records(
         if problems:
             continue
         totals.add(record)
-        for file in record.all_files():
+        for file in record_files:
             named.add(file.file)
             problem = _listed_wrong(file, files.pop(file.file, None))
             if problem is not None:
@@ -243,10 +244,9 @@ def _note_others(storage: Storage, files: Collection[str], report: Report) -> No
     more = ", as far as records are readable" if damaged else ""
     report.notes += [f"{n}: no record names it{more}" for n in sorted({*files} - DERIVED)]
     if isinstance(storage, LocalStorage):
-        for folder in ("", "_run", "_run/commits", "_run/outputs"):
-            for path in (storage.folder / folder).glob(f"{file_operations.TEMPORARY_PREFIX}*"):
-                name = path.relative_to(storage.folder)
-                report.notes.append(f"{name}: temporary, of a process that writes or was killed")
+        for path in storage.temporary_files():
+            name = path.relative_to(storage.folder)
+            report.notes.append(f"{name}: temporary, of a process that writes or was killed")
 
 
 def _is_derivable(storage: Storage, report: Report) -> bool:

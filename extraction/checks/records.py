@@ -23,10 +23,11 @@ def record_problems(record: CommitRecord, identity: RunIdentity) -> Iterator[str
     """
     if not (type(record.keys_sha256) is str and _SHA256.fullmatch(record.keys_sha256)):
         yield f"keys_sha256 is {record.keys_sha256!r}"
-    for file in record.all_files():
+    files = record.all_files()
+    for file in files:
         if not _is_file(file):
             yield f"the entry of {file.file!r} has no crc32c and sha256"
-    names = [file.file for file in record.all_files()]
+    names = [file.file for file in files]
     if len(set(names)) < len(names):
         yield f"it names a file twice: {', '.join(names)}"
     if record.n_sequences > record.n_rows:
@@ -42,7 +43,7 @@ def record_problems(record: CommitRecord, identity: RunIdentity) -> Iterator[str
     for hook, statistics in record.statistics.items():
         if not _are_statistics(statistics, record.n_rows):
             yield f"the statistics of {hook} are not those of {record.n_rows} rows"
-    for file in (*record.files.values(), *record.sidecars.values()):
+    for file in record.activation_files():
         if "/" in file.file:
             yield f"{file.file!r} lies in another folder"
     if record.outputs is not None and record.outputs.file.rpartition("/")[0] != OUTPUTS_FOLDER[:-1]:

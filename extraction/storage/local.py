@@ -52,16 +52,11 @@ class LocalStorage:
         return found
 
     def _entries(self, prefix: str) -> list[os.DirEntry]:
-        try:
-            with os.scandir(self.folder / prefix) as entries:
-                return [
-                    entry
-                    for entry in entries
-                    if not entry.name.startswith(file_operations.TEMPORARY_PREFIX)
-                    and entry.is_file()
-                ]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        return [
+            entry
+            for entry in _scan(self.folder / prefix)
+            if not entry.name.startswith(file_operations.TEMPORARY_PREFIX) and entry.is_file()
+        ]
 
     def get(self, name: str) -> bytes:
         """See `Storage.get`."""
@@ -114,11 +109,24 @@ class LocalStorage:
         Raises:
             StorageUnavailableError: the disk fails.
         """
-        for folder in (self.folder, *(p for p in self.folder.glob("_run/**/") if p.is_dir())):
-            for path in folder.glob(f"{file_operations.TEMPORARY_PREFIX}*"):
-                file_operations.remove_if_there(path)
+        for path in self.temporary_files():
+            file_operations.remove_if_there(path)
+        for folder in self._folders():
             patiently(self.address, functools.partial(file_operations.sync_folder, folder))
         patiently(self.address, functools.partial(file_operations.sync_above, self.folder))
+
+    def temporary_files(self) -> list[Path]:
+        """Those of processes that write, or were killed."""
+        return [
+            Path(entry.path)
+            for folder in self._folders()
+            for entry in _scan(folder)
+            if entry.name.startswith(file_operations.TEMPORARY_PREFIX)
+        ]
+
+    def _folders(self) -> list[Path]:
+        """Of a run."""
+        return [self.folder, *(path for path in self.folder.glob("_run/**/") if path.is_dir())]
 
     def _place(self, name: str) -> Path:
         """The path of a file, in a folder that exists.
@@ -144,6 +152,14 @@ class LocalStorage:
                 raise
             raise StoreError(f"cannot make the folder {folder}: {error.strerror}") from None
         return path
+
+
+def _scan(folder: Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _identity(folder: Path) -> tuple[int, int]:
