@@ -29,7 +29,7 @@ from extraction.run_contents import RunDescription, StoredBatch, StoredFile
 from extraction.storage import Storage
 
 STEP = 1 << 20
-"""Bytes read at a time; they are still in the processor's cache when the checksum takes them."""
+"""Bytes read at a time where a checksum is counted, which finds them in the processor's cache."""
 
 MAPPED = ("safetensors", "raw")
 """Formats that are parsed without a look at the activations."""
@@ -225,9 +225,10 @@ class StoredFiles:
 def _fill(stream, data: np.ndarray, checked: bool) -> int:
     """Reads a file into an array of its size; gives the crc32c, or 0."""
     crc = at = 0
+    step = STEP if checked else len(data)
     while at < len(data):
         # numpy's arrays are taken by the library without a copy, memoryviews are not.
-        count = stream.readinto(data[at : at + STEP])
+        count = stream.readinto(data[at : at + step])
         if not count:
             raise CorruptBatchError("became shorter while it was read")
         if checked:
