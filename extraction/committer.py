@@ -9,11 +9,9 @@ file's checksums and statistics and the content of the next, so that the disk ne
 """
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import json
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import zip_longest
@@ -26,13 +24,10 @@ from extraction.errors import ConflictError
 from extraction.formats import FORMATS
 from extraction.formats.batch import SerialisedBatch, check_dtype
 from extraction.formats.float_types import stored_array, to_float32
-from extraction.patience import STALL_TIMEOUT, patiently
+from extraction.patience import FULL, STALL_TIMEOUT, patiently
 from extraction.rows import RowBlock, timestamp
 from extraction.statistics import RowStatistics
 from extraction.storage import Buffers, Storage
-
-UNREAD_CONTENTS = 4
-"""Most contents of files that are in memory because their checksums are not known yet."""
 
 
 class Committer:
@@ -91,18 +86,7 @@ class Committer:
         with contextlib.suppress(FileNotFoundError):
             # To write its files again would belie the record.
             return CommitLog(self._storage).read(batch_id)
-        published = self._patiently(lambda: self._publish(batch_id, block, outputs))
-        record = CommitRecord(
-            batch_id=batch_id,
-            n_rows=0 if block is None else len(block),
-            n_sequences=_count_sequences(block) if n_sequences is None else n_sequences,
-            keys_sha256=keys_digest(block, outputs or ()),
-            files=published.files,
-            sidecars=published.sidecars,
-            outputs=published.outputs,
-            statistics=published.statistics,
-            written_at=timestamp(),
-        )
+        record = self._patiently(lambda: self._write(batch_id, block, outputs, n_sequences))
         log = CommitLog(self._storage)
         if not self._patiently(lambda: log.put(record)) and log.read(batch_id) != record:
             raise ConflictError(
@@ -111,55 +95,67 @@ class Committer:
             )
         return record
 
-    def _publish(
+    def _write(
         self,
         batch_id: int,
         block: RowBlock | None,
         outputs: Sequence[Mapping[str, Any]] | None,
-    ) -> "_Published":
-        """Writes the files of a unit."""
-        files, sidecars, statistics = {}, {}, {}
-        lines = None
-        unread: deque[Future[CommittedFile]] = deque()
+        n_sequences: int | None,
+    ) -> CommitRecord:
+        """Writes the files of a unit, over those of an attempt that came to no record."""
+        files: dict[str, Future[CommittedFile]] = {}
+        statistics: dict[str, Future[RowStatistics]] = {}
+        batch_files, output_file = f"batch_{batch_id:06d}", f"_run/outputs/{batch_id:06d}.jsonl"
+
+        def contents() -> Iterator[tuple[str, Buffers]]:
+            if block is not None:
+                for hook, batch in self._serialised(block, helper):
+                    statistics[hook] = helper.submit(self._statistics, block.activations[hook])
+                    yield f"{hook}_{batch_files}.{self._format.extension}", batch.data
+                    if batch.sidecar is not None:
+                        sidecar = f"{hook}_{batch_files}.{self._format.sidecar_extension}"
+                        yield sidecar, [batch.sidecar]
+            if outputs is not None:
+                lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in outputs]
+                yield output_file, ["".join(lines).encode()]
+
+        def looked_at() -> Iterator[tuple[str, Buffers]]:
+            for name, data in contents():
+                files[name] = helper.submit(CommittedFile.of, name, data)
+                yield name, data
+
+        # As the helper does one thing after the other, a content is there only when it has looked
+        # at the one but last, and no more than three are in memory. A second helper would take the
+        # interpreter from the thread that writes more often than it would save time.
         with ThreadPoolExecutor(1, "commit") as helper:
+            try:
+                self._storage.replace_all(looked_at())
+            except OSError as error:
+                if error.errno in FULL:  # what an earlier attempt left takes room too
+                    for name in files:
+                        self._storage.remove(name)
+                raise
 
-            def described(name: str, data: Buffers) -> Future[CommittedFile]:
-                if len(unread) == UNREAD_CONTENTS:
-                    unread.popleft().result()
-                unread.append(helper.submit(CommittedFile.of, name, data))
-                return unread[-1]
+        def of_hook_points(extension: str | None) -> dict[str, CommittedFile]:
+            names = {hook: f"{hook}_{batch_files}.{extension}" for hook in statistics}
+            return {hook: files[name].result() for hook, name in names.items() if name in files}
 
-            def contents() -> Iterator[tuple[str, Buffers]]:
-                nonlocal lines
-                if block is not None:
-                    for hook, batch, found in self._serialised(block, helper):
-                        statistics[hook] = found
-                        name = f"{hook}_batch_{batch_id:06d}"
-                        file = f"{name}.{self._format.extension}"
-                        files[hook] = described(file, batch.data)
-                        yield file, batch.data
-                        if batch.sidecar is not None:
-                            sidecar = f"{name}.{self._format.sidecar_extension}"
-                            sidecars[hook] = described(sidecar, [batch.sidecar])
-                            yield sidecar, [batch.sidecar]
-                if outputs is not None:
-                    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in outputs)
-                    name, data = f"_run/outputs/{batch_id:06d}.jsonl", [text.encode()]
-                    lines = described(name, data)
-                    yield name, data
-
-            self._storage.replace_all(contents())
-        return _Published(
-            files={hook: file.result() for hook, file in files.items()},
-            sidecars={hook: file.result() for hook, file in sidecars.items()},
-            outputs=None if lines is None else lines.result(),
+        return CommitRecord(
+            batch_id=batch_id,
+            n_rows=0 if block is None else len(block),
+            n_sequences=_count_sequences(block) if n_sequences is None else n_sequences,
+            keys_sha256=keys_digest(block, outputs or ()),
+            files=of_hook_points(self._format.extension),
+            sidecars=of_hook_points(self._format.sidecar_extension),
+            outputs=None if outputs is None else files[output_file].result(),
             statistics={hook: found.result() for hook, found in statistics.items()},
+            written_at=timestamp(),
         )
 
     def _serialised(
         self, block: RowBlock, helper: Executor
-    ) -> Iterator[tuple[str, SerialisedBatch, Future[RowStatistics]]]:
-        """Of each hook point the file's content and the statistics, one content ahead."""
+    ) -> Iterator[tuple[str, SerialisedBatch]]:
+        """Of each hook point the file's content; the helper works on the next one meanwhile."""
 
         def serialise(hook: str) -> SerialisedBatch:
             return self._format.serialise(hook, block, self._dtype)
@@ -169,21 +165,11 @@ class Committer:
             batch = following.result()
             if next_hook is not None:
                 following = helper.submit(serialise, next_hook)
-            yield hook, batch, helper.submit(self._statistics, block.activations[hook])
+            yield hook, batch
 
     def _statistics(self, values: np.ndarray) -> RowStatistics:
         """Of activations as the file gives them back: rounded, and infinite where they run over."""
         return RowStatistics.of(to_float32(stored_array(values, self._dtype), self._dtype))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Published:
-    """What the record of a unit tells of its files; see `CommitRecord`."""
-
-    files: dict[str, CommittedFile]
-    sidecars: dict[str, CommittedFile]
-    outputs: CommittedFile | None
-    statistics: dict[str, RowStatistics]
 
 
 def keys_digest(block: RowBlock | None, outputs: Sequence[Mapping[str, Any]] = ()) -> str:

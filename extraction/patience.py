@@ -28,13 +28,13 @@ def patiently(address: str, write: Callable[[], T], stall_timeout: float = STALL
     Args:
         address: of the storage, for messages.
         write: what is to be done; it can be done again.
-        stall_timeout: seconds that a full disk is waited for.
+        stall_timeout: seconds that a full disk is waited for, besides those that `write` takes.
 
     Raises:
         StorageUnavailableError: the disk stayed full, or failed twice.
         FileExistsError: by `write`; to try again would not help.
     """
-    wait, until, failed = FIRST_WAIT, time.monotonic() + stall_timeout, False
+    wait, left, failed = FIRST_WAIT, stall_timeout, False
     while True:
         try:
             return write()
@@ -42,8 +42,7 @@ def patiently(address: str, write: Callable[[], T], stall_timeout: float = STALL
             raise
         except OSError as error:
             full = error.errno in FULL
-            out_of_time = time.monotonic() + wait > until
-            if (full and out_of_time) or (not full and failed):
+            if (full and wait > left) or (not full and failed):
                 raise StorageUnavailableError(
                     f"{address}: {error.strerror or error}; what is committed is whole, and a run"
                     " with --resume goes on from there"
@@ -52,4 +51,5 @@ def patiently(address: str, write: Callable[[], T], stall_timeout: float = STALL
             log.warning("%s: %s; trying again", address, error)
             if full:
                 time.sleep(wait)
+                left -= wait
                 wait = min(2 * wait, LONGEST_WAIT)

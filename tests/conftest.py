@@ -35,7 +35,7 @@ hypothesis.settings.load_profile("tests")
 
 @pytest.fixture
 def optimised(monkeypatch):
-    """Programs are compiled as users have them, here and in processes that the test starts."""
+    """Programs are compiled as users have them: new ones here, and all in processes it starts."""
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)

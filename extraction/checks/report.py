@@ -58,7 +58,7 @@ class Report:
     unfinished: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
-    totals: RunTotals = dataclasses.field(default_factory=RunTotals)
+    totals: RunTotals = dataclasses.field(default_factory=RunTotals, compare=False, repr=False)
 
     def add(self, file: str, problem: str, batch_id: int | None = None) -> None:
         """Notes damage."""

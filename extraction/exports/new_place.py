@@ -72,11 +72,7 @@ def reserve(path: Path) -> None:
     Without it a full disk would end a process that writes to the mapped file, with no message.
     """
     with path.open("r+b") as stream:
-        try:
-            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
-        except OSError as error:
-            if error.errno not in file_operations.NO_ALLOCATION:
-                raise
+        file_operations.reserve(stream.fileno(), path.stat().st_size)
 
 
 def _to_the_disk(place: Path) -> None:

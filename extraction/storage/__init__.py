@@ -4,7 +4,8 @@
     gcs     `gs://bucket/prefix`, with the `gcs` module's client
 
 `BACK_ENDS` finds the class for an address. Files are never changed once they are published:
-`put_new` refuses to overwrite, and only what is derived (`metadata.json`) is replaced.
+`put_new` refuses to overwrite. Replaced is what is derived (`metadata.json`), and on a disk what an
+attempt at a unit left that came to no record.
 """
 
 import dataclasses
@@ -87,7 +88,7 @@ class Storage(Protocol):
         ...
 
     def replace_all(self, files: Iterable[tuple[str, Content]]) -> None:
-        """As `replace` for each name and content, but quicker; all are durable at the end.
+        """As `replace` for each name and content, and on a disk quicker; durable at the end.
 
         Each is asked for when the one before it is written. Where it fails, any of them may have
         been published.

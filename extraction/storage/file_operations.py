@@ -75,51 +75,50 @@ def publish_over(path: Path, data: Content) -> None:
 
 
 def publish_all_over(files: Iterable[tuple[Path, Content]]) -> None:
-    """`publish_over` for files that belong together; they take their names when all are written.
+    """`publish_over` for files that belong together; their names last from the end on.
 
     Args:
         files: where, in folders that exist, and the content. The next is asked for when the one
             before it is written.
 
     Raises:
-        OSError: the disk is full, or fails; none of the files have their names then, or some.
+        OSError: the disk is full, or fails; none, some or all of the files have their names then.
     """
     unsynced: deque[tuple[_Written, Path]] = deque()
-    synced: deque[tuple[Path, Path]] = deque()
+    folders: set[Path] = set()
 
-    def sync_first() -> None:
+    def name_first() -> None:
         written, path = unsynced.popleft()
-        synced.append((_sync(written), path))
+        _rename(_sync(written), path)
+        folders.add(path.parent)
 
     try:
         for path, data in files:
             if len(unsynced) == UNSYNCED_FILES:
-                sync_first()
+                name_first()
             unsynced.append((_write(path.parent, data), path))
             _start_sync(unsynced[-1][0])
         while unsynced:
-            sync_first()
-        folders = dict.fromkeys(path.parent for _, path in synced)
-        while synced:
-            os.replace(*synced[0])
-            synced.popleft()
-        for folder in folders:
-            sync_folder(folder)
+            name_first()
     finally:
         for written, _ in unsynced:
             _discard(written)
-        for temporary, _ in synced:
-            remove_if_there(temporary)
+    for folder in sorted(folders):
+        sync_folder(folder)
 
 
 def publish_temporary(temporary: Path, path: Path) -> None:
     """Gives a finished and synced temporary file its name, replacing what has it."""
+    _rename(temporary, path)
+    sync_folder(path.parent)
+
+
+def _rename(temporary: Path, path: Path) -> None:
     try:
         os.replace(temporary, path)
     except BaseException:
         remove_if_there(temporary)
         raise
-    sync_folder(path.parent)
 
 
 def write_temporary(folder: Path, data: Content) -> Path:
@@ -145,7 +144,7 @@ def _write(folder: Path, data: Content) -> _Written:
         raise
     written = _Written(temporary=path, descriptor=descriptor)
     try:
-        _reserve(descriptor, sum(map(len, parts)))
+        reserve(descriptor, sum(map(len, parts)))
         for part in parts:
             while part:
                 part = part[os.write(descriptor, part) :]
@@ -158,7 +157,7 @@ def _write(folder: Path, data: Content) -> _Written:
 def _start_sync(written: _Written) -> None:
     """Has the system begin to write the file to the disk, which nobody waits for yet."""
     if hasattr(os, "posix_fadvise"):
-        # What Linux does with this advice first of all.
+        # Linux starts to write what is not on the disk, and drops what is: nothing of a new file.
         with contextlib.suppress(OSError):
             os.posix_fadvise(written.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -184,8 +183,12 @@ def _discard(written: _Written) -> None:
     remove_if_there(written.temporary)
 
 
-def _reserve(descriptor: int, size: int) -> None:
-    """Makes sure that there is room before the first byte is written."""
+def reserve(descriptor: int, size: int) -> None:
+    """Makes sure that there is room for all of a file before the first byte is written.
+
+    Raises:
+        OSError: there is none; not where the system cannot say so.
+    """
     if size and hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(descriptor, 0, size)

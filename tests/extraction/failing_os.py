@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 OPERATIONS = {
-    "open", "posix_fallocate", "write", "fsync", "close", "link", "replace", "unlink", "mkdir",
+    "open", "posix_fallocate", "write", "posix_fadvise", "fsync", "close", "link", "replace",
+    "unlink", "mkdir",
 }  # fmt: skip
 
 

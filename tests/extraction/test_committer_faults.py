@@ -3,6 +3,7 @@
 import errno
 import itertools
 import logging
+import os
 import resource
 import threading
 import time
@@ -133,6 +134,51 @@ def test_a_disk_that_is_full_for_a_while_is_waited_for(tmp_path, monkeypatch, ca
     assert left_overs(tmp_path) == []
     assert len(caplog.records) == 4
     assert all(str(tmp_path) in line.getMessage() for line in caplog.records)
+
+
+class SmallDisk:
+    """An operating system whose disk has room for so many bytes of files in a folder."""
+
+    def __init__(self, folder, room: int):
+        self.folder, self.room = folder, room
+
+    def __getattr__(self, name):
+        return getattr(os, name)
+
+    def posix_fallocate(self, descriptor, start, size):
+        if sum(map(len, bytes_of(self.folder).values())) + size > self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_an_attempt_left_makes_room_for_the_next(tmp_path, monkeypatch, no_waiting):
+    """All files of the unit fitted, its record did not."""
+    commit(tmp_path / "whole")
+    unit = {name: len(data) for name, data in bytes_of(tmp_path / "whole").items()}
+    storage = LocalStorage(tmp_path / "run")
+    for name, size in unit.items():
+        if "commits" not in name:
+            storage.put_new(name, bytes(size))
+    room = sum(unit.values()) + max(unit.values())
+    monkeypatch.setattr(file_operations, "os", SmallDisk(storage.folder, room))
+    with pytest.raises(StorageUnavailableError):  # it may not wait, and so not try again
+        commit(storage.folder, stall_timeout=0)
+    assert_vouches(storage.folder, commit(storage.folder, stall_timeout=5))
+
+
+def test_the_time_that_writing_takes_is_not_waited(monkeypatch):
+    """However slow the disk is, a full one is waited for."""
+    now, slept = [0.0], []
+    monkeypatch.setattr(patience.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(patience.time, "sleep", slept.append)
+
+    def write() -> str:
+        now[0] += 1000.0
+        if sum(slept) < 100:
+            raise OSError(errno.ENOSPC, "full")
+        return "written"
+
+    assert patience.patiently("here", write, stall_timeout=200) == "written"
+    assert 100 <= sum(slept) <= 200
 
 
 def test_a_limit_of_the_system_is_waited_for(tmp_path, monkeypatch):

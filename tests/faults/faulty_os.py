@@ -18,13 +18,13 @@ from extraction.storage.file_operations import TEMPORARY_PREFIX
 
 OPERATIONS = frozenset(
     {
-        "open", "posix_fallocate", "write", "fsync", "close", "link", "replace", "unlink",
-        "mkdir", "rmdir",
+        "open", "posix_fallocate", "write", "posix_fadvise", "fsync", "close", "link", "replace",
+        "unlink", "mkdir", "rmdir",
     }
 )  # fmt: skip
 
 
-OF_DESCRIPTORS = frozenset({"posix_fallocate", "write", "fsync", "close"})
+OF_DESCRIPTORS = frozenset({"posix_fallocate", "write", "posix_fadvise", "fsync", "close"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,6 +122,8 @@ class FaultyOs:
 def install(faulty: FaultyOs) -> None:
     """Puts it in the place of the store's `os`, for the rest of this process."""
     file_operations.os = faulty  # pyright: ignore
+    # Fewer than a unit's files, so that some are synced while others are still to be written.
+    file_operations.UNSYNCED_FILES = 2  # pyright: ignore
     run_identity.os = faulty  # pyright: ignore
 
 
