@@ -57,7 +57,7 @@ from extraction.verify import verify
 LAYERS = (6, 12, 18, 23)
 WIDTH = 896
 LARGE_FILE = 64 << 20
-WRITE_ROWS, READ_ROWS = 16_384, 65_536
+ROWS_OF_A_RUN = 65_536
 MIB = 1 << 20
 
 Work = Callable[[Path], object]
@@ -210,7 +210,7 @@ def report(
 def measure_write(parent: Path, rows: int, repeats: int) -> None:
     """Prints the table of writing."""
     block = make_block(rows)
-    batches = max(2, WRITE_ROWS // rows)
+    batches = max(2, ROWS_OF_A_RUN // rows)
     print(f"\nwrite, {batches} batches of {rows} rows, {len(LAYERS)} layers of width {WIDTH}")
     works: dict[str, Work] = {}
     sizes: dict[str, int] = {}
@@ -272,7 +272,7 @@ def read_run(folder: Path, rows: int, *, verified: bool) -> None:
 def measure_read(parent: Path, rows: int, repeats: int) -> None:
     """Prints the table of reading."""
     block = make_block(rows)
-    batches = max(4, READ_ROWS // rows)
+    batches = max(4, ROWS_OF_A_RUN // rows)
     print(f"\nread, {batches} batches of {rows} rows, {len(LAYERS)} layers of width {WIDTH}")
     works: dict[str, Work] = {}
     sizes: dict[str, int] = {}
