@@ -25,9 +25,13 @@ from extraction.formats import FORMATS
 from extraction.formats.batch import SerialisedBatch, check_dtype
 from extraction.formats.float_types import stored_array, to_float32
 from extraction.patience import FULL, STALL_TIMEOUT, patiently
+from extraction.recycled_memory import RecycledMemory
 from extraction.rows import RowBlock, timestamp
 from extraction.statistics import RowStatistics
 from extraction.storage import Buffers, Storage
+
+CONTENTS = 3
+"""Most contents of files that are in memory: looked at, written, and made for later."""
 
 
 class Committer:
@@ -58,6 +62,7 @@ class Committer:
         self._format = FORMATS[file_format]
         check_dtype(file_format, self._format.dtypes, dtype)
         self._dtype = dtype
+        self._memory = RecycledMemory(CONTENTS).take
         self._patiently = functools.partial(patiently, storage.address, stall_timeout=stall_timeout)
 
     def commit(
@@ -125,8 +130,8 @@ class Committer:
                 yield name, data
 
         # As the helper does one thing after the other, a content is there only when it has looked
-        # at the one but last, and no more than three are in memory. A second helper would take the
-        # interpreter from the thread that writes more often than it would save time.
+        # at the one but last, which keeps to `CONTENTS`. A second helper would take the interpreter
+        # from the thread that writes more often than it would save time.
         with ThreadPoolExecutor(1, "commit") as helper:
             try:
                 self._storage.replace_all(looked_at())
@@ -158,7 +163,7 @@ class Committer:
         """Of each hook point the file's content; the helper works on the next one meanwhile."""
 
         def serialise(hook: str) -> SerialisedBatch:
-            return self._format.serialise(hook, block, self._dtype)
+            return self._format.serialise(hook, block, self._dtype, self._memory)
 
         following = helper.submit(serialise, self._hook_points[0])
         for hook, next_hook in zip_longest(self._hook_points, self._hook_points[1:]):

@@ -32,7 +32,7 @@ from extraction.formats.float_types import to_float32
 from extraction.frameworks import Rows, presenter, with_dtype
 from extraction.listed_run import ListedRun
 from extraction.read_ahead import threads_for
-from extraction.recycled_memory import RecycledMemory
+from extraction.recycled_memory import RecycledMemory, TakeMemory
 from extraction.row_numbers import EVERY, Place, RowNumbers, is_number
 from extraction.rows import RowBlock
 from extraction.run_contents import CommittedRun, RunContents, StoredBatch, chosen_hook_points
@@ -40,7 +40,7 @@ from extraction.run_identity import read_identity
 from extraction.statistics import OUTLIER_FACTOR, RowStatistics
 from extraction.storage import Storage, open_storage
 from extraction.storage.local import LocalStorage
-from extraction.stored_files import StoredFiles, TakeMemory
+from extraction.stored_files import StoredFiles
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import google_crc32c
 import numpy as np
@@ -25,6 +25,7 @@ import numpy as np
 from extraction.errors import CorruptBatchError
 from extraction.formats import FORMATS, ParsedBatch
 from extraction.formats.batch import Buffer
+from extraction.recycled_memory import TakeMemory, fresh_memory
 from extraction.run_contents import RunDescription, StoredBatch, StoredFile
 from extraction.storage import Storage
 
@@ -39,15 +40,6 @@ MAPPED_COST = 4 << 20
 
 KEY_BYTES = 200
 """About what the keys of a row take."""
-
-
-TakeMemory = Callable[[int], np.ndarray]
-"""Gives `[size]` uint8, whose content is not set, that nobody else holds."""
-
-
-def fresh_memory(size: int) -> np.ndarray:
-    """A `TakeMemory`."""
-    return np.empty(size, np.uint8)
 
 
 class StoredFiles:

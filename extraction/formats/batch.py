@@ -15,6 +15,7 @@ import numpy as np
 from extraction.errors import CorruptBatchError, StoreError
 from extraction.formats.float_types import to_float32
 from extraction.formats.key_arrays import KeyTable
+from extraction.recycled_memory import TakeMemory, fresh_memory
 from extraction.rows import RowBlock
 
 Buffer = bytes | memoryview
@@ -102,7 +103,11 @@ class Format(Protocol):
         ...
 
     def serialise(
-        self, hook_point: str, block: RowBlock, dtype: str = "float32"
+        self,
+        hook_point: str,
+        block: RowBlock,
+        dtype: str = "float32",
+        memory: TakeMemory = fresh_memory,
     ) -> SerialisedBatch:
         """The file's content for one hook point of a block.
 
@@ -111,6 +116,7 @@ class Format(Protocol):
             block: its activations may be float16, float32, float64 or ml_dtypes' bfloat16.
             dtype: to store. What it can hold is stored exactly, the rest is rounded to nearest,
                 ties to even; float64 becomes bfloat16 by way of float32.
+            memory: for a content that is not the block's own arrays.
 
         Raises:
             StoreError: the format does not hold this dtype, or a text is not valid Unicode.

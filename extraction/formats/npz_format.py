@@ -19,6 +19,7 @@ from extraction.formats.batch import (
 from extraction.formats.float_types import stored_array
 from extraction.formats.key_arrays import KEY_DTYPES, KeyTable, key_arrays
 from extraction.formats.npz_arrays import read_npz, write_npz
+from extraction.recycled_memory import TakeMemory, fresh_memory
 from extraction.rows import RowBlock
 
 
@@ -30,7 +31,11 @@ class NpzFormat:
     dtypes = ("float32",)
 
     def serialise(
-        self, hook_point: str, block: RowBlock, dtype: str = "float32"
+        self,
+        hook_point: str,
+        block: RowBlock,
+        dtype: str = "float32",
+        memory: TakeMemory = fresh_memory,
     ) -> SerialisedBatch:
         """See `Format.serialise`."""
         check_dtype("npz", self.dtypes, dtype)

@@ -21,6 +21,7 @@ from extraction.formats.batch import (
 from extraction.formats.float_types import stored_array
 from extraction.formats.pickle_table import table_pickle
 from extraction.formats.safe_pickle import parse_pickle
+from extraction.recycled_memory import TakeMemory, fresh_memory
 from extraction.rows import RowBlock
 
 PROTOCOL = 3
@@ -34,7 +35,11 @@ class PickleFormat:
     dtypes = ("float32",)
 
     def serialise(
-        self, hook_point: str, block: RowBlock, dtype: str = "float32"
+        self,
+        hook_point: str,
+        block: RowBlock,
+        dtype: str = "float32",
+        memory: TakeMemory = fresh_memory,
     ) -> SerialisedBatch:
         """See `Format.serialise`."""
         check_dtype("pickle", self.dtypes, dtype)
@@ -44,7 +49,7 @@ class PickleFormat:
                 data=[pickle.dumps({"layer": layer, "activations": []}, PROTOCOL)]
             )
         rows = stored_array(block.activations[hook_point], dtype)
-        return SerialisedBatch(data=table_pickle(layer, block, rows))
+        return SerialisedBatch(data=table_pickle(layer, block, rows, memory))
 
     def parse(self, data: Buffer, sidecar: Buffer | None = None) -> ParsedBatch:
         """See `Format.parse`; `UnsafePickleError` tells what the pickle tried."""

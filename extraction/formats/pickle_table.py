@@ -16,6 +16,7 @@ import numpy as np
 from extraction.formats.batch import Buffer, ParsedBatch
 from extraction.formats.key_arrays import NUMBERS, TEXTS, KeyTable
 from extraction.formats.pickle_objects import OPTIONAL, REQUIRED, hook_point_of
+from extraction.recycled_memory import TakeMemory
 from extraction.rows import RowBlock
 
 START = b"\x80\x03"  # protocol 3
@@ -35,13 +36,16 @@ UNICODE, NUMBER, POP = b"X", b"J", b"0"  # BINUNICODE, BININT
 REMEMBER = struct.Struct("<cIc")  # LONG_BINPUT, the place in the memo, POP: off the stack again
 
 
-def table_pickle(layer: int | str, block: RowBlock, rows: np.ndarray) -> list[Buffer]:
+def table_pickle(
+    layer: int | str, block: RowBlock, rows: np.ndarray, memory: TakeMemory
+) -> list[Buffer]:
     """The file's content.
 
     Args:
         layer: what stands under that key.
         block: at least one row; its keys are taken.
         rows: `[R, width]` float32.
+        memory: for the content.
 
     Raises:
         StoreError: a text holds half of a surrogate pair.
@@ -51,7 +55,7 @@ def table_pickle(layer: int | str, block: RowBlock, rows: np.ndarray) -> list[Bu
     places = {text: place for place, text in enumerate(texts, FIRST_TEXT)}
     wide = bool((block.sample_idx != block.sample_idx.astype(np.int32)).any())
     kind, opcodes = _record(rows.shape[1], wide)
-    table = np.empty(len(block), kind)
+    table = memory(len(block) * kind.itemsize).view(kind)
     for name, constant in opcodes.items():
         table[name] = constant
     for name, column in columns.items():

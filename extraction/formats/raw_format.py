@@ -21,6 +21,7 @@ from extraction.formats.key_arrays import KeyTable, key_arrays
 from extraction.formats.npz_arrays import read_npz, write_npz
 from extraction.formats.npz_format import check_arrays, text_array
 from extraction.formats.safetensors_format import array_buffer
+from extraction.recycled_memory import TakeMemory, fresh_memory
 from extraction.rows import RowBlock
 
 _NUMPY = {"float32": "<f4", "bfloat16": "<u2"}
@@ -34,7 +35,11 @@ class RawFormat:
     dtypes = ("float32", "bfloat16")
 
     def serialise(
-        self, hook_point: str, block: RowBlock, dtype: str = "float32"
+        self,
+        hook_point: str,
+        block: RowBlock,
+        dtype: str = "float32",
+        memory: TakeMemory = fresh_memory,
     ) -> SerialisedBatch:
         """See `Format.serialise`."""
         check_dtype("raw", self.dtypes, dtype)

@@ -25,6 +25,7 @@ from extraction.formats.batch import (
 )
 from extraction.formats.float_types import stored_array
 from extraction.formats.key_arrays import KEY_DTYPES, KeyTable, key_arrays
+from extraction.recycled_memory import TakeMemory, fresh_memory
 from extraction.rows import RowBlock
 
 ALIGNMENT = 64
@@ -42,7 +43,11 @@ class SafetensorsFormat:
     dtypes = ("float32", "bfloat16")
 
     def serialise(
-        self, hook_point: str, block: RowBlock, dtype: str = "float32"
+        self,
+        hook_point: str,
+        block: RowBlock,
+        dtype: str = "float32",
+        memory: TakeMemory = fresh_memory,
     ) -> SerialisedBatch:
         """See `Format.serialise`."""
         check_dtype("safetensors", self.dtypes, dtype)
