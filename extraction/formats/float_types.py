@@ -11,6 +11,9 @@ from extraction.errors import StoreError
 SOURCES = ("float16", "float32", "float64", "bfloat16")
 _NOT_A_NUMBER = 0x7FC0  # as XLA and ml_dtypes write it
 
+CACHED_VALUES = 1 << 15
+"""Numbers rounded together: what is worked out of them fits a core's own cache."""
+
 
 def stored_array(values: np.ndarray, dtype: str) -> np.ndarray:
     """Activations as they stand in a file.
@@ -64,14 +67,20 @@ def bfloat16_bits(floats: np.ndarray) -> np.ndarray:
     Half of the last kept bit's worth, less one for even values, is added before the lower half is
     cut off; a carry moves into the exponent, and into infinity, as it should.
     """
-    bits = floats.view(np.uint32)
-    rounded = bits >> 16
-    rounded &= 1
-    rounded += 0x7FFF
-    rounded += bits
-    rounded >>= 16
-    result = rounded.astype("<u2")
-    nan = np.isnan(floats)  # the sum above would run over
-    if nan.any():
-        result[nan] = np.where(np.signbit(floats[nan]), _NOT_A_NUMBER | 0x8000, _NOT_A_NUMBER)
+    result = np.empty(floats.shape, "<u2")
+    source, target = floats.reshape(-1), result.reshape(-1)
+    scratch = np.empty(min(CACHED_VALUES, len(source)), np.uint32)
+    for start in range(0, len(source), CACHED_VALUES):
+        part = source[start : start + CACHED_VALUES]
+        bits, rounded = part.view(np.uint32), scratch[: len(part)]
+        np.right_shift(bits, 16, out=rounded)
+        rounded &= 1
+        rounded += 0x7FFF
+        rounded += bits
+        rounded >>= 16
+        half = target[start : start + CACHED_VALUES]
+        half[...] = rounded
+        nan = np.isnan(part)  # the sum above would run over
+        if nan.any():
+            half[nan] = np.where(np.signbit(part[nan]), _NOT_A_NUMBER | 0x8000, _NOT_A_NUMBER)
     return result
