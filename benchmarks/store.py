@@ -16,8 +16,8 @@ entries  what a run costs whose `metadata.json` lists a million files: opening, 
 512 rows are a file of last-token work; 18,724 of this width are the 64 MiB that the commands put in
 safetensors and raw files where every token has a row.
 
-All that is compared takes turns in one process. Ratios are medians over the rounds of the ratio
-within a round, so that a disk that drifts is fair to all.
+All that is compared takes turns in one process, in an order drawn anew in each round. Ratios are
+medians over the rounds of the ratio within a round, so that a disk that drifts is fair to all.
 """
 
 import argparse
@@ -29,6 +29,7 @@ import json
 import os
 import pickle
 import platform
+import random
 import resource
 import shutil
 import statistics
@@ -178,10 +179,16 @@ def data_files(folder: Path) -> list[Path]:
 
 
 def rounds(works: Mapping[str, Work], parent: Path, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each in each round but the first."""
+    """Seconds of each in each round but the first, in an order that is drawn for each round.
+
+    Each finds what the one before it left: memory that the system need not fetch again, a disk
+    that rested.
+    """
     seconds: dict[str, list[float]] = {label: [] for label in works}
+    order, generator = list(works.items()), random.Random(0)
     for _ in range(repeats + 1):
-        for label, work in works.items():
+        generator.shuffle(order)
+        for label, work in order:
             folder = parent / "work"
             os.sync()
             started = time.perf_counter()
