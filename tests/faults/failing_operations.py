@@ -6,7 +6,6 @@ it resumes. A full disk is waited for on a clock of its own, so that no test wai
 
 import dataclasses
 import errno
-import time
 from collections.abc import Callable
 
 from extraction import patience
@@ -34,7 +33,7 @@ SHORT = "a short write"
 
 
 class QuickClock:
-    """Stands for `time` in `extraction.patience`: sleeping takes no time and moves the clock.
+    """Stands for `time` in `extraction.patience`: sleeping takes no time.
 
     Args:
         wake: called with the seconds slept so far, after each sleep.
@@ -43,12 +42,8 @@ class QuickClock:
     def __init__(self, wake: Callable[[float], None] = lambda _: None):
         self.slept, self._wake = 0.0, wake
 
-    def monotonic(self) -> float:
-        """Seconds."""
-        return time.monotonic() + self.slept
-
     def sleep(self, seconds: float) -> None:
-        """Moves the clock."""
+        """Counts them."""
         self.slept += seconds
         self._wake(self.slept)
 
