@@ -7,7 +7,7 @@ from collections.abc import Container
 from typing import Any
 
 import numpy as np
-import numpy.ma  # noqa: F401  np.unique asks for it, and of two threads that load it one may fail
+import numpy.ma  # np.unique asks for it, and of two threads that load it one may fail
 
 from extraction.checks.report import Problem
 from extraction.checks.unique_keys import SequenceKey, row_hashes, sequence_hashes, text_hashes
