@@ -5,14 +5,15 @@ nobody counts; the next attempt at the unit replaces them. A full disk is waited
 in memory and nothing else goes on meanwhile; then its files are written from the first one on.
 
 One thread, the caller's, touches the disk. While it writes a file, a second one works out the
-file's checksums and statistics and the content of the next, so that the disk need not wait.
+file's checksums and the content of the next, and for large files a third one the statistics, so
+that the disk need not wait.
 """
 
 import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import zip_longest
 from typing import Any
@@ -32,6 +33,11 @@ from extraction.storage import Buffers, Storage
 
 CONTENTS = 3
 """Most contents of files that are in memory: looked at, written, and made for later."""
+
+LARGE_ROWS = 4 << 20
+"""Bytes of a hook point's rows from which on a thread of its own counts their statistics. With
+small ones it would take the interpreter from the thread that writes more often than it saves time.
+"""
 
 
 class Committer:
@@ -88,11 +94,14 @@ class Committer:
                 then; what was committed before does.
             ConflictError: another process committed the batch meanwhile.
         """
-        with contextlib.suppress(FileNotFoundError):
-            # To write its files again would belie the record.
-            return CommitLog(self._storage).read(batch_id)
-        record = self._patiently(lambda: self._write(batch_id, block, outputs, n_sequences))
         log = CommitLog(self._storage)
+
+        def committed_or_written() -> CommitRecord:
+            with contextlib.suppress(FileNotFoundError):
+                return log.read(batch_id)  # to write its files again would belie it
+            return self._write(batch_id, block, outputs, n_sequences)
+
+        record = self._patiently(committed_or_written)
         if not self._patiently(lambda: log.put(record)) and log.read(batch_id) != record:
             raise ConflictError(
                 f"{self._storage.address}: another process committed batch {batch_id} meanwhile;"
@@ -115,7 +124,9 @@ class Committer:
         def contents() -> Iterator[tuple[str, Buffers]]:
             if block is not None:
                 for hook, batch in self._serialised(block, helper):
-                    statistics[hook] = helper.submit(self._statistics, block.activations[hook])
+                    rows = block.activations[hook]
+                    counter = third if rows.nbytes >= LARGE_ROWS else helper
+                    statistics[hook] = counter.submit(self._statistics, rows)
                     yield f"{hook}_{batch_files}.{self._format.extension}", batch.data
                     if batch.sidecar is not None:
                         sidecar = f"{hook}_{batch_files}.{self._format.sidecar_extension}"
@@ -130,15 +141,13 @@ class Committer:
                 yield name, data
 
         # As the helper does one thing after the other, a content is there only when it has looked
-        # at the one but last, which keeps to `CONTENTS`. A second helper would take the interpreter
-        # from the thread that writes more often than it would save time.
-        with ThreadPoolExecutor(1, "commit") as helper:
+        # at the one but last, which keeps to `CONTENTS`.
+        with ThreadPoolExecutor(1, "commit") as helper, ThreadPoolExecutor(1, "count") as third:
             try:
                 self._storage.replace_all(looked_at())
             except OSError as error:
-                if error.errno in FULL:  # what an earlier attempt left takes room too
-                    for name in files:
-                        self._storage.remove(name)
+                if error.errno in FULL:
+                    self._make_room(batch_id, files)
                 raise
 
         def of_hook_points(extension: str | None) -> dict[str, CommittedFile]:
@@ -156,6 +165,14 @@ class Committer:
             statistics={hook: found.result() for hook, found in statistics.items()},
             written_at=timestamp(),
         )
+
+    def _make_room(self, batch_id: int, names: Iterable[str]) -> None:
+        """Removes the files of an attempt, which take room too, unless another committed them."""
+        try:
+            CommitLog(self._storage).read(batch_id)
+        except FileNotFoundError:
+            for name in names:
+                self._storage.remove(name)
 
     def _serialised(
         self, block: RowBlock, helper: Executor

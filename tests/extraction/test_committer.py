@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from extraction import RowBlock, StoreError
+from extraction import RowBlock, StoreError, committer
 from extraction.commit_log import CommitLog, CommitRecord
 from extraction.committer import Committer, keys_digest
 from extraction.errors import ConflictError
@@ -39,9 +39,13 @@ def assert_vouches(folder, record: CommitRecord):
         assert file.sha256 == hashlib.sha256(data).hexdigest()
 
 
+@pytest.mark.parametrize("large_rows", [0, committer.LARGE_ROWS])
 @pytest.mark.parametrize("source", [np.float32, ml_dtypes.bfloat16])
 @pytest.mark.parametrize(("file_format", "dtype"), KINDS)
-def test_the_record_vouches_for_exactly_the_bytes_on_the_disk(tmp_path, file_format, dtype, source):
+def test_the_record_vouches_for_exactly_the_bytes_on_the_disk(
+    tmp_path, monkeypatch, file_format, dtype, source, large_rows
+):
+    monkeypatch.setattr(committer, "LARGE_ROWS", large_rows)
     block = known_block(0, 5, (6, 12))
     values = {hook: (rows / 7).astype(source) for hook, rows in block.activations.items()}
     block = dataclasses.replace(block, activations=values)

@@ -1,5 +1,6 @@
 """What a unit's commit does on a disk that is full, fails once, or fails for ever."""
 
+import contextlib
 import errno
 import itertools
 import logging
@@ -163,6 +164,24 @@ def test_what_an_attempt_left_makes_room_for_the_next(tmp_path, monkeypatch, no_
     with pytest.raises(StorageUnavailableError):  # it may not wait, and so not try again
         commit(storage.folder, stall_timeout=0)
     assert_vouches(storage.folder, commit(storage.folder, stall_timeout=5))
+
+
+class Overtaken(LocalStorage):
+    """While this process waits for room, another one commits the batch."""
+
+    def replace_all(self, files):
+        list(files)
+        commit(self.folder)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("stall_timeout", [0, 5])  # it gives up, it tries again
+def test_files_that_another_committed_meanwhile_are_left(tmp_path, no_waiting, stall_timeout):
+    committer = Committer(Overtaken(tmp_path), HOOKS, "raw", stall_timeout=stall_timeout)
+    with contextlib.suppress(StorageUnavailableError):
+        committer.commit(1, known_block(0, 4, (6, 12)), LINES)
+    (record,) = CommitLog(LocalStorage(tmp_path)).records()
+    assert_vouches(tmp_path, record)
 
 
 def test_the_time_that_writing_takes_is_not_waited(monkeypatch):

@@ -286,7 +286,8 @@ def test_a_write_that_fails_once_costs_nothing(tmp_path, first):
     disk = FailingStorage(tmp_path, [first])
     with make_extractor(tmp_path, LAYERS, 2, disk) as extractor:
         extractor.add(known_block(0, 7, LAYERS))
-    assert WRITES + 1 <= disk.writes <= WRITES + 2  # both files of a batch are written again
+    second_of_a_batch = first in {3, 7, 11, 15}  # the first is written again with it
+    assert disk.writes == WRITES + 1 + second_of_a_batch
     assert_holds_rows(tmp_path, 7, LAYERS)
     assert read_metadata(tmp_path)["complete"] is True
 
