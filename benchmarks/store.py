@@ -16,8 +16,10 @@ entries  what a run costs whose `metadata.json` lists a million files: opening, 
 512 rows are a file of last-token work; 18,724 of this width are the 64 MiB that the commands put in
 safetensors and raw files where every token has a row.
 
-All that is compared takes turns in one process, in an order drawn anew in each round. Ratios are
-medians over the rounds of the ratio within a round, so that a disk that drifts is fair to all.
+All that is compared takes turns in one process, in an order drawn anew in each round; each reader
+and its `readinto` have one of their own, as memory that other libraries have used and given back
+makes reading faster or slower. Ratios are medians over the rounds of the ratio within a round, so
+that a disk that drifts is fair to all.
 """
 
 import argparse
@@ -26,6 +28,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import multiprocessing
 import os
 import pickle
 import platform
@@ -38,12 +41,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
-import datasets
 import numpy as np
-import pyarrow as pa
-import torch
 
 from extraction.commit_log import CommitLog
 from extraction.committer import Committer
@@ -130,6 +132,8 @@ def write_stream(folder: Path, sizes: Sequence[int], content: memoryview) -> Non
 
 def write_torch(folder: Path, block: RowBlock, batches: int) -> None:
     """Shards as many training scripts keep them."""
+    import torch  # here, as processes that do not measure it need not take its memory
+
     folder.mkdir()
     for name, rows in shards(block, batches):
         with synced(folder / name):
@@ -146,6 +150,10 @@ def write_savez(folder: Path, block: RowBlock, batches: int) -> None:
 
 def write_arrow(folder: Path, block: RowBlock, batches: int) -> None:
     """Hugging Face datasets, made of Arrow arrays that share our memory."""
+    import datasets
+    import pyarrow as pa
+
+    datasets.disable_progress_bars()
     folder.mkdir()
     for name, rows in shards(block, batches):
         column = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
@@ -165,12 +173,14 @@ def pickle_only(block: RowBlock, batches: int) -> None:
         pickle.dumps({"layer": hook, "activations": records}, protocol=pickle.HIGHEST_PROTOCOL)
 
 
-OURS = [(name, dtype) for name, kind in FORMATS.items() for dtype in kind.dtypes]
-
-
 def label_of(file_format: str, dtype: str) -> str:
     """Of a line in the tables."""
     return file_format if dtype == "float32" else f"{file_format}, {dtype}"
+
+
+OURS = {
+    label_of(name, dtype): (name, dtype) for name, kind in FORMATS.items() for dtype in kind.dtypes
+}
 
 
 def data_files(folder: Path) -> list[Path]:
@@ -221,8 +231,7 @@ def measure_write(parent: Path, rows: int, repeats: int) -> None:
     print(f"\nwrite, {batches} batches of {rows} rows, {len(LAYERS)} layers of width {WIDTH}")
     works: dict[str, Work] = {}
     sizes: dict[str, int] = {}
-    for form in OURS:
-        label = label_of(*form)
+    for label, form in OURS.items():
         write_run(parent / "sizes", block, batches, *form)
         own = [path.stat().st_size for path in data_files(parent / "sizes")]
         shutil.rmtree(parent / "sizes")
@@ -276,53 +285,67 @@ def read_run(folder: Path, rows: int, *, verified: bool) -> None:
             pass
 
 
+def read_torch(path: Path) -> None:
+    """A shard as one array."""
+    import torch
+
+    assert isinstance(torch.load(path)["activations"].numpy(), np.ndarray)
+
+
+def read_savez(path: Path) -> None:
+    """A shard as one array."""
+    assert isinstance(np.load(path)["activations"], np.ndarray)
+
+
+def read_arrow(folder: Path) -> None:
+    """A shard as one array."""
+    import datasets
+
+    shard = datasets.load_from_disk(folder).with_format("numpy")[:]["activation"]
+    assert isinstance(shard, np.ndarray)
+
+
+OTHERS: dict[str, tuple[Callable[[Path, RowBlock, int], None], Callable[[Path], object]]] = {
+    "torch.load": (write_torch, read_torch),
+    "np.load": (write_savez, read_savez),
+    "datasets (Arrow)": (write_arrow, read_arrow),
+}
+"""How others write their shards, and read one."""
+
+
+def read_rounds(label: str, folder: Path, rows: int, repeats: int) -> dict[str, list[float]]:
+    """`rounds` of a reader and the `readinto` of its files."""
+    if label in OTHERS:
+        read, shards = OTHERS[label][1], sorted(folder.iterdir())
+        works: dict[str, Work] = {label: lambda _: [read(shard) for shard in shards]}
+    else:
+        works = {
+            label: lambda _: read_run(folder, rows, verified=True),
+            f"{label}, unverified": lambda _: read_run(folder, rows, verified=False),
+        }
+    files = sorted(data_files(folder))
+    works[f"readinto, {label}"] = lambda _: read_stream(files)
+    return rounds(works, folder.parent, repeats)
+
+
 def measure_read(parent: Path, rows: int, repeats: int) -> None:
     """Prints the table of reading."""
     block = make_block(rows)
     batches = max(4, ROWS_OF_A_RUN // rows)
     print(f"\nread, {batches} batches of {rows} rows, {len(LAYERS)} layers of width {WIDTH}")
-    works: dict[str, Work] = {}
-    sizes: dict[str, int] = {}
-    against: dict[str, str] = {}
-
-    def add(label: str, files: Sequence[Path], work: Work, own: bool = False) -> None:
-        works[label] = work
-        sizes[label] = sum(path.stat().st_size for path in files)
-        if own:
-            stream = f"readinto, {label}"
-            works[stream] = lambda _: read_stream(files)
-            sizes[stream], against[label] = sizes[label], stream
-
-    for form in OURS:
-        folder = parent / "_".join(form)
-        write_run(folder, block, batches, *form)
-        files = sorted(data_files(folder))
-        add(label_of(*form), files, lambda _, f=folder: read_run(f, rows, verified=True), own=True)
-        label = f"{label_of(*form)}, unverified"
-        add(label, files, lambda _, f=folder: read_run(f, rows, verified=False))
-        against[label] = against[label_of(*form)]
-    write_torch(parent / "torch", block, batches)
-    write_savez(parent / "savez", block, batches)
-    write_arrow(parent / "arrow", block, batches)
-    for label, folder, read in (
-        ("torch.load", "torch", lambda path: torch.load(path)["activations"].numpy()),
-        ("np.load", "savez", lambda path: np.load(path)["activations"]),
-    ):
-        files = sorted((parent / folder).iterdir())
-        add(label, files, lambda _, f=files, r=read: [r(path) for path in f], own=True)
-    arrows = sorted((parent / "arrow").iterdir())
-    files = [path for folder in arrows for path in data_files(folder)]
-    add("datasets (Arrow)", files, lambda _: [read_arrow(path) for path in arrows], own=True)
-    seconds = rounds(works, parent, repeats)
-    shown = {label: times for label, times in seconds.items() if not label.startswith("readinto")}
-    shown["readinto, safetensors"] = seconds["readinto, safetensors"]
-    report(shown | seconds, sizes, against)
-
-
-def read_arrow(folder: Path) -> None:
-    """A shard as one array."""
-    shard = datasets.load_from_disk(folder).with_format("numpy")[:]["activation"]
-    assert isinstance(shard, np.ndarray)
+    for label in (*OURS, *OTHERS):
+        folder = parent / "run"
+        if label in OTHERS:
+            OTHERS[label][0](folder, block, batches)
+        else:
+            write_run(folder, block, batches, *OURS[label])
+        size = sum(path.stat().st_size for path in data_files(folder))
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            seconds = process.submit(read_rounds, label, folder, rows, repeats).result()
+        stream = f"readinto, {label}"
+        against = {work: stream for work in seconds if work != stream}
+        report(seconds, dict.fromkeys(seconds, size), against)
+        shutil.rmtree(folder)
 
 
 def write_entries(folder: Path, entries: int) -> int:
@@ -413,10 +436,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.entries_work:
         entries_work(options.entries_work, Path(options.folder))
         return
-    datasets.disable_progress_bars()
     print(
-        f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, numpy"
-        f" {np.__version__}, torch {torch.__version__}, datasets {datasets.__version__}"
+        f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, "
+        + ", ".join(f"{name} {version(name)}" for name in ("numpy", "torch", "datasets"))
     )
     for part, measure in (("write", measure_write), ("read", measure_read)):
         for rows in options.rows if part in options.parts else ():
