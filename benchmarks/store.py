@@ -2,11 +2,12 @@
 
     python -m benchmarks.store [--rows 512 4096 18724] [--folder DIR] [--parts write read entries]
 
-write    durable: every file is on the disk before the next begins. The same four layers of rows as
-         the commands commit them, in each format (checksums, statistics and commit
-         records among it), as a raw stream of the same bytes, one file and one fsync for each of
-         ours, and as torch.save, np.savez and Hugging Face datasets shards, each synced. Pickling
-         alone, in one thread and to nowhere, is the most that the pickle format could reach.
+write    durable: every file is on the disk before the next unit begins. The same four layers of
+         rows as the commands commit them, in each format (checksums, statistics and commit records
+         among it), as a raw stream of the same bytes, one file and one fsync for each of ours, and
+         as torch.save, np.savez and Hugging Face datasets shards, each synced. Pickling alone, in
+         one thread and to nowhere, is the most that the pickle format could reach. All take turns
+         unit by unit, and what they write stays: up to 30 GB, more than memory holds, as in a run.
 read     from memory that holds the files already: `ActivationDataset.batches`, checksums compared
          and not, against `readinto` new memory, torch.load, np.load and Hugging Face datasets.
 entries  what a run costs whose `metadata.json` lists a million files: opening, finalising,
@@ -17,10 +18,10 @@ entries  what a run costs whose `metadata.json` lists a million files: opening, 
 512 rows are a file of last-token work; 18,724 of this width are the 64 MiB that the commands put in
 safetensors and raw files where every token has a row.
 
-All that is compared takes turns in one process, in an order drawn anew in each round; each reader
-and its `readinto` have one of their own, as memory that other libraries have used and given back
-makes reading faster or slower. Ratios are medians over the rounds of the ratio within a round, so
-that a disk that drifts is fair to all.
+What is compared takes turns in one process, in an order drawn anew in each round; each reader and
+its `readinto` have one of their own, as memory that other libraries have used and given back makes
+reading faster or slower. Ratios are medians over the rounds of the ratio within a round, so that a
+disk that drifts is fair to all.
 """
 
 import argparse
@@ -43,6 +44,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -64,7 +66,8 @@ LARGE_FILE = 64 << 20
 ROWS_OF_A_RUN = 65_536
 MIB = 1 << 20
 
-Work = Callable[[Path], object]
+Work = Callable[[int], Callable[[], object]]
+"""Makes everything ready for a round, whose number it gets, from 1; what it gives is measured."""
 
 
 def make_block(rows: int, layers: Sequence[int] = LAYERS, width: int = WIDTH) -> RowBlock:
@@ -83,32 +86,21 @@ def make_block(rows: int, layers: Sequence[int] = LAYERS, width: int = WIDTH) ->
     )
 
 
-def blocks_of_run(block: RowBlock, batches: int) -> list[RowBlock]:
-    """The same activations with task ids of their own."""
-    return [
-        dataclasses.replace(
-            block, task_ids=text_column([f"{number}_{task_id}" for task_id in block.task_ids])
-        )
-        for number in range(1, batches + 1)
-    ]
+def with_own_ids(block: RowBlock, number: int) -> RowBlock:
+    """The same activations with task ids that no other batch has."""
+    task_ids = text_column([f"{number}_{task_id}" for task_id in block.task_ids])
+    return dataclasses.replace(block, task_ids=task_ids)
 
 
-def write_run(folder: Path, blocks: Sequence[RowBlock], file_format: str, dtype: str) -> None:
+def begin_run(folder: Path, block: RowBlock, file_format: str, dtype: str) -> Committer:
     """As the commands write: a unit at a time."""
-    storage, hooks = LocalStorage(folder), tuple(blocks[0].activations)
+    storage, hooks = LocalStorage(folder), tuple(block.activations)
     identity = RunIdentity.new(
-        model_name="random",
-        hook_points=hooks,
-        hidden_dim=WIDTH,
-        file_format=file_format,
+        model_name="random", hook_points=hooks, hidden_dim=WIDTH, file_format=file_format,
         dtype=dtype,
-        planned_batches=len(blocks),
-    )
+    )  # fmt: skip
     begin(storage, identity)
-    committer = Committer(storage, hooks, file_format, dtype)
-    for number, block in enumerate(blocks, start=1):
-        committer.commit(number, block)
-    write_metadata(storage)
+    return Committer(storage, hooks, file_format, dtype)
 
 
 @contextlib.contextmanager
@@ -121,59 +113,47 @@ def synced(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def shards(block: RowBlock, batches: int) -> Iterator[tuple[str, np.ndarray]]:
-    """A name and the rows of each file."""
-    for number in range(batches):
-        for hook, rows in block.activations.items():
-            yield f"{hook}_{number}", rows
-
-
-def write_stream(folder: Path, sizes: Sequence[int], content: memoryview) -> None:
+def write_stream(folder: Path, contents: Sequence[memoryview]) -> None:
     """Bytes, as fast as the disk takes them."""
-    folder.mkdir()
-    for number, size in enumerate(sizes):
+    for number, left in enumerate(contents):
         descriptor = os.open(folder / str(number), os.O_WRONLY | os.O_CREAT, 0o666)
-        left = content[:size]
         while left:
             left = left[os.write(descriptor, left) :]
         os.fsync(descriptor)
         os.close(descriptor)
 
 
-def write_torch(folder: Path, block: RowBlock, batches: int) -> None:
+def write_torch(folder: Path, block: RowBlock) -> None:
     """Shards as many training scripts keep them."""
     import torch  # here, as processes that do not measure it need not take its memory
 
-    folder.mkdir()
-    for name, rows in shards(block, batches):
-        with synced(folder / name):
-            torch.save({"activations": torch.from_numpy(rows)}, folder / name)
+    for hook, rows in block.activations.items():
+        with synced(folder / hook):
+            torch.save({"activations": torch.from_numpy(rows)}, folder / hook)
 
 
-def write_savez(folder: Path, block: RowBlock, batches: int) -> None:
+def write_savez(folder: Path, block: RowBlock) -> None:
     """numpy's own archives."""
-    folder.mkdir()
-    for name, rows in shards(block, batches):
-        with synced(folder / f"{name}.npz"):
-            np.savez(folder / f"{name}.npz", activations=rows)
+    for hook, rows in block.activations.items():
+        with synced(folder / f"{hook}.npz"):
+            np.savez(folder / f"{hook}.npz", activations=rows)
 
 
-def write_arrow(folder: Path, block: RowBlock, batches: int) -> None:
+def write_arrow(folder: Path, block: RowBlock) -> None:
     """Hugging Face datasets, made of Arrow arrays that share our memory."""
     import datasets
     import pyarrow as pa
 
     datasets.disable_progress_bars()
-    folder.mkdir()
-    for name, rows in shards(block, batches):
+    for hook, rows in block.activations.items():
         column = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
-        with synced(folder / name):
-            datasets.Dataset(pa.table({"activation": column})).save_to_disk(folder / name)
+        with synced(folder / hook):
+            datasets.Dataset(pa.table({"activation": column})).save_to_disk(folder / hook)
 
 
-def pickle_only(block: RowBlock, batches: int) -> None:
+def pickle_only(block: RowBlock) -> None:
     """Founding document 004's documents, to nowhere."""
-    for hook, rows in list(block.activations.items()) * batches:
+    for hook, rows in block.activations.items():
         records = [
             {"task_id": t, "sample_idx": i, "activation": row, "timestamp": s}
             for t, i, row, s in zip(
@@ -198,23 +178,18 @@ def data_files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size > 10_000]
 
 
-def rounds(works: Mapping[str, Work], parent: Path, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each in each round but the first, in an order that is drawn for each round.
-
-    Each finds what the one before it left: memory that the system need not fetch again, a disk
-    that rested.
-    """
+def rounds(works: Mapping[str, Work], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each in each round but the first, in an order that is drawn for each round."""
     seconds: dict[str, list[float]] = {label: [] for label in works}
     order, generator = list(works.items()), random.Random(0)
-    for _ in range(repeats + 1):
+    for number in range(1, repeats + 2):
         generator.shuffle(order)
         for label, work in order:
-            folder = parent / "work"
+            run = work(number)
             os.sync()
             started = time.perf_counter()
-            work(folder)
+            run()
             seconds[label].append(time.perf_counter() - started)
-            shutil.rmtree(folder, ignore_errors=True)
     return {label: times[1:] for label, times in seconds.items()}
 
 
@@ -237,35 +212,42 @@ def report(
 def measure_write(parent: Path, rows: int, repeats: int) -> None:
     """Prints the table of writing."""
     block = make_block(rows)
-    batches = max(2, ROWS_OF_A_RUN // rows)
-    blocks = blocks_of_run(block, batches)
-    print(f"\nwrite, {batches} batches of {rows} rows, {len(LAYERS)} layers of width {WIDTH}")
-    works: dict[str, Work] = {}
-    sizes: dict[str, int] = {}
-    for label, form in OURS.items():
-        write_run(parent / "sizes", blocks, *form)
-        own = [path.stat().st_size for path in data_files(parent / "sizes")]
-        shutil.rmtree(parent / "sizes")
-        sizes[label] = sum(own)
-        works[label] = lambda folder, form=form: write_run(folder, blocks, *form)
-    number, size = batches * len(LAYERS), rows * WIDTH * 4
+    units = max(repeats, ROWS_OF_A_RUN // rows)
+    print(f"\nwrite, {units} batches of {rows} rows, {len(LAYERS)} layers of width {WIDTH}")
+    size = rows * WIDTH * 4
     content = memoryview(np.random.default_rng(1).bytes(size))
-    others: dict[str, Work] = {
-        "raw stream": lambda folder: write_stream(folder, [size] * number, content),
-        "raw stream, half the bytes": lambda folder: write_stream(
-            folder, [size // 2] * number, content
-        ),
-        "pickling alone": lambda folder: pickle_only(block, batches),
-        "torch.save": lambda folder: write_torch(folder, block, batches),
-        "np.savez": lambda folder: write_savez(folder, block, batches),
-        "datasets (Arrow)": lambda folder: write_arrow(folder, block, batches),
+    half = content[: size // 2]
+    others: dict[str, Callable[[Path, RowBlock], object]] = {
+        "raw stream": lambda folder, _: write_stream(folder, [content] * len(LAYERS)),
+        "raw stream, half the bytes": lambda folder, _: write_stream(folder, [half] * len(LAYERS)),
+        "pickling alone": lambda _, block: pickle_only(block),
+        "torch.save": write_torch,
+        "np.savez": write_savez,
+        "datasets (Arrow)": write_arrow,
     }
-    sizes |= dict.fromkeys(others, number * size) | {
-        "raw stream, half the bytes": number * (size // 2)
-    }
-    seconds = rounds(works | others, parent, repeats)
+
+    def commits(committer: Committer) -> Work:
+        return lambda number: partial(committer.commit, number, with_own_ids(block, number))
+
+    def writes(label: str, write: Callable[[Path, RowBlock], object]) -> Work:
+        def work(number: int) -> Callable[[], object]:
+            folder = parent / label / str(number)
+            folder.mkdir(parents=True)
+            return partial(write, folder, with_own_ids(block, number))
+
+        return work
+
+    works = {
+        label: commits(begin_run(parent / label, block, *form)) for label, form in OURS.items()
+    } | {label: writes(label, write) for label, write in others.items()}
+    seconds = rounds(works, units)
+    sizes = dict.fromkeys(others, size * len(LAYERS))
+    sizes["raw stream, half the bytes"] //= 2
+    for label in OURS:
+        written = sum(path.stat().st_size for path in data_files(parent / label))
+        sizes[label] = written // (units + 1)
     against = {label: "raw stream" for label in seconds if label != "raw stream"}
-    for label in works:
+    for label in OURS:
         if "bfloat16" in label:
             against[label] = "raw stream, half the bytes"
     report(seconds, sizes, against)
@@ -316,27 +298,28 @@ def read_arrow(folder: Path) -> None:
     assert isinstance(shard, np.ndarray)
 
 
-OTHERS: dict[str, tuple[Callable[[Path, RowBlock, int], None], Callable[[Path], object]]] = {
+OTHERS: dict[str, tuple[Callable[[Path, RowBlock], None], Callable[[Path], object]]] = {
     "torch.load": (write_torch, read_torch),
     "np.load": (write_savez, read_savez),
     "datasets (Arrow)": (write_arrow, read_arrow),
 }
-"""How others write their shards, and read one."""
+"""How others write the shards of a unit, and read one."""
 
 
 def read_rounds(label: str, folder: Path, rows: int, repeats: int) -> dict[str, list[float]]:
     """`rounds` of a reader and the `readinto` of its files."""
     if label in OTHERS:
-        read, shards = OTHERS[label][1], sorted(folder.iterdir())
-        works: dict[str, Work] = {label: lambda _: [read(shard) for shard in shards]}
+        read = OTHERS[label][1]
+        shards = sorted(shard for unit in folder.iterdir() for shard in unit.iterdir())
+        works: dict[str, Work] = {label: lambda _: lambda: [read(shard) for shard in shards]}
     else:
         works = {
-            label: lambda _: read_run(folder, rows, verified=True),
-            f"{label}, unverified": lambda _: read_run(folder, rows, verified=False),
+            label: lambda _: partial(read_run, folder, rows, verified=True),
+            f"{label}, unverified": lambda _: partial(read_run, folder, rows, verified=False),
         }
     files = sorted(data_files(folder))
-    works[f"readinto, {label}"] = lambda _: read_stream(files)
-    return rounds(works, folder.parent, repeats)
+    works[f"readinto, {label}"] = lambda _: partial(read_stream, files)
+    return rounds(works, repeats)
 
 
 def measure_read(parent: Path, rows: int, repeats: int) -> None:
@@ -347,9 +330,14 @@ def measure_read(parent: Path, rows: int, repeats: int) -> None:
     for label in (*OURS, *OTHERS):
         folder = parent / "run"
         if label in OTHERS:
-            OTHERS[label][0](folder, block, batches)
+            for number in range(batches):
+                (folder / str(number)).mkdir(parents=True)
+                OTHERS[label][0](folder / str(number), block)
         else:
-            write_run(folder, blocks_of_run(block, batches), *OURS[label])
+            committer = begin_run(folder, block, *OURS[label])
+            for number in range(1, batches + 1):
+                committer.commit(number, with_own_ids(block, number))
+            write_metadata(LocalStorage(folder))
         size = sum(path.stat().st_size for path in data_files(folder))
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
             seconds = process.submit(read_rounds, label, folder, rows, repeats).result()
