@@ -95,19 +95,18 @@ class Committer:
             ConflictError: another process committed the batch meanwhile.
         """
         log = CommitLog(self._storage)
-
-        def committed_or_written() -> CommitRecord:
-            with contextlib.suppress(FileNotFoundError):
-                return log.read(batch_id)  # to write its files again would belie it
-            return self._write(batch_id, block, outputs, n_sequences)
-
-        record = self._patiently(committed_or_written)
+        with contextlib.suppress(FileNotFoundError):
+            return log.read(batch_id)  # to write its files again would belie the record
+        record = self._patiently(lambda: self._write(batch_id, block, outputs, n_sequences))
         if not self._patiently(lambda: log.put(record)) and log.read(batch_id) != record:
-            raise ConflictError(
-                f"{self._storage.address}: another process committed batch {batch_id} meanwhile;"
-                " run verify there"
-            )
+            raise self._overtaken(batch_id)
         return record
+
+    def _overtaken(self, batch_id: int) -> ConflictError:
+        return ConflictError(
+            f"{self._storage.address}: another process committed batch {batch_id} meanwhile;"
+            " run verify there"
+        )
 
     def _write(
         self,
@@ -167,12 +166,15 @@ class Committer:
         )
 
     def _make_room(self, batch_id: int, names: Iterable[str]) -> None:
-        """Removes the files of an attempt, which take room too, unless another committed them."""
-        try:
-            CommitLog(self._storage).read(batch_id)
-        except FileNotFoundError:
-            for name in names:
-                self._storage.remove(name)
+        """Removes the files of an attempt, which take room too.
+
+        Raises:
+            ConflictError: another process committed the batch meanwhile: they are its files now.
+        """
+        if batch_id in CommitLog(self._storage).batch_ids():
+            raise self._overtaken(batch_id)
+        for name in names:
+            self._storage.remove(name)
 
     def _serialised(
         self, block: RowBlock, helper: Executor
