@@ -81,7 +81,7 @@ def believe_in_writes() -> None:
 def commit_again() -> None:
     """Runs units that are committed, and writes their files anew."""
     planned_run.StoreRun.committed = lambda self: set()
-    edit(committer.Committer, "commit", "return CommitLog(self._storage).read(batch_id)", "pass")
+    edit(committer.Committer, "commit", "return log.read(batch_id)", "pass")
 
 
 def _kills_at_all_spool_operations(campaign: cloud.CloudCampaign) -> None:
