@@ -25,7 +25,6 @@ disk that drifts is fair to all.
 """
 
 import argparse
-import collections
 import contextlib
 import dataclasses
 import datetime
@@ -42,6 +41,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -209,14 +209,10 @@ def report(
         print(line, flush=True)
 
 
-def measure_write(parent: Path, rows: int, repeats: int) -> None:
-    """Prints the table of writing."""
-    block = make_block(rows)
-    units = max(repeats, ROWS_OF_A_RUN // rows)
-    print(f"\nwrite, {units} batches of {rows} rows, {len(LAYERS)} layers of width {WIDTH}")
-    size = rows * WIDTH * 4
-    content = memoryview(np.random.default_rng(1).bytes(size))
-    half = content[: size // 2]
+def write_works(parent: Path, block: RowBlock) -> dict[str, Work]:
+    """Everything that writes, each in a folder of its own; a round is a unit."""
+    content = memoryview(np.random.default_rng(1).bytes(len(block) * WIDTH * 4))
+    half = content[: len(content) // 2]
     others: dict[str, Callable[[Path, RowBlock], object]] = {
         "raw stream": lambda folder, _: write_stream(folder, [content] * len(LAYERS)),
         "raw stream, half the bytes": lambda folder, _: write_stream(folder, [half] * len(LAYERS)),
@@ -239,22 +235,37 @@ def measure_write(parent: Path, rows: int, repeats: int) -> None:
 
     works = {
         label: commits(begin_run(parent / label, block, *form)) for label, form in OURS.items()
-    } | {label: writes(label, write) for label, write in others.items()}
-    seconds = rounds(works, units)
-    sizes = dict.fromkeys(others, size * len(LAYERS))
-    sizes["raw stream, half the bytes"] //= 2
-    for label in OURS:
-        written = sum(path.stat().st_size for path in data_files(parent / label))
-        sizes[label] = written // (units + 1)
-    against = {label: "raw stream" for label in seconds if label != "raw stream"}
-    for label in OURS:
-        if "bfloat16" in label:
-            against[label] = "raw stream, half the bytes"
+    }
+    return works | {label: writes(label, write) for label, write in others.items()}
+
+
+def measure_write(parent: Path, rows: int, repeats: int) -> None:
+    """Prints the table of writing."""
+    block = make_block(rows)
+    units = max(repeats, ROWS_OF_A_RUN // rows)
+    runs = -(-3 * repeats // units)  # a few units tell little of a disk whose speed changes
+    print(f"\nwrite, {runs} times {units} batches of {rows} rows, 4 layers of width {WIDTH}")
+    seconds: defaultdict[str, list[float]] = defaultdict(list)
+    sizes: dict[str, int] = {}
+    for _ in range(runs):
+        with tempfile.TemporaryDirectory(dir=parent) as folder:
+            for label, times in rounds(write_works(Path(folder), block), units).items():
+                seconds[label] += times
+            for label in seconds:
+                written = sum(path.stat().st_size for path in data_files(Path(folder) / label))
+                sizes[label] = written // (units + 1)
+    # Ratios are of the bytes that each has to store; pickling alone and the shards of others are
+    # of the same rows.
+    stream, half = "raw stream", "raw stream, half the bytes"
+    for label in seconds.keys() - OURS.keys() - {half}:
+        sizes[label] = sizes[stream]
+    against = {label: half if "bfloat16" in label else stream for label in seconds}
+    del against[stream]
     report(seconds, sizes, against)
     ratios = [
-        max(stream, alone) / own
-        for own, stream, alone in zip(
-            seconds["pickle"], seconds["raw stream"], seconds["pickling alone"], strict=True
+        max(streamed, alone) / own
+        for own, streamed, alone in zip(
+            seconds["pickle"], seconds[stream], seconds["pickling alone"], strict=True
         )
     ]
     least = statistics.median(ratios)
@@ -263,7 +274,7 @@ def measure_write(parent: Path, rows: int, repeats: int) -> None:
 
 def read_stream(files: Sequence[Path]) -> None:
     """`readinto` new memory, one file after the other; a batch is kept until the next is there."""
-    kept = collections.deque(maxlen=2 * len(LAYERS))
+    kept = deque(maxlen=2 * len(LAYERS))
     for path in files:
         with path.open("rb", buffering=0) as stream:
             kept.append(np.empty(os.fstat(stream.fileno()).st_size, np.uint8))
