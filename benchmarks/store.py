@@ -25,24 +25,17 @@ disk that drifts is fair to all.
 """
 
 import argparse
-import contextlib
-import dataclasses
 import datetime
-import json
 import multiprocessing
 import os
-import pickle
 import platform
 import random
-import resource
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib.metadata import version
@@ -50,46 +43,34 @@ from pathlib import Path
 
 import numpy as np
 
-from extraction.commit_log import CommitLog
+from benchmarks.entries import measure_entries
+from benchmarks.shards import (
+    LAYERS,
+    MIB,
+    OTHERS,
+    WIDTH,
+    make_block,
+    pickle_only,
+    read_stream,
+    with_own_ids,
+    write_arrow,
+    write_savez,
+    write_stream,
+    write_torch,
+)
 from extraction.committer import Committer
 from extraction.finalise import write_metadata
 from extraction.formats import FORMATS
 from extraction.reader import ActivationDataset
-from extraction.rows import RowBlock, text_column
+from extraction.rows import RowBlock
 from extraction.run_identity import RunIdentity, begin
 from extraction.storage.local import LocalStorage
-from extraction.verify import verify
 
-LAYERS = (6, 12, 18, 23)
-WIDTH = 896
 LARGE_FILE = 64 << 20
 ROWS_OF_A_RUN = 65_536
-MIB = 1 << 20
 
 Work = Callable[[int], Callable[[], object]]
 """Makes everything ready for a round, whose number it gets, from 1; what it gives is measured."""
-
-
-def make_block(rows: int, layers: Sequence[int] = LAYERS, width: int = WIDTH) -> RowBlock:
-    """Rows as a run has them."""
-    random = np.random.default_rng(0)
-    return RowBlock(
-        task_ids=text_column([f"task_{number // 8:08x}" for number in range(rows)]),
-        sample_idx=np.arange(rows) % 8,
-        step=np.zeros(rows, np.int32),
-        position=random.integers(4000, size=rows).astype(np.int32),
-        token_id=random.integers(150_000, size=rows).astype(np.int32),
-        timestamps=text_column(["2026-01-01T00:00:00+00:00"] * rows),
-        activations={
-            f"layer_{layer}": random.standard_normal((rows, width), np.float32) for layer in layers
-        },
-    )
-
-
-def with_own_ids(block: RowBlock, number: int) -> RowBlock:
-    """The same activations with task ids that no other batch has."""
-    task_ids = text_column([f"{number}_{task_id}" for task_id in block.task_ids])
-    return dataclasses.replace(block, task_ids=task_ids)
 
 
 def begin_run(folder: Path, block: RowBlock, file_format: str, dtype: str) -> Committer:
@@ -101,66 +82,6 @@ def begin_run(folder: Path, block: RowBlock, file_format: str, dtype: str) -> Co
     )  # fmt: skip
     begin(storage, identity)
     return Committer(storage, hooks, file_format, dtype)
-
-
-@contextlib.contextmanager
-def synced(path: Path) -> Iterator[None]:
-    """What is written to the path, a file or a folder of files, is on the disk afterwards."""
-    yield
-    for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-
-
-def write_stream(folder: Path, contents: Sequence[memoryview]) -> None:
-    """Bytes, as fast as the disk takes them."""
-    for number, left in enumerate(contents):
-        descriptor = os.open(folder / str(number), os.O_WRONLY | os.O_CREAT, 0o666)
-        while left:
-            left = left[os.write(descriptor, left) :]
-        os.fsync(descriptor)
-        os.close(descriptor)
-
-
-def write_torch(folder: Path, block: RowBlock) -> None:
-    """Shards as many training scripts keep them."""
-    import torch  # here, as processes that do not measure it need not take its memory
-
-    for hook, rows in block.activations.items():
-        with synced(folder / hook):
-            torch.save({"activations": torch.from_numpy(rows)}, folder / hook)
-
-
-def write_savez(folder: Path, block: RowBlock) -> None:
-    """numpy's own archives."""
-    for hook, rows in block.activations.items():
-        with synced(folder / f"{hook}.npz"):
-            np.savez(folder / f"{hook}.npz", activations=rows)
-
-
-def write_arrow(folder: Path, block: RowBlock) -> None:
-    """Hugging Face datasets, made of Arrow arrays that share our memory."""
-    import datasets
-    import pyarrow as pa
-
-    datasets.disable_progress_bars()
-    for hook, rows in block.activations.items():
-        column = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
-        with synced(folder / hook):
-            datasets.Dataset(pa.table({"activation": column})).save_to_disk(folder / hook)
-
-
-def pickle_only(block: RowBlock) -> None:
-    """Founding document 004's documents, to nowhere."""
-    for hook, rows in block.activations.items():
-        records = [
-            {"task_id": t, "sample_idx": i, "activation": row, "timestamp": s}
-            for t, i, row, s in zip(
-                block.task_ids, block.sample_idx.tolist(), rows, block.timestamps, strict=True
-            )
-        ]
-        pickle.dumps({"layer": hook, "activations": records}, protocol=pickle.HIGHEST_PROTOCOL)
 
 
 def label_of(file_format: str, dtype: str) -> str:
@@ -272,49 +193,12 @@ def measure_write(parent: Path, rows: int, repeats: int) -> None:
     print(f"pickle: {least:.2f} of the lesser of raw stream and pickling alone")
 
 
-def read_stream(files: Sequence[Path]) -> None:
-    """`readinto` new memory, one file after the other; a batch is kept until the next is there."""
-    kept = deque(maxlen=2 * len(LAYERS))
-    for path in files:
-        with path.open("rb", buffering=0) as stream:
-            kept.append(np.empty(os.fstat(stream.fileno()).st_size, np.uint8))
-            stream.readinto(kept[-1].data)
-
-
 def read_run(folder: Path, rows: int, *, verified: bool) -> None:
     """All rows in batches."""
     dataset = ActivationDataset(folder, LAYERS, dtype="stored", verify_checksums=verified)
     with dataset.batches(rows) as stream:
         for _ in stream:
             pass
-
-
-def read_torch(path: Path) -> None:
-    """A shard as one array."""
-    import torch
-
-    assert isinstance(torch.load(path)["activations"].numpy(), np.ndarray)
-
-
-def read_savez(path: Path) -> None:
-    """A shard as one array."""
-    assert isinstance(np.load(path)["activations"], np.ndarray)
-
-
-def read_arrow(folder: Path) -> None:
-    """A shard as one array."""
-    import datasets
-
-    shard = datasets.load_from_disk(folder).with_format("numpy")[:]["activation"]
-    assert isinstance(shard, np.ndarray)
-
-
-OTHERS: dict[str, tuple[Callable[[Path, RowBlock], None], Callable[[Path], object]]] = {
-    "torch.load": (write_torch, read_torch),
-    "np.load": (write_savez, read_savez),
-    "datasets (Arrow)": (write_arrow, read_arrow),
-}
-"""How others write the shards of a unit, and read one."""
 
 
 def read_rounds(label: str, folder: Path, rows: int, repeats: int) -> dict[str, list[float]]:
@@ -358,85 +242,6 @@ def measure_read(parent: Path, rows: int, repeats: int) -> None:
         shutil.rmtree(folder)
 
 
-def write_entries(folder: Path, entries: int) -> int:
-    """A run with so many files, made quickly: small, and nothing synced. Gives its batches."""
-    batches = entries // len(LAYERS)
-    storage = LocalStorage(folder)
-    hooks = tuple(f"layer_{layer}" for layer in LAYERS)
-    identity = RunIdentity.new(
-        model_name="random", hook_points=hooks, hidden_dim=8, file_format="safetensors",
-        planned_batches=batches,
-    )  # fmt: skip
-    begin(storage, identity)
-    block = make_block(64, width=8)
-    line = {"task_id": "t", "sample_idx": 0, "generated_token_ids": [], "finish_reason": "length"}
-    record = Committer(storage, hooks, "safetensors").commit(1, block, [line])
-    files = {file.file: storage.get(file.file) for file in record.all_files()}
-    text = CommitLog(storage).read(1).to_json().decode()
-    for batch_id in range(2, batches + 1):
-        new = f"{batch_id:06d}"
-        for name, data in files.items():
-            (folder / name.replace("000001", new)).write_bytes(data)
-        changed = text.replace("000001", new).replace('"batch_id": 1,', f'"batch_id": {batch_id},')
-        (folder / f"_run/commits/{new}.json").write_text(changed)
-    return batches
-
-
-ENTRIES_WORK: dict[str, Callable[[Path], object]] = {
-    "opening": lambda folder: len(ActivationDataset(folder, LAYERS[0])),
-    "finalising": lambda folder: write_metadata(LocalStorage(folder)),
-    "verify, level 1": lambda folder: verify(LocalStorage(folder)).exit_status,
-}
-
-
-def measure_entries(parent: Path, entries: int) -> None:
-    """Prints what a run of many files costs."""
-    folder = parent / "entries"
-    batches = write_entries(folder, entries)
-    os.sync()
-    print(f"\na run of {entries:,} files of rows in {batches:,} batches")
-    for label in ("finalising", "opening", "verify, level 1"):
-        told = [told_by_process(label, folder) for _ in range(3)]
-        seconds = [one["seconds"] for one in told]
-        peak = max(one["peak"] for one in told) / MIB
-        print(
-            f"{label:28} {statistics.median(seconds):6.1f} s ({min(seconds):.1f} to"
-            f" {max(seconds):.1f}), {peak:6.0f} MiB at most",
-            flush=True,
-        )
-    hooks = tuple(f"layer_{layer}" for layer in LAYERS)
-    block = make_block(64, width=8)
-    places = {"full": LocalStorage(folder), "empty": LocalStorage(parent / "empty")}
-    taken: dict[str, list[float]] = {name: [] for name in places}
-    for number in range(batches + 1, batches + 201):
-        for name, storage in places.items():
-            started = time.perf_counter()
-            Committer(storage, hooks, "safetensors").commit(number, block)
-            taken[name].append(time.perf_counter() - started)
-    median = {name: statistics.median(times) for name, times in taken.items()}
-    ratio = median["full"] / median["empty"]
-    print(
-        f"{'a commit there':28} {median['full'] * 1e3:6.1f} ms, {ratio:.2f} of one in a new folder"
-    )
-
-
-def told_by_process(label: str, folder: Path) -> dict[str, float]:
-    """What `entries_work` prints, in a new process."""
-    command = [sys.executable, "-m", "benchmarks.store", "--entries_work", label]
-    command += ["--folder", str(folder)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def entries_work(label: str, folder: Path) -> None:
-    """One of `ENTRIES_WORK` in this process; prints JSON."""
-    started = time.perf_counter()
-    ENTRIES_WORK[label](folder)
-    seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": seconds, "peak": peak}))
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -448,11 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", help="on the disk that is to be measured")
     parts = ["write", "read", "entries"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
-    parser.add_argument("--entries_work", choices=ENTRIES_WORK, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.entries_work:
-        entries_work(options.entries_work, Path(options.folder))
-        return
     print(
         f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, "
         + ", ".join(f"{name} {version(name)}" for name in ("numpy", "torch", "datasets"))
