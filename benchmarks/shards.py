@@ -36,6 +36,16 @@ def make_block(rows: int, layers: Sequence[int] = LAYERS, width: int = WIDTH) ->
     )
 
 
+def in_dtype(block: RowBlock, dtype: str) -> RowBlock:
+    """The rows as a model that computes in that dtype gives them."""
+    if dtype == "float32":
+        return block
+    import ml_dtypes  # here, as reading needs none
+
+    activations = {h: rows.astype(ml_dtypes.bfloat16) for h, rows in block.activations.items()}
+    return dataclasses.replace(block, activations=activations)
+
+
 def with_own_ids(block: RowBlock, number: int) -> RowBlock:
     """The same activations with task ids that no other batch has."""
     task_ids = text_column([f"{number}_{task_id}" for task_id in block.task_ids])

@@ -4,10 +4,11 @@
 
 write    durable: every file is on the disk before the next unit begins. The same four layers of
          rows as the commands commit them, in each format (checksums, statistics and commit records
-         among it), as a raw stream of the same bytes, one file and one fsync for each of ours, and
-         as torch.save, np.savez and Hugging Face datasets shards, each synced. Pickling alone, in
-         one thread and to nowhere, is the most that the pickle format could reach. All take turns
-         unit by unit, and what they write stays: up to 30 GB, more than memory holds, as in a run.
+         among it; bfloat16 as from a model that computes in it), as a raw stream of the same bytes,
+         one file and one fsync for each of ours, and as torch.save, np.savez and Hugging Face
+         datasets shards, each synced. Pickling alone, in one thread and to nowhere, is the most
+         that the pickle format could reach. All take turns unit by unit, and what they write stays:
+         up to 30 GB, more than memory holds, as in a run.
 read     from memory that holds the files already: `ActivationDataset.batches`, checksums compared
          and not, against `readinto` new memory, torch.load, np.load and Hugging Face datasets.
 entries  what a run costs whose `metadata.json` lists a million files: opening, finalising,
@@ -49,6 +50,7 @@ from benchmarks.shards import (
     MIB,
     OTHERS,
     WIDTH,
+    in_dtype,
     make_block,
     pickle_only,
     read_stream,
@@ -143,8 +145,9 @@ def write_works(parent: Path, block: RowBlock) -> dict[str, Work]:
         "datasets (Arrow)": write_arrow,
     }
 
-    def commits(committer: Committer) -> Work:
-        return lambda number: partial(committer.commit, number, with_own_ids(block, number))
+    def commits(committer: Committer, dtype: str) -> Work:
+        rows = in_dtype(block, dtype)
+        return lambda number: partial(committer.commit, number, with_own_ids(rows, number))
 
     def writes(label: str, write: Callable[[Path, RowBlock], object]) -> Work:
         def work(number: int) -> Callable[[], object]:
@@ -155,7 +158,8 @@ def write_works(parent: Path, block: RowBlock) -> dict[str, Work]:
         return work
 
     works = {
-        label: commits(begin_run(parent / label, block, *form)) for label, form in OURS.items()
+        label: commits(begin_run(parent / label, block, *form), form[1])
+        for label, form in OURS.items()
     }
     return works | {label: writes(label, write) for label, write in others.items()}
 

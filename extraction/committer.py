@@ -24,7 +24,6 @@ from extraction.commit_log import CommitLog, CommitRecord, CommittedFile
 from extraction.errors import ConflictError
 from extraction.formats import FORMATS
 from extraction.formats.batch import SerialisedBatch, check_dtype
-from extraction.formats.float_types import stored_array, to_float32
 from extraction.patience import FULL, STALL_TIMEOUT, patiently
 from extraction.recycled_memory import RecycledMemory
 from extraction.rows import RowBlock, timestamp
@@ -125,7 +124,7 @@ class Committer:
                 for hook, batch in self._serialised(block, helper):
                     rows = block.activations[hook]
                     counter = third if rows.nbytes >= LARGE_ROWS else helper
-                    statistics[hook] = counter.submit(self._statistics, rows)
+                    statistics[hook] = counter.submit(RowStatistics.of, rows, self._dtype)
                     yield f"{hook}_{batch_files}.{self._format.extension}", batch.data
                     if batch.sidecar is not None:
                         sidecar = f"{hook}_{batch_files}.{self._format.sidecar_extension}"
@@ -190,10 +189,6 @@ class Committer:
             if next_hook is not None:
                 following = helper.submit(serialise, next_hook)
             yield hook, batch
-
-    def _statistics(self, values: np.ndarray) -> RowStatistics:
-        """Of activations as the file gives them back: rounded, and infinite where they run over."""
-        return RowStatistics.of(to_float32(stored_array(values, self._dtype), self._dtype))
 
 
 def keys_digest(block: RowBlock | None, outputs: Sequence[Mapping[str, Any]] = ()) -> str:

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from extraction.formats.float_types import as_stored
+
 BINS_PER_OCTAVE = 8
 ZERO = "zero"
 """Name of the bin of rows of zeros."""
@@ -50,8 +52,14 @@ class RowStatistics:
     norms: Mapping[str, int]
 
     @classmethod
-    def of(cls, rows: np.ndarray) -> "RowStatistics":
-        """Those of `[R, D]` rows, any floating type, summed in float64."""
+    def of(cls, rows: np.ndarray, stored_as: str | None = None) -> "RowStatistics":
+        """Those of `[R, D]` rows, any floating type, summed in float64.
+
+        Args:
+            rows: to count.
+            stored_as: `float32` or `bfloat16`: count them as a file of that dtype gives them back,
+                rounded, and infinite where they run over.
+        """
         # A row's sums must depend on nothing but its numbers, not on layout or neighbours: so rows
         # lie one behind the other, and einsum, which cuts long ones, is not used.
         rows = np.asarray(rows)
@@ -63,7 +71,7 @@ class RowStatistics:
             for start in range(0, count, step):
                 part = slice(start, start + step)
                 exact = scratch[: len(rows[part])]
-                exact[...] = rows[part]
+                exact[...] = rows[part] if stored_as is None else as_stored(rows[part], stored_as)
                 exact.sum(axis=1, out=totals[part])
                 np.multiply(exact, exact, out=exact)
                 exact.sum(axis=1, out=squares[part])

@@ -54,6 +54,11 @@ def to_float32(stored: np.ndarray, dtype: str) -> np.ndarray:
         return stored.astype(np.float32, copy=False)
 
 
+def as_stored(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Activations as a file of that dtype gives them back, in float32; see `stored_array`."""
+    return to_float32(stored_array(values, dtype), dtype)
+
+
 def widened(bits: np.ndarray) -> np.ndarray:
     """The float32 values that bfloat16 bits stand for, exactly."""
     wide = bits.astype(np.uint32)

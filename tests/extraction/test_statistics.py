@@ -47,6 +47,19 @@ def test_counts_and_sums_are_numpys(dtype):
     assert summary["norm_histogram"]["counts"] == expected
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stored_as", [np.float32, ml_dtypes.bfloat16])
+def test_rows_are_counted_as_a_file_gives_them_back(dtype, stored_as):
+    rows = rows_of(300, 600, dtype=dtype)  # more than are looked at together
+    with np.errstate(over="ignore"):
+        rows[7, 3] = 3.402e38  # infinite as a bfloat16, and as a float16
+        given_back = rows.astype(np.float32).astype(stored_as)
+    wide = stored_as is np.float32 and dtype in (np.float32, np.float64)
+    found = RowStatistics.of(rows, np.dtype(stored_as).name)
+    assert found == RowStatistics.of(given_back)
+    assert found.nonfinite_rows == (0 if wide else 1)
+
+
 def test_sums_of_many_numbers_are_right_to_the_last_digits():
     rows = rows_of(300, 64, seed=3)
     total, squares = exact_sums(rows)
