@@ -264,8 +264,9 @@ def run_batches(
         # Nothing may wait for the devices here: the drain's thread does.
         with jax.transfer_guard_device_to_host("disallow"):
             output = program.run(placed)
-            for array in jax.tree.leaves(output):
-                array.copy_to_host_async()
+            with jax.transfer_guard_device_to_host("allow"):  # begun, not waited for
+                for array in jax.tree.leaves(output):
+                    array.copy_to_host_async()
             drain.put(batch, output)
         if not goes_on():
             return
