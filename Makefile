@@ -4,6 +4,7 @@
 # make bench  the measurements that the README quotes
 # make test-tpu   compile the programs for TPU slices; needs no TPU
 # make test-faults   kills, failing disks, lost power, full disks: no row lost, none twice
+# make test PYTHON=python3.12 VENV=.venv-3.12   the tests on another Python, whose newest jax differs
 # make tpu-smoke  on a machine with a TPU or GPU: does it give the CPU's rows?
 
 PYTHON ?= python3
@@ -57,4 +58,4 @@ tpu-smoke: $(VENV)/run.stamp
 	$(BIN)/python -m tests.tpu.smoke
 
 clean:
-	rm -rf $(VENV) .venv-tpu $(DEMO)
+	rm -rf .venv .venv-* $(DEMO)

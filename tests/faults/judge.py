@@ -190,7 +190,8 @@ class Campaign:
         """Counts a case whose resume ended."""
         verdict = ended.value
         if verdict is None:
-            how = f"{ended.error or ended.signal}: {ended.message} ({ended.where})"
+            message = ended.message.replace(f"{self.folder}/", "")
+            how = f"{ended.error or ended.signal}: {message} ({ended.where})"
             problem = f"the resume ended with {how}"
             verdict = Verdict(lost=ROWS, twice=0, verify=1, problems=[problem])
         verdict = dataclasses.replace(verdict, problems=[*standing, *verdict.problems])
