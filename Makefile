@@ -58,4 +58,4 @@ tpu-smoke: $(VENV)/run.stamp
 	$(BIN)/python -m tests.tpu.smoke
 
 clean:
-	rm -rf .venv .venv-* $(DEMO)
+	rm -rf $(VENV) .venv-* $(DEMO)

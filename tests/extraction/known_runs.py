@@ -6,7 +6,7 @@ import numpy as np
 
 from extraction import ActivationExtractionConfig, ActivationExtractor
 from extraction.committer import Committer
-from extraction.formats.float_types import stored_array, to_float32
+from extraction.formats.float_types import as_stored
 from extraction.run_identity import RunIdentity, begin
 from extraction.storage import Storage
 from tests.extraction.known_rows import WIDTH, known_block, known_values
@@ -51,7 +51,7 @@ def write_run(
 def expected_rows(numbers, hook: int = 0, dtype: str = "float32") -> np.ndarray:
     """What a reader gives for these rows: float32, rounded as they are stored."""
     values = known_values(0, 1 + max(numbers, default=0), hook)[np.array(list(numbers), np.int64)]
-    return to_float32(stored_array(values, dtype), dtype)
+    return as_stored(values, dtype)
 
 
 class OpenRun:

@@ -1,5 +1,6 @@
 """The model's own promises: padding, caches and early stops change no row."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen_hooks import Checkpoint, KVCache, QwenConfig, create_model_with_hooks, load_params
+from benchmarks.shapes import SHAPES
+from qwen_hooks import Checkpoint, KVCache, create_model_with_hooks, load_params
 from qwen_hooks import model as qwen_model
 from qwen_hooks.model import unembed
 from tests.oracle import make_checkpoint, random_tokens, row_error
@@ -135,34 +137,27 @@ def test_wanted_rows_are_those_of_the_full_pass(loaded, num_layers):
         np.testing.assert_allclose(whole[0], part[0], rtol=1e-5, atol=1e-5)
 
 
-QWEN25 = {  # hidden, mlp, layers, query heads, KV heads, vocabulary, tied, parameters
-    "0.5B": (896, 4864, 24, 14, 2, 151_936, True, 494_032_768),
-    "1.5B": (1536, 8960, 28, 12, 2, 151_936, True, 1_543_714_304),
-    "7B": (3584, 18944, 28, 28, 4, 152_064, False, 7_615_616_512),
-    "72B": (8192, 29568, 80, 64, 8, 152_064, False, 72_706_203_648),
-}
+QWEN_72B = dataclasses.replace(
+    SHAPES["7B"],
+    hidden_size=8192,
+    intermediate_size=29568,
+    num_hidden_layers=80,
+    num_attention_heads=64,
+    num_key_value_heads=8,
+    layer_types=(),  # full attention in every one of them
+)
+PUBLISHED = [  # with the number of parameters
+    pytest.param(SHAPES["0.5B"], 494_032_768, id="0.5B"),
+    pytest.param(SHAPES["1.5B"], 1_543_714_304, id="1.5B"),
+    pytest.param(SHAPES["7B"], 7_615_616_512, id="7B"),
+    pytest.param(QWEN_72B, 72_706_203_648, id="72B"),
+]
 
 
-@pytest.mark.parametrize("size", QWEN25)
-def test_published_shapes(size):
+@pytest.mark.parametrize(("config", "count"), PUBLISHED)
+def test_published_shapes(config, count):
     """Shapes and parameter counts of the published models, without a single weight."""
-    hidden, mlp, layers, heads, kv_heads, vocabulary, tied, count = QWEN25[size]
-    config = QwenConfig.from_dict(
-        {
-            "model_type": "qwen2",
-            "vocab_size": vocabulary,
-            "hidden_size": hidden,
-            "intermediate_size": mlp,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
-            "hidden_act": "silu",
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 1_000_000.0,
-            "max_position_embeddings": 32_768,
-            "tie_word_embeddings": tied,
-        }
-    )
+    layers = config.num_hidden_layers
     model = create_model_with_hooks(config, [layers // 2], dtype=jnp.bfloat16)
     ids = jax.ShapeDtypeStruct((2, 8), jnp.int32)
     params = jax.eval_shape(model.init, jax.random.key(0), ids)
@@ -170,6 +165,6 @@ def test_published_shapes(size):
     logits, activations = jax.eval_shape(
         lambda p, i: model.apply(p, i, return_activations=True), params, ids
     )
-    assert logits.shape == (2, 8, vocabulary)
-    assert activations[f"layer_{layers // 2}"].shape == (2, 8, hidden)
+    assert logits.shape == (2, 8, config.vocab_size)
+    assert activations[f"layer_{layers // 2}"].shape == (2, 8, config.hidden_size)
     assert activations[f"layer_{layers // 2}"].dtype == jnp.bfloat16
