@@ -49,7 +49,7 @@ NEW_TOKENS, ROWS_PER_FILE = 3, 6
 TOLERANCE = 1e-5
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """The run was stopped on purpose."""
 
 
@@ -72,14 +72,14 @@ def stop_after_two_units(folder: Path, checkpoint: Path, tasks: Path) -> None:
 
     def commit_or_stop(self: Any, *arguments: Any) -> None:
         if not left[0]:
-            raise Stopped
+            raise StoppedError
         left[0] -= 1
         commit(self, *arguments)
 
     unit_run.commit = commit_or_stop
     try:
         run(folder, checkpoint, tasks, "pickle", "float32")
-    except Stopped:
+    except StoppedError:
         pass
     finally:
         unit_run.commit = commit
@@ -92,6 +92,16 @@ def read_pickles(folder: Path) -> dict[str, list[dict[str, Any]]]:
         files = sorted(folder.glob(f"{hook}_batch_*.pkl"))
         found[hook] = [row for f in files for row in pickle.loads(f.read_bytes())["activations"]]
     return found
+
+
+def keep_output(kept: dict[str, np.ndarray], name: str) -> Any:
+    """A forward hook that keeps a module's output `[S, width]`."""
+    return lambda _module, _inputs, output: kept.update({name: output[0].numpy()})
+
+
+def keep_input(kept: dict[str, np.ndarray], name: str) -> Any:
+    """A forward hook that keeps a module's input `[S, width]`."""
+    return lambda _module, inputs: kept.update({name: inputs[0][0].numpy()})
 
 
 def compare_with_torch(
@@ -108,16 +118,11 @@ def compare_with_torch(
             continue
         kept: dict[str, np.ndarray] = {}
         handles = [
-            model.model.layers[i].register_forward_hook(
-                lambda _m, _i, out, i=i: kept.update({f"layer_{i}": out[0].numpy()})
-            )
+            model.model.layers[i].register_forward_hook(keep_output(kept, f"layer_{i}"))
             for i in LAYERS
         ]
-        handles.append(
-            model.model.layers[2].mlp.down_proj.register_forward_pre_hook(
-                lambda _m, inputs: kept.update({NEURONS: inputs[0][0].numpy()})
-            )
-        )
+        neurons = model.model.layers[2].mlp.down_proj
+        handles.append(neurons.register_forward_pre_hook(keep_input(kept, NEURONS)))
         with torch.inference_mode():
             model(torch.tensor([ids]), use_cache=False)
         for handle in handles:
@@ -203,19 +208,12 @@ def main() -> None:
     write_plain(Path("plain"), rows)
     write_by_extractor(Path("extractor"), rows)
     first = rows["layer_1"]
-    np.savez_compressed(
-        "expected.npz",
-        **{
-            "task_id": np.array([row["task_id"] for row in first]),
-            **{
-                key: np.array([row[key] for row in first])
-                for key in ("sample_idx", "step", "position", "token_id")
-            },
-            **{
-                hook: np.stack([row["activation"] for row in found]) for hook, found in rows.items()
-            },
-        },
-    )
+    columns = {"task_id": np.array([row["task_id"] for row in first])}
+    for key in ("sample_idx", "step", "position", "token_id"):
+        columns[key] = np.array([row[key] for row in first])
+    for hook, found in rows.items():
+        columns[hook] = np.stack([row["activation"] for row in found])
+    np.savez_compressed("expected.npz", **columns)
 
 
 if __name__ == "__main__":
