@@ -1,0 +1,17 @@
+"""The parity benchmark measures what it says: on CPU, in float32, ours is as exact as torch."""
+
+import json
+
+from benchmarks import accelerator_parity
+
+
+def test_errors_on_cpu(tmp_path):
+    file = tmp_path / "parity.json"
+    accelerator_parity.main(["--shape", "tiny", "--lengths", "40", "17", "1", "--json", str(file)])
+    rows = json.loads(file.read_text())["rows"]
+    errors = {(row["dtype"], row["of"]): row["largest"] for row in rows}
+    assert set(errors) == {
+        ("float32", "torch"), ("float32", "ours xla"), ("bfloat16", "torch"), ("bfloat16", "ours xla"),
+    }  # fmt: skip
+    assert 0 < errors["float32", "ours xla"] < 1e-5
+    assert 1e-4 < errors["bfloat16", "ours xla"] < 5e-2
