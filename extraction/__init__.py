@@ -5,10 +5,14 @@ Writing, in this order: `rows`, `extractor`, `committer`, `commit_log`, `run_ide
 shows, joins, converts, exports and uploads runs; `exports/` has the forms of others.
 """
 
-from extraction.errors import ExistingRunError, StoreError
-from extraction.extractor import ActivationExtractionConfig, ActivationExtractor
-from extraction.reader import ActivationDataset
-from extraction.rows import RowBlock
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from extraction.errors import ExistingRunError, StoreError
+    from extraction.extractor import ActivationExtractionConfig, ActivationExtractor
+    from extraction.reader import ActivationDataset
+    from extraction.rows import RowBlock
 
 __all__ = [
     "ActivationDataset",
@@ -18,3 +22,23 @@ __all__ = [
     "RowBlock",
     "StoreError",
 ]
+
+_MODULES = {
+    "ActivationDataset": "reader",
+    "ActivationExtractionConfig": "extractor",
+    "ActivationExtractor": "extractor",
+    "ExistingRunError": "errors",
+    "RowBlock": "rows",
+    "StoreError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for: a command is to react to ctrl-C before numpy is loaded."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,6 +1,6 @@
 """Commands for runs that are written: check, mend, look at, join, convert, export, upload.
 
-    python -m extraction verify   RUN [--level 1|2|3] [--json FILE]
+    python -m extraction verify   RUN [--quick | --level 1|2|3] [--json FILE]
     python -m extraction inspect  RUN
     python -m extraction repair   RUN [--quarantine]
     python -m extraction merge    OUT RUN [RUN ...]
@@ -97,16 +97,19 @@ def _parser() -> argparse.ArgumentParser:
     command = add(
         _verify,
         "is a run whole?",
-        "./activations\ngs://bucket/run --level 3\n./activations --level 2 --json report.json",
+        "./activations\n./activations --quick\ngs://bucket/run --level 3 --json report.json",
     )
     command.add_argument("source", metavar="RUN", help="folder or gs://bucket/prefix")
-    command.add_argument(
+    levels = command.add_mutually_exclusive_group()
+    levels.add_argument(
         "--level",
         type=int,
         choices=(1, 2, 3),
-        default=1,
-        help="1: records, names, sizes; 2: reads every file; 3: also sha256, unique keys, output"
-        " lines, statistics (default: 1)",
+        help="1: records, names, sizes, in a bucket also checksums; 2: reads every file; 3: also"
+        " sha256, unique keys, output lines, statistics (default: 2 for a folder, 1 for a bucket)",
+    )
+    levels.add_argument(
+        "--quick", action="store_const", const=1, dest="level", help="level 1: reads no activations"
     )
     command.add_argument(
         "--json", metavar="FILE", help="write the report as JSON; - prints it instead of the text"
@@ -196,16 +199,29 @@ def _open(address: str, *, writable: bool = False) -> Storage:
         ) from None
 
 
+def _open_run(address: str, *, writable: bool = False) -> Storage:
+    """The storage of a run that exists.
+
+    Raises:
+        StoreError: it is a path that does not.
+    """
+    storage = _open(address, writable=writable)
+    if isinstance(storage, LocalStorage) and not storage.folder.exists():
+        raise StoreError(f"{address}: no such folder")
+    return storage
+
+
 def _verify(settings: argparse.Namespace, progress: ProgressLine) -> int:
     """Checks that a run is whole. Reads only; nothing is changed.
 
     Level 1 compares records with the listing and with metadata.json and reads no activations.
-    Level 2 reads every file. Level 3 also checks what the files say of each other.
+    Level 2 reads every file. Level 3 also checks what the files say of each other. A folder is
+    checked at level 2 unless told otherwise, a bucket, whose listing has checksums, at level 1.
 
     Exit status 0: good; 1: damaged, the files are named; 3: there is no run, or one that cannot be
     verified; 4: good so far, but batches are missing.
     """
-    report = verify(_open(settings.source), settings.level, progress)
+    report = verify(_open_run(settings.source), settings.level, progress)
     document = json.dumps(report.document(), indent=1, ensure_ascii=False)
     if settings.json == "-":
         print(document)
@@ -219,7 +235,7 @@ def _verify(settings: argparse.Namespace, progress: ProgressLine) -> int:
 
 def _inspect(settings: argparse.Namespace, progress: ProgressLine) -> int:
     """Shows a run: model, state, shapes, statistics of each hook point, the first rows."""
-    for line in inspect_run(_open(settings.source), settings.rows, progress):
+    for line in inspect_run(_open_run(settings.source), settings.rows, progress):
         print(line)
     return 0
 
@@ -230,7 +246,7 @@ def _repair(settings: argparse.Namespace, progress: ProgressLine) -> int:
 
     Exit status 1: something is damaged that cannot be derived.
     """
-    storage = _open(settings.source, writable=True)
+    storage = _open_run(settings.source, writable=True)
     result = repair(storage, quarantine=settings.quarantine, progress=progress)
     for line in result.done:
         print(line)
@@ -247,7 +263,7 @@ def _merge(settings: argparse.Namespace, progress: ProgressLine) -> int:
     """
     _refuse_same(settings.out, settings.sources)
     out = _open(settings.out, writable=True)
-    totals = merge(out, [_open(source) for source in settings.sources], progress)
+    totals = merge(out, [_open_run(source) for source in settings.sources], progress)
     print(f"{len(settings.sources)} runs merged: {_summary(out, totals)}")
     return 0
 
@@ -259,7 +275,7 @@ def _convert(settings: argparse.Namespace, progress: ProgressLine) -> int:
     """
     _refuse_same(settings.out, [settings.source])
     out = _open(settings.out, writable=True)
-    source = _open(settings.source)
+    source = _open_run(settings.source)
     totals = convert(source, out, settings.format, settings.store_dtype, progress)
     print(f"converted: {_summary(out, totals)}")
     return 0
@@ -275,7 +291,7 @@ def _export(settings: argparse.Namespace, progress: ProgressLine) -> int:
         int(name) if name.isdecimal() else name for name in settings.hook_points
     ]
     exported = export(
-        _open(settings.source),
+        _open_run(settings.source),
         settings.out,
         settings.to,
         hook_points=hook_points,
@@ -299,7 +315,7 @@ def _upload(settings: argparse.Namespace, progress: ProgressLine) -> int:
     """
     from extraction.upload import upload_folder
 
-    local, cloud = _open(settings.folder), _open(settings.bucket, writable=True)
+    local, cloud = _open_run(settings.folder), _open(settings.bucket, writable=True)
     if not isinstance(cloud, CloudStorage):
         raise StoreError(f"{settings.bucket!r} must look like gs://bucket/prefix")
     total, before = len(CommitLog(local).batch_ids()), len(CommitLog(cloud).batch_ids())

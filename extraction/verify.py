@@ -5,6 +5,8 @@
     level 2  each file: checksum, safe parse, hook point, rows, width, dtype, non-finite rows
     level 3  sha256, unique keys, the same keys for all hook points, output lines, statistics
 
+By default a folder is checked at level 2, and a bucket at level 1: its listing has the checksums.
+
 A batch exists when its record does. What is missing from a run that is not finished is told apart
 from damage, and files that no record names do no harm.
 """
@@ -26,7 +28,7 @@ from extraction.finalise import SELF_CHECKS, planned_batches
 from extraction.formats import FORMATS
 from extraction.metadata import METADATA_FILE
 from extraction.progress import Progress, silent
-from extraction.read_ahead import in_order, threads_for
+from extraction.read_ahead import in_order, is_local, threads_for
 from extraction.run_identity import CLOSED_FILE, RUN_FILE, SCHEMA_VERSION, RunIdentity
 from extraction.run_totals import BatchSummary
 from extraction.storage import FileInfo, Storage
@@ -35,17 +37,19 @@ from extraction.storage.local import LocalStorage
 DERIVED = {METADATA_FILE, "outputs.jsonl", "submission.json"}
 
 
-def verify(storage: Storage, level: int = 1, progress: Progress = silent) -> Report:
+def verify(storage: Storage, level: int | None = None, progress: Progress = silent) -> Report:
     """Checks a run.
 
     Args:
         storage: of the run; nothing is written.
-        level: 1 to 3.
+        level: 1 to 3; None: 2 on this machine's disks, 1 in a bucket.
         progress: told how far it is.
 
     Raises:
         StorageUnavailableError: it cannot be reached.
     """
+    if level is None:
+        level = 2 if is_local(storage) else 1
     report = Report(address=storage.address, level=level)
     identity = _read_identity(storage, report)
     if identity is None:

@@ -20,7 +20,7 @@ def is_whole(settings: RunSettings) -> bool:
 
 
 def check_run(settings: RunSettings, say: Callable[[str], None]) -> Report:
-    """Verifies at level 1 what a run has left, where its records are.
+    """Verifies what a run has left, where its records are: a folder's files, a bucket's listing.
 
     Args:
         settings: of the run.
@@ -30,7 +30,7 @@ def check_run(settings: RunSettings, say: Callable[[str], None]) -> Report:
         StorageUnavailableError: the place cannot be reached.
     """
     storage = _storage(settings)
-    report = verify(storage, 1)
+    report = verify(storage)
     plan = settings.extraction.plan
     if plan is not None and report.exit_status == 0:
         say(f"against the plan of {plan}:")

@@ -9,6 +9,13 @@ from extraction.run_totals import RunTotals
 GOOD, DAMAGED, FOREIGN, INCOMPLETE = 0, 1, 3, 4
 """Exit statuses. Damage wins over what is missing."""
 
+LEVELS = {
+    1: "records and listing, no file read",
+    2: "every file read, checksums compared",
+    3: "every file read, sha256, keys, output lines and statistics compared",
+}
+"""What is compared at each level of the checks."""
+
 LINES = 20
 """Lines of a kind that are printed; the JSON has all."""
 
@@ -101,14 +108,15 @@ class Report:
             yield f"{self.address}: {self.foreign}"
         elif self.counts:
             run = f"run {self.run_id}" if self.run_id else "no run id"
-            yield f"{self.address}: {run}, level {self.level}"
+            yield f"{self.address}: {run}"
             yield "  " + ", ".join(
                 f"{count:,} {name.replace('_', ' ')}" for name, count in self.counts.items()
             )
         yield from _some("damaged", [str(problem) for problem in self.problems])
         yield from _some("incomplete", self.unfinished)
         yield from _some("note", self.notes)
-        yield f"verdict: {self.verdict}"
+        checked = "" if self.foreign is not None else f" (level {self.level}: {LEVELS[self.level]})"
+        yield f"verdict: {self.verdict}{checked}"
 
 
 def _some(label: str, lines: Sequence[str]) -> Iterator[str]:

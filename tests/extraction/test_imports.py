@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import extraction
 
 
@@ -25,8 +27,17 @@ def test_what_threads_need_at_once_is_loaded_before():
 
 
 def test_the_package_needs_neither_jax_nor_the_clouds_client():
-    roots = {name.partition(".")[0] for name in loaded_by("extraction")}
+    roots = {name.partition(".")[0] for name in loaded_by("extraction.__main__")}
     assert {"extraction", "numpy"} <= roots
     unneeded = {"jax", "jaxlib", "flax", "torch", "transformers", "ml_dtypes", "google", "requests"}
     unneeded |= {"qwen_hooks", "inference"}
     assert not roots & unneeded
+
+
+def test_what_the_package_names_is_loaded_when_it_is_asked_for():
+    assert "numpy" not in loaded_by("extraction")
+    for name in extraction.__all__:
+        assert getattr(extraction, name).__name__ == name
+    assert set(extraction.__all__) <= set(dir(extraction))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = extraction.no_such_name

@@ -851,7 +851,7 @@ def test_level_1_is_quick(tmp_path):
         path.write_bytes(record.to_json())
     write_metadata(storage)
     started = time.process_time()
-    report = verify(storage)
+    report = verify(storage, 1)
     seconds = time.process_time() - started
     assert (report.exit_status, report.counts["files"]) == (GOOD, 2000)
     assert seconds < 2000 * 60e-6 * 5  # a million in a minute, on a machine five times as slow
