@@ -75,7 +75,8 @@ def _by_prompt(
     output = jax.jit(lambda p, ids, at: forward(model, p, ids, at).activations)(
         params, input_ids, positions
     )
-    stacked = np.stack([np.asarray(rows, np.float32) for rows in output.values()])
+    # A jitted function returns dictionaries sorted by name: layer_10 before layer_2.
+    stacked = np.stack([np.asarray(output[name], np.float32) for name in model.hook_points])
     return [stacked[:, sequence, :length] for sequence, length in enumerate(lengths)]
 
 
