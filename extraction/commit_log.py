@@ -16,6 +16,7 @@ from extraction.errors import StoreError
 from extraction.read_ahead import read_files
 from extraction.statistics import RowStatistics
 from extraction.storage import Content, Storage, pieces
+from extraction.storage.names import check_name
 
 COMMITS = "_run/commits/"
 
@@ -100,19 +101,13 @@ class CommitRecord:
             record = cls(**raw)
             counts = [record.batch_id, record.n_rows, record.n_sequences]
             for file in record.all_files():
-                _check_name(file.file)
+                check_name(file.file)
                 counts.append(file.bytes)
             if not all(type(count) is int and count >= 0 for count in counts):
                 raise ValueError("a count is not a whole number")
             return record
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise StoreError(f"{name} is no commit record: {error!r}") from None
-
-
-def _check_name(name: str) -> None:
-    """A record names files of its own folder only."""
-    if {"", ".", ".."} & set(name.split("/")) or "\\" in name or "\0" in name:
-        raise ValueError(f"a file outside the run's folder: {name!r}")
 
 
 class CommitLog:

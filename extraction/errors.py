@@ -22,6 +22,14 @@ class UnsafePickleError(CorruptBatchError):
     """A pickle asks for something that no batch needs, such as calling a function."""
 
 
+class UnsafeNameError(StoreError):
+    """A file or hook point has a name that leads elsewhere, or that no file system takes."""
+
+
+class UnsafeFileError(StoreError):
+    """A file of a run is a link, or none that can be read; nothing was followed or waited for."""
+
+
 class ConflictError(StoreError):
     """Another file has the name already, with other content; it was left as it is."""
 

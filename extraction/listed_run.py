@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from types import NoneType
 from typing import Any
 
-from extraction.errors import StoreError
+from extraction.errors import StoreError, UnsafeNameError
 from extraction.formats import FORMATS
 from extraction.metadata import METADATA_FILE
 from extraction.run_contents import (
@@ -22,6 +22,7 @@ from extraction.run_contents import (
 )
 from extraction.run_identity import RUN_FILE
 from extraction.storage import Storage
+from extraction.storage.names import check_hook_point, check_name
 
 
 class ListedRun:
@@ -112,6 +113,8 @@ def _damage_named() -> Iterator[None]:
     """Turns whatever a damaged document leads to into an error that names it."""
     try:
         yield
+    except UnsafeNameError as error:
+        raise StoreError(f"{METADATA_FILE} is damaged: {error}") from None
     except StoreError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -125,7 +128,8 @@ def _listed_files(
     listed: dict[str, dict[int, tuple[str, int]]] = {hook: {} for hook in hook_points}
     for entry in entries:
         hook, batch_id, name = _hook_point(entry["layer"]), _count(entry["batch_id"]), entry["file"]
-        if type(name) is not str or name in ("", ".", "..") or set(name) & set("/\\\0"):
+        check_name(name)
+        if "/" in name:
             raise StoreError(f"{METADATA_FILE} names {name!r}, which is no file in its folder")
         if hook not in listed:
             raise StoreError(f"{METADATA_FILE} lists {name} of {hook}, which it does not extract")
@@ -145,7 +149,7 @@ def _statistics(entries: Any) -> dict[str, dict[str, Any]]:
 def _hook_point(layer: Any) -> str:
     if type(layer) not in (int, str):
         raise ValueError(f"layer {layer!r}")
-    return layer if isinstance(layer, str) else f"layer_{layer}"
+    return check_hook_point(layer if isinstance(layer, str) else f"layer_{layer}")
 
 
 def _dtype(name: Any) -> str | None:

@@ -22,14 +22,9 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 
-def is_local(storage: Storage) -> bool:
-    """Whether files are on this machine's disks."""
-    return storage.local_path("") is not None
-
-
 def threads_for(*storages: Storage) -> int:
     """Threads that keep these busy: a bucket answers slowly, but many at a time."""
-    if all(map(is_local, storages)):
+    if all(storage.is_local for storage in storages):
         return min(LOCAL_THREADS, os.cpu_count() or 1)
     return MANY_THREADS
 

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from extraction.commit_log import COMMITS
-from extraction.errors import ExistingRunError, StoreError
+from extraction.errors import ExistingRunError, StoreError, UnsafeNameError
 from extraction.patience import patiently
 from extraction.rows import timestamp
-from extraction.storage import Storage, file_operations
+from extraction.storage import Storage, file_operations, regular_files
+from extraction.storage.names import check_hook_point
 
 RUN_FILE = "_run/run.json"
 CLOSED_FILE = "_run/closed.json"
@@ -63,6 +64,10 @@ class RunIdentity:
     run: Mapping[str, Any]
     created_at: str
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self):
+        for hook_point in self.hook_points:
+            check_hook_point(hook_point)
 
     @classmethod
     def new(
@@ -119,7 +124,7 @@ class RunIdentity:
                 )
             return cls(**(raw | {"hook_points": tuple(raw["hook_points"])}))
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            if isinstance(error, StoreError):
+            if isinstance(error, StoreError) and not isinstance(error, UnsafeNameError):
                 raise
             raise StoreError(f"{RUN_FILE} is damaged: {error!r}") from None
 
@@ -251,8 +256,9 @@ class RunLock:
         path = folder / "_run" / f"lock.{process:05d}"
         self._descriptor: int | None = None
         try:
+            regular_files.check_folders(folder, f"_run/{path.name}")
             file_operations.make_folder(path.parent)
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._descriptor = _open_lock(path, os.O_CREAT)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if process == 0:
                 _look_for_others(path)
@@ -273,11 +279,17 @@ class RunLock:
             self._descriptor = None
 
 
+def _open_lock(path: Path, create: int = 0) -> int:
+    descriptor = os.open(path, os.O_RDWR | create | regular_files.WITHIN_A_RUN, 0o666)
+    regular_files.check_descriptor(descriptor, path)
+    return descriptor
+
+
 def _look_for_others(own: Path) -> None:
     """Raises BlockingIOError if a process of another number holds its lock."""
     for path in own.parent.glob("lock.*"):
         if path != own:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = _open_lock(path)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             finally:

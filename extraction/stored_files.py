@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import google_crc32c
 import numpy as np
 
-from extraction.errors import CorruptBatchError
+from extraction.errors import CorruptBatchError, UnsafeFileError
 from extraction.formats import FORMATS, ParsedBatch
 from extraction.formats.batch import Buffer
 from extraction.recycled_memory import TakeMemory, fresh_memory
@@ -121,7 +121,7 @@ class StoredFiles:
             if key in self._cached:
                 self._cached.move_to_end(key)
                 return self._cached[key][0]
-        mapped = self._mappable and self._storage.local_path(batch.files[hook].name) is not None
+        mapped = self._mappable and self._storage.is_local
         parsed = self._parse(batch, hook, self._mapped if mapped else self._whole)
         cost = len(parsed.row_keys) * KEY_BYTES + (MAPPED_COST if mapped else parsed.stored.nbytes)
         with self._lock:
@@ -169,19 +169,21 @@ class StoredFiles:
             raise type(error)(f"{place}: {error}") from error
         except FileNotFoundError as error:
             raise CorruptBatchError(f"{place} is missing") from error
+        except UnsafeFileError as error:
+            raise CorruptBatchError(str(error)) from error
         except OSError as error:
             if error.errno == errno.EIO:  # of the disk at this place; others are no damage
                 raise CorruptBatchError(f"{place} cannot be read: {error.strerror}") from error
             raise
 
     def _whole(self, file: StoredFile, memory: TakeMemory = fresh_memory) -> Buffer:
-        path = self._storage.local_path(file.name)
-        if path is None:
+        opened = self._storage.open_local(file.name)
+        if opened is None:
             data = np.frombuffer(bytearray(self._storage.get(file.name)), np.uint8)
             self._check_size(file, len(data))
             found = google_crc32c.extend(0, data) if self._checked(file) else 0
         else:
-            with path.open("rb", buffering=0) as stream:
+            with opened as stream:
                 size = os.fstat(stream.fileno()).st_size
                 self._check_size(file, size)
                 data = memory(size)
@@ -190,9 +192,9 @@ class StoredFiles:
         return data.data
 
     def _mapped(self, file: StoredFile) -> Buffer:
-        path = self._storage.local_path(file.name)
-        assert path is not None
-        with path.open("rb", buffering=0) as stream:
+        opened = self._storage.open_local(file.name)
+        assert opened is not None
+        with opened as stream:
             size = os.fstat(stream.fileno()).st_size
             self._check_size(file, size)
             if file.name not in self._intact and self._checked(file):

@@ -11,6 +11,7 @@ attempt at a unit left that came to no record.
 import dataclasses
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -40,12 +41,17 @@ class FileInfo:
 class Storage(Protocol):
     """A set of named files; a name may hold folders (`_run/commits/000001.json`).
 
+    Every method that takes a name raises StoreError for one that `names.check_name` refuses, before
+    anything is done, and UnsafeFileError for a link, a FIFO or a device in the place of a file.
     Every method raises StoreError with what would be right where the back end cannot be used at
     all: no permission, no such bucket, an outage longer than the retries.
     """
 
     address: str
     """As the user wrote it: a folder, or `gs://bucket/prefix`."""
+
+    is_local: bool
+    """Whether the files are on this machine's disks."""
 
     def names(self, prefix: str = "") -> list[str]:
         """Names of the published files directly in a folder, sorted.
@@ -67,8 +73,8 @@ class Storage(Protocol):
         """Part of a published file, or raises FileNotFoundError; shorter at the file's end."""
         ...
 
-    def local_path(self, name: str) -> Path | None:
-        """The path of a file on this machine's disk, for mapping it; None elsewhere."""
+    def open_local(self, name: str) -> FileIO | None:
+        """A file on this machine's disks, open for reading or mapping; None elsewhere."""
         ...
 
     def put_new(

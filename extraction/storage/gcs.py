@@ -13,7 +13,6 @@ import contextlib
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import requests
@@ -26,6 +25,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from extraction.checksums import crc32c
 from extraction.errors import StorageUnavailableError, StoreError, first_line
 from extraction.storage import Content, FileInfo, pieces
+from extraction.storage.names import check_name
 
 DEADLINE = 900.0
 """Seconds that one operation is retried for."""
@@ -61,6 +61,8 @@ class GcsStorage:
         StoreError: the address is none of a bucket, or there are no credentials.
     """
 
+    is_local = False
+
     def __init__(
         self,
         address: str,
@@ -88,6 +90,8 @@ class GcsStorage:
 
     def infos(self, prefix: str = "") -> dict[str, FileInfo]:
         """See `Storage.infos`."""
+        if prefix:
+            check_name(prefix.removesuffix("/"))
         with self._explained():
             blobs = self._client.list_blobs(
                 self._bucket,
@@ -123,8 +127,8 @@ class GcsStorage:
                     return blob.download_as_bytes(checksum="crc32c", **part, **self._options)
             raise StoreError(f"{self.address}/{name} arrives with a wrong checksum each time")
 
-    def local_path(self, name: str) -> Path | None:
-        """See `Storage.local_path`."""
+    def open_local(self, name: str) -> None:
+        """See `Storage.open_local`."""
         return None
 
     def attributes(self, name: str) -> Mapping[str, str]:
@@ -189,7 +193,7 @@ class GcsStorage:
             self._blob(name).delete(**self._options)
 
     def _blob(self, name: str) -> google_storage.Blob:
-        return self._bucket.blob(self._prefix + name)
+        return self._bucket.blob(self._prefix + check_name(name))
 
     def _stat(self, name: str) -> google_storage.Blob:
         with self._explained(name):

@@ -5,11 +5,13 @@ import errno
 import functools
 import os
 from collections.abc import Iterable, Mapping
+from io import FileIO
 from pathlib import Path
 
 from extraction.errors import StoreError
 from extraction.patience import FULL, patiently
-from extraction.storage import Content, FileInfo, file_operations
+from extraction.storage import Content, FileInfo, file_operations, regular_files
+from extraction.storage.names import check_name
 
 MAY_PASS = (*FULL, errno.EIO, errno.EMFILE, errno.ENFILE)
 """Failures that are worth another try."""
@@ -21,6 +23,8 @@ class LocalStorage:
     Raises:
         StoreError: the path is a file, or nothing can be written there.
     """
+
+    is_local = True
 
     def __init__(self, folder: str | Path, *, writable: bool = True):
         self.address = str(folder)
@@ -48,30 +52,35 @@ class LocalStorage:
         # cached each would be a place of its own to go to.
         for entry in sorted(self._entries(prefix), key=os.DirEntry.inode):
             with contextlib.suppress(FileNotFoundError):  # taken away since it was listed
-                found[prefix + entry.name] = FileInfo(bytes=entry.stat().st_size)
+                size = entry.stat(follow_symlinks=False).st_size
+                found[prefix + entry.name] = FileInfo(bytes=size)
         return found
 
     def _entries(self, prefix: str) -> list[os.DirEntry]:
+        """All but folders: a link in the place of a file is told by who reads it."""
+        if prefix:
+            regular_files.check_folders(self.folder, check_name(prefix.removesuffix("/")) + "/")
         return [
             entry
             for entry in _scan(self.folder / prefix)
-            if not entry.name.startswith(file_operations.TEMPORARY_PREFIX) and entry.is_file()
+            if not entry.name.startswith(file_operations.TEMPORARY_PREFIX)
+            and not entry.is_dir(follow_symlinks=False)
         ]
 
     def get(self, name: str) -> bytes:
         """See `Storage.get`."""
-        with open(os.path.join(self.folder, name), "rb", buffering=0) as stream:
+        with self.open_local(name) as stream:
             return stream.readall()
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
         """See `Storage.get_range`."""
-        with (self.folder / name).open("rb", buffering=0) as stream:
+        with self.open_local(name) as stream:
             stream.seek(start)
             return stream.read(length)
 
-    def local_path(self, name: str) -> Path | None:
-        """See `Storage.local_path`."""
-        return self.folder / name
+    def open_local(self, name: str) -> FileIO:
+        """See `Storage.open_local`."""
+        return regular_files.open_within(self.folder, check_name(name))
 
     def put_new(
         self, name: str, data: Content, attributes: Mapping[str, str] | None = None
@@ -89,6 +98,7 @@ class LocalStorage:
 
     def remove(self, name: str) -> None:
         """See `Storage.remove`."""
+        regular_files.check_folders(self.folder, check_name(name))
         file_operations.remove_if_there(self.folder / name)
 
     def make_folder(self) -> None:
@@ -126,7 +136,17 @@ class LocalStorage:
 
     def _folders(self) -> list[Path]:
         """Of a run."""
-        return [self.folder, *(path for path in self.folder.glob("_run/**/") if path.is_dir())]
+        found = [self.folder]
+        regular_files.check_folders(self.folder, "_run/")
+        waiting = [self.folder / "_run"]
+        while waiting:
+            folder = waiting.pop()
+            if folder.is_dir():
+                found.append(folder)
+            waiting += [
+                Path(entry.path) for entry in _scan(folder) if entry.is_dir(follow_symlinks=False)
+            ]
+        return found
 
     def _place(self, name: str) -> Path:
         """The path of a file, in a folder that exists.
@@ -135,6 +155,8 @@ class LocalStorage:
             StoreError: it cannot be made; or the run's own folder went away meanwhile, and what
                 stands there now may be another disk.
         """
+        if name:
+            regular_files.check_folders(self.folder, check_name(name))
         path = self.folder / name
         folder = path.parent if name else path
         try:

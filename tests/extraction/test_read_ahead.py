@@ -48,8 +48,7 @@ def test_a_few_small_files_are_read_at_a_time():
     together = threading.Barrier(4, timeout=30)
 
     class Slow:
-        def local_path(self, name):
-            return None
+        is_local = False
 
         def get(self, name):
             together.wait()
@@ -63,8 +62,7 @@ def test_an_outage_ends_it_at_the_first_file():
     asked = []
 
     class Gone:
-        def local_path(self, name):
-            return None
+        is_local = False
 
         def get(self, name):
             asked.append(name)

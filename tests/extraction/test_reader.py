@@ -222,8 +222,8 @@ def test_only_files_that_are_touched_are_read(tmp_path, monkeypatch):
     write_run(tmp_path / "run", file_format="pickle")
     storage = LocalStorage(tmp_path / "run", writable=False)
     asked = []
-    find = storage.local_path
-    monkeypatch.setattr(storage, "local_path", lambda name: asked.append(name) or find(name))
+    open_file = storage.open_local
+    monkeypatch.setattr(storage, "open_local", lambda name: asked.append(name) or open_file(name))
     dataset = ActivationDataset(storage, 6)
     asked.clear()
     assert dataset[5:7].shape == (2, WIDTH)

@@ -371,8 +371,9 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path, monkeypatch):
     real = os.fstat
 
     def fstat(number: int) -> SimpleNamespace:
-        size = real(number).st_size
-        return SimpleNamespace(st_size=1000 if size == 500 else size)
+        found = real(number)
+        size = 1000 if found.st_size == 500 else found.st_size
+        return SimpleNamespace(st_size=size, st_mode=found.st_mode)
 
     monkeypatch.setattr("extraction.stored_files.os.fstat", fstat)
     path = folder / "layer_6_batch_000001.safetensors"
