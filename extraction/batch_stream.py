@@ -5,16 +5,19 @@ ones that were left out among them. Together with what decides the order (`shuff
 a stream needs to go on in another process, on another machine, after the run has grown.
 """
 
-import contextlib
 import dataclasses
 import operator
+import os
+import threading
+import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from typing import Any
 
 from extraction.errors import StoreError
 from extraction.filled_pools import FilledPool, RowSource, filled_pools
 from extraction.frameworks import Rows
+from extraction.reading_threads import ReadingThreads
 from extraction.run_contents import StoredBatch
 from extraction.shuffle import Pool, RowOrder, id_ranges, ids_of
 
@@ -94,13 +97,16 @@ class BatchStream(Iterator[Any]):
                 f"the position is row {self._row} of {start['rows']}, and here its batches have"
                 f" {self._rows} rows"
             )
-        self._executor = ThreadPoolExecutor(source.threads, "read-activations")
+        self._threads = ReadingThreads(source.threads, "read-activations")
+        # They do not know the stream, so that it goes when nobody holds it any more.
+        weakref.finalize(self, self._threads.end).atexit = False
+        self._process = os.getpid()
         pools = filled_pools(
             source,
             batches,
             order,
             _pools(order, self._epoch, self._row, settings.epochs),
-            self._executor,
+            self._threads,
         )
         self._generator = _cut(pools, source, settings, self._rows, self._row)
 
@@ -108,8 +114,17 @@ class BatchStream(Iterator[Any]):
         return self
 
     def __next__(self) -> Any:
+        if os.getpid() != self._process:
+            raise StoreError(
+                "a stream cannot be used in a forked process, as its threads are not there; call"
+                " batches() in that process"
+            )
         try:
             rows, self._epoch, self._row = next(self._generator)
+        except CancelledError:  # by the end of the program
+            if threading.current_thread().daemon:
+                raise SystemExit from None  # ends the thread, and nothing is printed
+            raise StoreError("the program ends; its streams give no more") from None
         except Exception:  # the end among them
             self.close()
             raise
@@ -124,7 +139,8 @@ class BatchStream(Iterator[Any]):
     def close(self) -> None:
         """Ends the stream, and its threads, which are waited for; its position stays."""
         self._generator.close()
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._threads.end()
+        self._threads.join()
 
     @property
     def position(self) -> dict[str, Any]:
@@ -168,13 +184,13 @@ class BatchStream(Iterator[Any]):
 
 
 def _cut(
-    pools: Generator[tuple[Pool, FilledPool]],
+    pools: Iterator[tuple[Pool, FilledPool]],
     source: RowSource,
     settings: StreamSettings,
     total: int,
     skip: int,
 ) -> Generator[tuple[Rows, int, int]]:
-    """Batches, each with epoch and row of the position behind it.
+    """Yield batches, each with epoch and row of the position after it.
 
     No part of the stream itself, so that a stream that nobody holds any more ends at once; left to
     the garbage collector it would end in any thread, at any time.
@@ -189,33 +205,32 @@ def _cut(
     size = settings.batch_size
     batch: Rows = {}  # that is being put together
     count = given = 0
-    with contextlib.closing(pools):
-        for pool, filled in pools:
-            at = filled.start(max(0, skip - pool.first_row))
-            while at < len(filled):
-                take = min(size - count, len(filled) - at)
-                if filled.own and take == size:
-                    batch = {hook: rows[at : at + size] for hook, rows in filled.rows.items()}
+    for pool, filled in pools:
+        at = filled.start(max(0, skip - pool.first_row))
+        while at < len(filled):
+            take = min(size - count, len(filled) - at)
+            if filled.own and take == size:
+                batch = {hook: rows[at : at + size] for hook, rows in filled.rows.items()}
+            else:
+                batch = batch or source.empty(size)
+                for hook, rows in filled.rows.items():
+                    batch[hook][count : count + take] = rows[at : at + take]
+            count, at = count + take, at + take
+            if count == size:
+                row = pool.first_row + filled.end(at)
+                full, batch, count, given = batch, {}, 0, given + 1
+                if row == total:
+                    yield full, pool.epoch + 1, 0
                 else:
-                    batch = batch or source.empty(size)
-                    for hook, rows in filled.rows.items():
-                        batch[hook][count : count + take] = rows[at : at + take]
-                count, at = count + take, at + take
-                if count == size:
-                    row = pool.first_row + filled.end(at)
-                    full, batch, count, given = batch, {}, 0, given + 1
-                    if row == total:
-                        yield full, pool.epoch + 1, 0
-                    else:
-                        yield full, pool.epoch, row
-                    del full
-            if pool.last:
-                if count and not settings.drop_last:
-                    given += 1
-                    yield {hook: rows[:count] for hook, rows in batch.items()}, pool.epoch + 1, 0
-                if not given and not skip and settings.epochs is None:
-                    raise StoreError("no batch can be made of the rows, in any epoch")
-                batch, count, given, skip = {}, 0, 0, 0
+                    yield full, pool.epoch, row
+                del full
+        if pool.last:
+            if count and not settings.drop_last:
+                given += 1
+                yield {hook: rows[:count] for hook, rows in batch.items()}, pool.epoch + 1, 0
+            if not given and not skip and settings.epochs is None:
+                raise StoreError("no batch can be made of the rows, in any epoch")
+            batch, count, given, skip = {}, 0, 0, 0
 
 
 def _pools(order: RowOrder, epoch: int, row: int, epochs: int | None) -> Iterator[Pool]:

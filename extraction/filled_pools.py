@@ -6,12 +6,13 @@ memory that is warm already; fresh memory costs as much time as the reading.
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 
 import numpy as np
 
 from extraction.frameworks import Rows
+from extraction.reading_threads import ReadingThreads
 from extraction.run_contents import StoredBatch
 from extraction.shuffle import Pool, RowOrder
 
@@ -70,32 +71,27 @@ def filled_pools(
     batches: Sequence[StoredBatch],
     order: RowOrder,
     pools: Iterator[Pool],
-    executor: ThreadPoolExecutor,
-) -> Generator[tuple[Pool, FilledPool]]:
-    """The pools, each with its rows. Close the generator if it is not read to its end.
+    threads: ReadingThreads,
+) -> Iterator[tuple[Pool, FilledPool]]:
+    """Yield the pools, each with its rows.
 
     Args:
         source: of the rows.
         batches: of the stream.
         order: of their rows.
         pools: that are wanted.
-        executor: for the reading; it is told to end at the end, and not waited for, as that may be
-            while garbage is collected, in one of its own threads.
+        threads: that read; whoever made them ends them.
     """
-    try:
-        if order.seed is None:
-            yield from _single_pools(source, batches, pools, executor)
-        else:
-            yield from _mixed_pools(source, batches, order, pools, executor)
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)
+    if order.seed is None:
+        return _single_pools(source, batches, pools, threads)
+    return _mixed_pools(source, batches, order, pools, threads)
 
 
 def _single_pools(
     source: RowSource,
     batches: Sequence[StoredBatch],
     pools: Iterator[Pool],
-    executor: ThreadPoolExecutor,
+    threads: ReadingThreads,
 ) -> Iterator[tuple[Pool, FilledPool]]:
     """Pools of one batch each: the arrays that were read are what is given."""
 
@@ -108,7 +104,7 @@ def _single_pools(
     waiting: deque[tuple[Pool, Future[Rows | None]]] = deque()
     for pool in pools:
         (batch,) = pool.batches
-        waiting.append((pool, executor.submit(source.read, batches[batch])))
+        waiting.append((pool, threads.submit(source.read, batches[batch])))
         if len(waiting) > source.threads:
             yield finished(*waiting.popleft())
     while waiting:
@@ -120,7 +116,7 @@ def _mixed_pools(
     batches: Sequence[StoredBatch],
     order: RowOrder,
     pools: Iterator[Pool],
-    executor: ThreadPoolExecutor,
+    threads: ReadingThreads,
 ) -> Iterator[tuple[Pool, FilledPool]]:
     """Pools whose rows are put in their places as they arrive."""
 
@@ -151,7 +147,7 @@ def _mixed_pools(
         arrays = free.pop() if free else source.empty(most)
         places = order.places(pool)
         futures = [
-            executor.submit(fill, batch, arrays, place)
+            threads.submit(fill, batch, arrays, place)
             for batch, place in zip(pool.batches, places, strict=True)
         ]
         filling.append((pool, arrays, places, futures))

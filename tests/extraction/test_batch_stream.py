@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import extraction
 from extraction.errors import StoreError
+from extraction.read_ahead import MANY_THREADS
 from extraction.reader import ActivationDataset
 from extraction.storage.local import LocalStorage
 from tests.extraction.known_runs import FORMS, OpenRun, expected_rows, write_run
@@ -364,3 +365,68 @@ print(peak() - before)
             extractor.extract_layer_activation(6, rows, ["task"] * 512, list(range(512)))
     grown = int(subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], **RUN).stdout)
     assert grown < 2 * 16 + 4 * 4 + 10
+
+
+UNFINISHED = """
+import sys, threading
+import jax  # with it, modules that threads need are gone before the stream is
+from extraction.reader import ActivationDataset
+dataset = ActivationDataset(sys.argv[1], 6)
+asked = {"shuffle_seed": int(sys.argv[2]) if sys.argv[2] else None, "pool_rows": 8, "epochs": None}
+stream = dataset.batches(3, framework="jax", **asked)
+next(stream)
+begun = threading.Event()
+def consume():
+    for _ in dataset.batches(3, **asked):
+        begun.set()
+threading.Thread(target=consume, daemon=True).start()
+begun.wait()
+"""
+
+
+@pytest.mark.parametrize("seed", ["", "5"])
+def test_a_program_that_ends_amid_streams_prints_nothing(folder, seed):
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", UNFINISHED, str(folder), seed]
+    done = subprocess.run(command, **RUN, timeout=120)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+UNREAD = """
+import sys, time
+from pathlib import Path
+from extraction.reader import ActivationDataset
+from extraction.storage.local import LocalStorage
+class Slow(LocalStorage):
+    local_path = lambda self, name: None
+    def get(self, name):
+        if name.endswith(".safetensors"):
+            time.sleep(0.5)
+            print("read", flush=True)
+        return super().get(name)
+stream = ActivationDataset(Slow(Path(sys.argv[1])), 6).batches(3, shuffle_seed=1, pool_rows=80)
+next(stream)
+print("end", flush=True)
+"""
+
+
+def test_the_end_of_a_program_does_not_wait_for_files_that_are_only_queued(tmp_path):
+    folder = write_run(tmp_path / "run", 160)  # 40 files, 20 of a pool
+    done = subprocess.run([sys.executable, "-c", UNREAD, str(folder)], **RUN, timeout=60)
+    first, rest = done.stdout.split("end\n")
+    assert first.count("read") >= 20
+    assert rest.count("read") <= MANY_THREADS
+
+
+def test_a_stream_in_a_forked_process_is_refused(folder):
+    code = (
+        "import os, sys; from extraction.reader import ActivationDataset\n"
+        "stream = ActivationDataset(sys.argv[1], 6).batches(4)\n"
+        "next(stream)\n"
+        "if not os.fork():\n"
+        "    try: next(stream)\n"
+        "    except Exception as error: print(type(error).__name__, flush=True)\n"
+        "    os._exit(0)\n"
+        "os.wait()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], **RUN, timeout=60)
+    assert done.stdout == "StoreError\n"
