@@ -64,9 +64,14 @@ class BatchStream(Iterator[Any]):
         settings: what is asked for.
         run_id: of the run; None: it is not known.
         start: the `position` of another stream, to go on from there.
+        part: which of the parts of the run it reads, and how many parts there are.
+
+    Attributes:
+        order: in which the rows come.
 
     Raises:
-        StoreError: the position is of another run, or of a stream with other settings.
+        StoreError: the position is of another run, or of a stream with other settings; there is no
+            such part.
     """
 
     def __init__(
@@ -76,23 +81,28 @@ class BatchStream(Iterator[Any]):
         settings: StreamSettings,
         run_id: str | None,
         start: Mapping[str, Any] | None = None,
+        part: tuple[int, int] = (0, 1),
     ):
         self._source = source
         self._run_id = run_id
         self._settings = settings
+        self._part = _checked_part(part)
         self._epoch = self._row = 0
         if start is not None:
             batches = self._restore(start, {batch.batch_id: batch for batch in batches})
         elif settings.shuffle_seed is not None:  # the same order, however the run has grown
             batches = sorted(batches, key=lambda batch: batch.batch_id)
-        order = RowOrder(
+        self.order = order = RowOrder(
             sizes=tuple(batch.rows for batch in batches),
             seed=settings.shuffle_seed,
             pool_rows=settings.pool_rows,
+            part=self._part,
         )
         self._rows = sum(order.sizes)
         self._ids = id_ranges(batch.batch_id for batch in batches)
-        if start is not None and (start["rows"] != self._rows or self._row > self._rows):
+        if start is not None and (
+            start["rows"] != self._rows or self._row > order.rows(self._epoch)
+        ):
             raise StoreError(
                 f"the position is row {self._row} of {start['rows']}, and here its batches have"
                 f" {self._rows} rows"
@@ -108,7 +118,7 @@ class BatchStream(Iterator[Any]):
             _pools(order, self._epoch, self._row, settings.epochs),
             self._threads,
         )
-        self._generator = _cut(pools, source, settings, self._rows, self._row)
+        self._generator = _cut(pools, source, settings, self._row)
 
     def __iter__(self) -> "BatchStream":
         return self
@@ -157,10 +167,11 @@ class BatchStream(Iterator[Any]):
 
     def _ordering(self) -> dict[str, Any]:
         seed = self._settings.shuffle_seed
-        return {
+        ordering: dict[str, Any] = {
             "shuffle_seed": seed,
             "pool_rows": None if seed is None else self._settings.pool_rows,
         }
+        return ordering if self._part == (0, 1) else ordering | {"part": list(self._part)}
 
     def _restore(
         self, start: Mapping[str, Any], known: Mapping[int, StoredBatch]
@@ -171,7 +182,7 @@ class BatchStream(Iterator[Any]):
         numbers = [number for number in found if type(number) is int and number >= 0]
         if len(numbers) < len(keys) or numbers[0] != POSITION_VERSION:
             raise StoreError(f"this is no position of a stream: {str(start)[:200]}")
-        expected = {"run_id": self._run_id, **self._ordering()}
+        expected = {"run_id": self._run_id, "part": None, **self._ordering()}
         differing = [
             f"{key} {start.get(key)!r} there, {value!r} here"
             for key, value in expected.items()
@@ -187,7 +198,6 @@ def _cut(
     pools: Iterator[tuple[Pool, FilledPool]],
     source: RowSource,
     settings: StreamSettings,
-    total: int,
     skip: int,
 ) -> Generator[tuple[Rows, int, int]]:
     """Yield batches, each with epoch and row of the position after it.
@@ -199,7 +209,6 @@ def _cut(
         pools: of all epochs from the position on.
         source: of their rows.
         settings: what is asked for.
-        total: rows of an epoch.
         skip: rows of the first epoch before the position.
     """
     size = settings.batch_size
@@ -217,12 +226,12 @@ def _cut(
                     batch[hook][count : count + take] = rows[at : at + take]
             count, at = count + take, at + take
             if count == size:
-                row = pool.first_row + filled.end(at)
+                end = filled.end(at)
                 full, batch, count, given = batch, {}, 0, given + 1
-                if row == total:
+                if pool.last and end == pool.rows:
                     yield full, pool.epoch + 1, 0
                 else:
-                    yield full, pool.epoch, row
+                    yield full, pool.epoch, pool.first_row + end
                 del full
         if pool.last:
             if count and not settings.drop_last:
@@ -235,8 +244,18 @@ def _cut(
 
 def _pools(order: RowOrder, epoch: int, row: int, epochs: int | None) -> Iterator[Pool]:
     """The pools from a position on, over all epochs."""
-    while order.sizes and (epochs is None or epoch < epochs):
+    while len(order) and (epochs is None or epoch < epochs):
         for pool in order.pools(epoch):
             if pool.first_row + pool.rows > row:
                 yield pool
         epoch, row = epoch + 1, 0
+
+
+def _checked_part(part: Any) -> tuple[int, int]:
+    try:
+        index, parts = map(operator.index, part)
+        if 0 <= index < parts:
+            return index, parts
+    except (TypeError, ValueError):
+        pass
+    raise StoreError(f"part must be (index, parts) with 0 <= index < parts, not {part!r}")

@@ -20,7 +20,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,6 +41,9 @@ from extraction.statistics import OUTLIER_FACTOR, RowStatistics
 from extraction.storage import Storage, open_storage
 from extraction.storage.local import LocalStorage
 from extraction.stored_files import StoredFiles
+
+if TYPE_CHECKING:
+    from extraction.torch_batches import TorchBatches
 
 log = logging.getLogger(__name__)
 
@@ -257,6 +260,7 @@ class ActivationDataset:
         framework: str = "numpy",
         epochs: int | None = 1,
         start: Mapping[str, Any] | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> BatchStream:
         """All rows there are now, in batches; every row once in each epoch.
 
@@ -273,6 +277,9 @@ class ActivationDataset:
             epochs: None: without end.
             start: the `position` of an earlier stream with the same seed and pool: what would
                 have followed there follows here, of the batches that it knew.
+            part: `(index, parts)`: of `parts` streams with the same settings, each in a process of
+                its own, this one reads the files that no other reads in that epoch. All together
+                give every row once. Each has a `position` of its own.
 
         Returns:
             An iterator over `[batch_size, width]`, or dictionaries of such, with a `position`.
@@ -296,7 +303,46 @@ class ActivationDataset:
             epochs=epochs,
         )
         batches = self._numbers.batches if start is None else list(self._known.values())
-        return BatchStream(source, batches, settings, self._run.description.run_id, start)
+        return BatchStream(source, batches, settings, self._run.description.run_id, start, part)
+
+    def torch(
+        self,
+        batch_size: int,
+        *,
+        shuffle_seed: int | None = None,
+        pool_rows: int = POOL_ROWS,
+        drop_last: bool = False,
+        start: Mapping[str, Any] | None = None,
+    ) -> "TorchBatches":
+        """Return a torch `IterableDataset` of batches, for `DataLoader(..., batch_size=None)`.
+
+            batches = acts.torch(4096, shuffle_seed=0)
+            loader = DataLoader(batches, batch_size=None, num_workers=2)
+            for epoch in range(3):
+                batches.set_epoch(epoch)
+                for batch in loader:
+                    ...                                     # torch.Tensor [4096, hidden]
+
+        One pass over the loader is one epoch. The loader's workers, forked or spawned, share the
+        files, so that every row comes once in an epoch; each worker shuffles within its own
+        `pool_rows` and ends with a batch of what is left. Processes of one training (ranks) are
+        not told apart; give each a `part` of `batches`.
+
+        Args:
+            batch_size: see `batches`.
+            shuffle_seed: see `batches`; the order depends on the number of workers too.
+            pool_rows: see `batches`; two pools are in memory for each worker.
+            drop_last: leave the last batch of each worker out if it is not full.
+            start: what `TorchBatches.position` gave, to go on from there.
+
+        Raises:
+            ImportError: torch is not installed.
+            StoreError: an argument does not fit.
+        """
+        from extraction.torch_batches import TorchBatches
+
+        asked = {"shuffle_seed": shuffle_seed, "pool_rows": pool_rows, "drop_last": drop_last}
+        return TorchBatches(self, batch_size, asked, start, countable=not self._skip)
 
     def outlier_rows(self, factor: float = OUTLIER_FACTOR) -> Any:
         """Numbers of the rows whose norm is beyond `factor` times the median, or not finite.

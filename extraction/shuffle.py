@@ -6,6 +6,10 @@ behind the other, a pool is all that must be held, and every row comes once in a
 
     batches   1 2 3 4 5 6 7  ->  5 2 7 | 1 6 4 | 3  ->  rows of 5, 2 and 7 mixed | ...
 
+Several streams can share the batches: in each epoch part p of n takes every n-th batch of the
+(random) order, from the p-th on, and mixes rows within its own pools. So every row comes once in an
+epoch of all parts together, and no file is read by two of them.
+
 The random numbers are PCG64's raw ones from a SeedSequence, which numpy promises never to change
 (NEP 19); it does not promise that of `Generator.permutation`. So an order is the same on every
 machine and with every numpy.
@@ -57,14 +61,24 @@ class RowOrder:
     """The order of a stream's rows.
 
     Attributes:
-        sizes: rows of each of its batches, none without rows.
+        sizes: rows of each of the run's batches, none without rows.
         seed: None: as they are stored.
         pool_rows: that a pool of several batches may have.
+        part: which of the parts this is, and how many parts there are.
     """
 
     sizes: tuple[int, ...]
     seed: int | None
     pool_rows: int
+    part: tuple[int, int] = (0, 1)
+
+    def __len__(self) -> int:
+        """Return how many batches this part has in each epoch."""
+        return len(range(self.part[0], len(self.sizes), self.part[1]))
+
+    def rows(self, epoch: int) -> int:
+        """Return how many rows this part has in an epoch."""
+        return sum(self.sizes[batch] for batch in self._batches(epoch))
 
     def pools(self, epoch: int) -> Iterator[Pool]:
         """The pools of an epoch, one behind the other."""
@@ -85,17 +99,19 @@ class RowOrder:
     def places(self, pool: Pool) -> list[np.ndarray]:
         """For each batch of a shuffled pool, where in the pool its rows go."""
         assert self.seed is not None
-        order = permutation(pool.rows, self.seed, pool.epoch, 1 + pool.number)
+        part, parts = self.part
+        key = 1 + pool.number * parts + part
+        order = permutation(pool.rows, self.seed, pool.epoch, key)
         ends = np.cumsum([self.sizes[batch] for batch in pool.batches])
         return np.split(order, ends[:-1])
 
     def _groups(self, epoch: int) -> Iterator[list[int]]:
         if self.seed is None:
-            yield from ([batch] for batch in range(len(self.sizes)))
+            yield from ([batch] for batch in self._batches(epoch))
             return
         group: list[int] = []
         rows = 0
-        for batch in permutation(len(self.sizes), self.seed, epoch, 0).tolist():
+        for batch in self._batches(epoch):
             if group and rows + self.sizes[batch] > self.pool_rows:
                 yield group
                 group, rows = [], 0
@@ -103,6 +119,14 @@ class RowOrder:
             rows += self.sizes[batch]
         if group:
             yield group
+
+    def _batches(self, epoch: int) -> list[int]:
+        """Return this part's batches in their order."""
+        order = range(len(self.sizes))
+        if self.seed is not None:
+            order = permutation(len(self.sizes), self.seed, epoch, 0).tolist()
+        part, parts = self.part
+        return list(order[part::parts])
 
 
 def id_ranges(ids: Iterable[int]) -> list[list[int]]:

@@ -18,6 +18,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -70,12 +71,25 @@ class StoredFiles:
         self._mappable = description.file_format in MAPPED
         self._verify = verify_checksums
         self._cache_bytes = cache_bytes
+        self._widths = {hook: description.hidden_dim for hook in hook_points if _is_layer(hook)}
+        self._open_none()
+
+    def _open_none(self) -> None:
+        """Hold no file, and know nothing of any."""
         self._cached: OrderedDict[tuple[int, str], tuple[ParsedBatch, int]] = OrderedDict()
         self._cached_bytes = 0
         self._lock = threading.Lock()
         self._intact: set[str] = set()  # mapped files whose checksum was right
         self._aligned: set[int] = set()  # batches whose hook points have the same keys
-        self._widths = {hook: description.hidden_dim for hook in hook_points if _is_layer(hook)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what goes into a pickle: all but the open files, and what was found in them."""
+        left = ("_cached", "_cached_bytes", "_lock", "_intact", "_aligned")
+        return {name: value for name, value in vars(self).items() if name not in left}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open_none()
 
     def read(self, batch: StoredBatch, memory: TakeMemory = fresh_memory) -> dict[str, ParsedBatch]:
         """All rows of a batch, of every hook point.

@@ -10,6 +10,8 @@ permission, fails at once and says what to do.
 
 import base64
 import contextlib
+import os
+import pickle
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -75,14 +77,42 @@ class GcsStorage:
             raise StoreError(f"{address!r} must look like gs://bucket/prefix")
         self.address = f"gs://{name}/{prefix}" if prefix else f"gs://{name}"
         self._prefix = f"{prefix}/" if prefix else ""
-        with self._explained():
-            self._client = client or google_storage.Client()
-            self._bucket = self._client.bucket(name)
+        self._bucket_name = name
+        self._given = client
+        self._opened: tuple[int, google_storage.Client] | None = None
+        _ = self._client  # refused now, not after a while
         retry = DEFAULT_RETRY.with_delay(initial=0.5, maximum=32.0, multiplier=2.0)
         self._options: dict[str, Any] = {
             "retry": retry.with_timeout(deadline),
             "timeout": REQUEST_TIMEOUT,
         }
+
+    @property
+    def _client(self) -> google_storage.Client:
+        """The client of this process; its connections are no use in a process that is forked."""
+        process = os.getpid()
+        if self._opened is None or self._opened[0] != process:
+            if self._given is not None and self._opened is not None:
+                raise StoreError(
+                    f"{self.address} was opened with a client of its own, which cannot be used in"
+                    " a forked process; open it there"
+                )
+            with self._explained():
+                self._opened = process, self._given or google_storage.Client()
+        return self._opened[1]
+
+    @property
+    def _bucket(self) -> google_storage.Bucket:
+        return self._client.bucket(self._bucket_name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what goes into a pickle: all but the client, which is made anew when needed."""
+        if self._given is not None:
+            raise pickle.PicklingError(
+                f"{self.address} was opened with a client of its own, which cannot be pickled;"
+                " open it by its address"
+            )
+        return vars(self) | {"_opened": None}
 
     def names(self, prefix: str = "") -> list[str]:
         """See `Storage.names`."""

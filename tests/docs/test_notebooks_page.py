@@ -29,5 +29,6 @@ def test_the_code_runs(demo_checkpoint, tmp_path, capsys):
     assert not special & set(found["words"].token_id.tolist())
     assert special & set(found["words"].token_ids[0])
     assert found["run"].n_samples == 30
+    assert found["position"]["epoch"] == 2
     joined = ActivationDataset(tmp_path / "all", "layers.2.mlp")
     assert set(joined.keys().task_ids) == {f"text {i}" for i in range(40)}
