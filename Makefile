@@ -3,7 +3,7 @@
 # make lint   formatting, lint and types
 # make bench  the measurements that the README quotes
 # make test-tpu   compile the programs for TPU slices; needs no TPU
-# make test-faults   kills, failing disks, lost power, full disks: no row lost, none twice
+# make test-faults   kills, failing disks, lost power, full disks: no row lost, none twice; every config.json
 # make test PYTHON=python3.12 VENV=.venv-3.12   the tests on another Python, whose newest jax differs
 # make tpu-smoke  on a machine with a TPU or GPU: does it give the CPU's rows?
 
@@ -52,7 +52,7 @@ test-tpu:
 	TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu .venv-tpu/bin/python -m pytest --quiet tests/tpu
 
 test-faults: $(VENV)/test.stamp
-	FAULTS=all FUZZ_MUTATIONS=100000 $(BIN)/python -m pytest --quiet -s tests/faults tests/extraction/formats/test_mutations.py
+	FAULTS=all FUZZ_MUTATIONS=100000 $(BIN)/python -m pytest --quiet -s tests/faults tests/extraction/formats/test_mutations.py tests/qwen_hooks/test_config_against_torch.py
 
 tpu-smoke: $(VENV)/run.stamp
 	$(BIN)/python -m tests.tpu.smoke

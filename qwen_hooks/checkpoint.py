@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
 from qwen_hooks.config import QwenConfig, token_ids
+from qwen_hooks.config_fields import check_types
 from qwen_hooks.errors import ModelError
 from qwen_hooks.model import Params
 from qwen_hooks.safetensors_file import (
@@ -149,8 +150,12 @@ def _read_stop_tokens(folder: Path, config: QwenConfig) -> tuple[int, ...]:
         return config.eos_token_ids
     try:
         generation = json.loads(path.read_text(encoding="utf-8"))
-        return token_ids(generation.get("eos_token_id")) or config.eos_token_ids
-    except (ValueError, AttributeError) as error:
+        stop_tokens = generation.get("eos_token_id")
+        check_types({"eos_token_id": stop_tokens}, {"eos_token_id": "ids?"})
+        return token_ids(stop_tokens) or config.eos_token_ids
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path} is damaged: {error}") from None
 
 

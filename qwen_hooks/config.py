@@ -1,20 +1,25 @@
 """The model's configuration, read from a Hugging Face `config.json`.
 
 `QwenConfig` is a frozen value: hashable, so that it can be a static argument of `jax.jit`.
-Both spellings of transformers are read: `rope_theta` + `rope_scaling` (before version 5) and
-`rope_parameters` (from 5 on). Whatever this package would compute wrongly is refused by name.
+Whatever this package would compute wrongly is refused by name; `config_fields` holds which fields
+decide anything, and `rope_config` reads those of RoPE. Absent fields have the defaults of
+transformers' class.
 """
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from qwen_hooks.config_fields import check_fields, shown
 from qwen_hooks.errors import ModelError
+from qwen_hooks.rope_config import LAYER_TYPES, RopeConfig, read_rope
+
+log = logging.getLogger(__name__)
 
 LayerType = Literal["full_attention", "sliding_attention"]
-RopeType = Literal["default", "linear", "yarn"]
 
 REQUIRED = (
     "vocab_size",
@@ -25,34 +30,8 @@ REQUIRED = (
 )
 """Keys that config.json must have."""
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RopeConfig:
-    """Rotary position embedding: base and scaling.
-
-    Attributes:
-        theta: base of the geometric series of wavelengths.
-        rope_type: `default`, `linear` (position interpolation) or `yarn` (arXiv 2309.00071).
-        factor: by how much the context is stretched (`linear`, `yarn`).
-        original_max_position_embeddings: context before stretching, in tokens (`yarn`).
-        attention_factor: scale of cos and sin; None: from `factor`, or the two `mscale`s.
-        beta_fast: rotations within the original context above which a dimension is not stretched.
-        beta_slow: rotations below which it is stretched in full.
-        mscale: YaRN's numerator coefficient, used only together with `mscale_all_dim`.
-        mscale_all_dim: YaRN's denominator coefficient.
-        truncate: round the border dimensions of YaRN's ramp to whole numbers.
-    """
-
-    theta: float = 10_000.0
-    rope_type: RopeType = "default"
-    factor: float = 1.0
-    original_max_position_embeddings: int | None = None
-    attention_factor: float | None = None
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    truncate: bool = True
+MOST_LAYERS = 10_000
+"""More than any model has: a damaged number shall not fill the memory."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +70,7 @@ class QwenConfig:
     max_position_embeddings: int = 32_768
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
-    rope: RopeConfig = RopeConfig()
+    rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
     sliding_window: int | None = None
     layer_types: tuple[LayerType, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
@@ -102,6 +81,12 @@ class QwenConfig:
         for name in (*REQUIRED, "num_key_value_heads", "max_position_embeddings"):
             if getattr(self, name) < 1:
                 raise ModelError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.num_hidden_layers > MOST_LAYERS:
+            raise ModelError(f"num_hidden_layers is {self.num_hidden_layers}, beyond {MOST_LAYERS}")
+        if not 0 <= self.rms_norm_eps < float("inf"):
+            raise ModelError(f"rms_norm_eps must be finite and at least 0, not {self.rms_norm_eps}")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ModelError(f"sliding_window must be at least 1, not {self.sliding_window}")
         if heads % kv_heads:
             raise ModelError(
                 f"num_key_value_heads ({kv_heads}) must divide num_attention_heads ({heads})"
@@ -113,8 +98,8 @@ class QwenConfig:
                     f" ({heads}), and no head_dim is given"
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // heads)
-        if self.head_dim % 2:
-            raise ModelError(f"head_dim must be even for rotary embeddings, not {self.head_dim}")
+        if self.head_dim % 2 or self.head_dim < 0:
+            raise ModelError(f"head_dim must be even and above 0, not {self.head_dim}")
         if not self.layer_types:
             full = cast(tuple[LayerType, ...], ("full_attention",) * self.num_hidden_layers)
             object.__setattr__(self, "layer_types", full)
@@ -148,14 +133,17 @@ class QwenConfig:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ModelError(f"{folder}: no config.json, so no Hugging Face checkpoint") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ModelError(f"{path} is not JSON: {error}") from None
         if not isinstance(raw, dict):
             raise ModelError(f"{path} must hold a JSON object, not a {type(raw).__name__}")
         try:
-            return cls.from_dict(raw)
-        except (ModelError, TypeError, ValueError, AttributeError) as error:
+            config, ignored = _read(raw)
+        except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
+        if ignored:
+            log.info("%s: fields that nothing reads are ignored: %s", path, ", ".join(ignored))
+        return config
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "QwenConfig":
@@ -164,37 +152,7 @@ class QwenConfig:
         Raises:
             ModelError: a key is missing, or a setting is not one this package computes.
         """
-        model_type = raw.get("model_type")
-        if model_type != "qwen2":
-            raise ModelError(
-                f"model_type is {model_type!r}; this package computes 'qwen2'"
-                " (Qwen2 and Qwen2.5) and nothing else"
-            )
-        if raw.get("quantization_config"):
-            raise ModelError("quantised weights are not supported: use the original checkpoint")
-        if raw.get("hidden_act", "silu") != "silu":
-            raise ModelError(f"hidden_act {raw['hidden_act']!r} is not supported, only 'silu'")
-        missing = [name for name in REQUIRED if raw.get(name) is None]
-        if missing:
-            raise ModelError(f"missing {', '.join(missing)}")
-        whole = (*REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings")
-        for name in whole:
-            if type(raw.get(name, 1)) is not int and raw[name] is not None:
-                raise ModelError(f"{name} must be a whole number, not {raw[name]!r}")
-        window = raw.get("sliding_window") if raw.get("use_sliding_window") else None
-        eos = raw.get("eos_token_id")
-        return cls(
-            **{name: raw[name] for name in REQUIRED},
-            num_key_value_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
-            head_dim=raw.get("head_dim") or 0,
-            max_position_embeddings=raw.get("max_position_embeddings", 32_768),
-            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-            tie_word_embeddings=raw.get("tie_word_embeddings", False),
-            rope=_read_rope(raw),
-            sliding_window=window,
-            layer_types=_read_layer_types(raw, window),
-            eos_token_ids=token_ids(eos),
-        )
+        return _read(raw)[0]
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json`, in the spelling that every transformers version reads."""
@@ -239,46 +197,51 @@ def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, list) else (value,)
 
 
+def _read(raw: Mapping[str, Any]) -> tuple[QwenConfig, list[str]]:
+    """The configuration that config.json holds, and the names of the fields that nothing reads."""
+    if raw.get("model_type") != "qwen2":
+        raise ModelError(
+            f"model_type is {shown(raw.get('model_type'))}; this package computes 'qwen2'"
+            " (Qwen2 and Qwen2.5) and nothing else"
+        )
+    if raw.get("quantization_config"):
+        raise ModelError(
+            "quantization_config: quantised weights are not read; use the original checkpoint"
+        )
+    missing = [name for name in REQUIRED if raw.get(name) is None]
+    if missing:
+        raise ModelError(f"missing {', '.join(missing)}")
+    ignored = check_fields(raw)
+    window = raw.get("sliding_window", 4096) if raw.get("use_sliding_window") else None
+    rope, ignored_in_rope = read_rope(raw)
+    kv_heads = raw.get("num_key_value_heads", 32)
+    config = QwenConfig(
+        **{name: raw[name] for name in REQUIRED},
+        num_key_value_heads=raw["num_attention_heads"] if kv_heads is None else kv_heads,
+        head_dim=raw.get("head_dim") or 0,
+        max_position_embeddings=raw.get("max_position_embeddings", 32_768),
+        rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+        tie_word_embeddings=raw.get("tie_word_embeddings", False),
+        rope=rope,
+        sliding_window=window,
+        layer_types=_read_layer_types(raw, window),
+        eos_token_ids=token_ids(raw.get("eos_token_id")),
+    )
+    return config, ignored + ignored_in_rope
+
+
 def _read_layer_types(raw: Mapping[str, Any], window: int | None) -> tuple[LayerType, ...]:
-    layers = raw["num_hidden_layers"]
     types = raw.get("layer_types")
     if types is None:
-        first = raw.get("max_window_layers", 28)
-        slides = [window is not None and i >= first for i in range(layers)]
-        types = ["sliding_attention" if s else "full_attention" for s in slides]
-    unknown = set(types) - {"full_attention", "sliding_attention"}
-    if unknown:
-        raise ModelError(f"layer_types {sorted(unknown)} are not supported")
-    return cast(tuple[LayerType, ...], tuple(types))
-
-
-def _read_rope(raw: Mapping[str, Any]) -> RopeConfig:
-    scaling = dict(raw.get("rope_scaling") or {}) | dict(raw.get("rope_parameters") or {})
-    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
-    if rope_type not in ("default", "linear", "yarn"):
+        if window is None:
+            return ()
+        first, layers = raw.get("max_window_layers", 28), min(raw["num_hidden_layers"], MOST_LAYERS)
+        types = [LAYER_TYPES[i >= first] for i in range(layers)]
+    if len(types) != raw["num_hidden_layers"]:
         raise ModelError(
-            f"RoPE type {rope_type!r} is not supported; 'default', 'linear' and 'yarn' are"
+            f"layer_types has {len(types)} entries for {raw['num_hidden_layers']} layers"
         )
-    if scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) not in (1, None):
-        raise ModelError("partial_rotary_factor other than 1 is not supported")
-    theta = float(scaling.get("rope_theta", raw.get("rope_theta", 10_000.0)))
-    if rope_type == "default":
-        return RopeConfig(theta=theta)
-    factor = scaling.get("factor")
-    if not isinstance(factor, int | float) or factor < 1:
-        raise ModelError(f"RoPE type {rope_type!r} needs a factor of at least 1, not {factor!r}")
-    if rope_type == "linear":
-        return RopeConfig(theta=theta, rope_type="linear", factor=float(factor))
-    return RopeConfig(
-        theta=theta,
-        rope_type="yarn",
-        factor=float(factor),
-        original_max_position_embeddings=scaling.get("original_max_position_embeddings")
-        or raw.get("max_position_embeddings", 32_768),
-        attention_factor=scaling.get("attention_factor"),
-        beta_fast=scaling.get("beta_fast") or 32.0,
-        beta_slow=scaling.get("beta_slow") or 1.0,
-        mscale=scaling.get("mscale"),
-        mscale_all_dim=scaling.get("mscale_all_dim"),
-        truncate=scaling.get("truncate", True),
-    )
+    unknown = sorted(set(types) - set(LAYER_TYPES))
+    if unknown:
+        raise ModelError(f"layer_types {unknown} are not supported; {', '.join(LAYER_TYPES)} are")
+    return cast(tuple[LayerType, ...], tuple(types))

@@ -109,8 +109,37 @@ def test_another_architecture(bench, refused):
     edit_config(bench, model_type="llama", architectures=["LlamaForCausalLM"])
     message = refused()
     assert "config.json" in message
-    assert "'llama'" in message
+    assert '"llama"' in message
     assert "'qwen2'" in message
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tie_word_embeddings": "false"},
+        {"eos_token_id": "3"},
+        {"eos_token_id": 2.5},
+        {"rms_norm_eps": "1e-6"},
+        {"pad_token_id": [1]},
+        {"use_cache": 1.5},
+        {"dtype": "float99"},
+    ],
+    ids=json.dumps,
+)
+def test_a_wrong_type_in_the_configuration_is_told_as_that(bench, refused, wrong):
+    edit_config(bench, **wrong)
+    message = refused()
+    assert f"config.json: {next(iter(wrong))} must be" in message
+    assert "tokenizer" not in message
+
+
+@pytest.mark.parametrize("content", ['{"eos_token_id": "3"}', '{"eos_token_id": [true]}', "[]"])
+def test_a_wrong_type_in_the_generations_configuration(bench, refused, content):
+    path = bench / "checkpoint" / "generation_config.json"
+    path.write_text(content)
+    message = refused()
+    assert str(path) in message
+    assert "tokenizer" not in message
 
 
 def test_all_faulty_tensors_in_one_message(bench, refused):

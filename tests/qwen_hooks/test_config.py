@@ -88,13 +88,13 @@ def test_what_is_written_is_read_back_by_both(rope, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "llama"}, "'llama'"),
-        ({"model_type": "qwen2_moe"}, "'qwen2_moe'"),
-        ({"model_type": None}, "None"),
+        ({"model_type": "llama"}, "llama"),
+        ({"model_type": "qwen2_moe"}, "qwen2_moe"),
+        ({"model_type": None}, "null"),
         ({"hidden_act": "gelu"}, "gelu"),
-        ({"quantization_config": {"bits": 4}}, "quantised"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
-        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "'longrope'"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "longrope"),
         ({"rope_scaling": {"type": "yarn"}}, "factor"),
         ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "factor"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
@@ -105,6 +105,17 @@ def test_what_is_written_is_read_back_by_both(rope, tmp_path):
         ({"hidden_size": "32"}, "whole number"),
         ({"num_key_value_heads": 3}, "must divide"),
         ({"head_dim": 7}, "even"),
+        ({"is_causal": False}, "is_causal must be true"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "full_attention"),
+        ({"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": {"rope_theta": 1e5}}, "differ"),
+        ({"per_layer_config": {"0": {"intermediate_size": 8}}}, "per_layer_config"),
+        ({"default_theta": 1e4}, "default_theta"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false"),
+        ({"eos_token_id": [1.5]}, "eos_token_id must be a token id"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"rope_theta": 10**400}, "rope_theta"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ({"use_sliding_window": True, "sliding_window": -1}, "sliding_window"),
     ],
 )
 def test_what_would_be_computed_wrongly_is_refused(change, words):
@@ -116,6 +127,8 @@ def test_window_starts_at_the_layer_that_config_names():
     sliding = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
     config = QwenConfig.from_dict(RAW | sliding)
     assert [config.layer_window(i) for i in range(3)] == [None, 16, 16]
+    absent = {name: value for name, value in sliding.items() if name != "sliding_window"}
+    assert QwenConfig.from_dict(RAW | absent).sliding_window == Qwen2Config(**absent).sliding_window
     off = QwenConfig.from_dict(RAW | sliding | {"use_sliding_window": False})
     assert [off.layer_window(i) for i in range(3)] == [None, None, None]
 
@@ -134,6 +147,9 @@ def test_unreadable_config(tmp_path):
         QwenConfig.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ModelError, match="JSON object"):
+        QwenConfig.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"a":' * 100_000)
+    with pytest.raises(ModelError, match="not JSON"):
         QwenConfig.from_pretrained(tmp_path)
     for damage in ({"rope_scaling": 5}, {"layer_types": 5}, {"rope_theta": "x"}):
         (tmp_path / "config.json").write_text(json.dumps(RAW | damage))
