@@ -9,6 +9,7 @@ is the parameters (where the device is the host) plus the largest tensor.
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,9 +31,12 @@ from qwen_hooks.safetensors_file import (
     WeightsFile,
     read_header,
     read_tensor,
+    same_values,
 )
 from qwen_hooks.sharding import Layout
 from qwen_hooks.weight_names import (
+    EMBEDDING,
+    HEAD,
     STACKED,
     ExpectedTensor,
     ParamPath,
@@ -41,9 +45,12 @@ from qwen_hooks.weight_names import (
     stacked_path,
 )
 
+log = logging.getLogger(__name__)
+
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 DIGESTED = 1 << 20
 """Bytes at each end of a weights file that its digest covers."""
 
@@ -106,7 +113,7 @@ class Checkpoint:
     def open(
         cls, folder: str | Path, weights: Mapping[str, WeightsFile] | None = None
     ) -> "Checkpoint":
-        """Reads configuration and headers, no weights.
+        """Reads configuration and headers; of weights only a head beside an embedding tied to it.
 
         Args:
             folder: a local one.
@@ -116,11 +123,12 @@ class Checkpoint:
             ModelError: with every missing, unexpected, misshapen or unreadable tensor in it.
         """
         folder = Path(folder)
+        _warn_of_adapter(folder)
         config = QwenConfig.from_pretrained(folder)
         if weights is None:
             weights = {path.name: path for path in folder.glob("*.safetensors")}
         tensors = _read_headers(folder, weights)
-        _check_tensors(folder, config, tensors)
+        config = _check_tensors(folder, config, tensors)
         stop_token_ids = _read_stop_tokens(folder, config)
         return cls(folder=folder, config=config, tensors=tensors, stop_token_ids=stop_token_ids)
 
@@ -185,12 +193,52 @@ def _read_headers(folder: Path, weights: Mapping[str, WeightsFile]) -> dict[str,
     return tensors
 
 
-def _check_tensors(folder: Path, config: QwenConfig, found: dict[str, StoredTensor]) -> None:
+def _warn_of_adapter(folder: Path) -> None:
+    """Says that an adapter is not applied, which transformers does where peft is installed.
+
+    Raises:
+        ModelError: there is nothing but an adapter.
+    """
+    path = folder / ADAPTER
+    if not path.exists():
+        return
+    advice = "merge it into the model's weights (peft's merge_and_unload) and save that"
+    if not (folder / "config.json").exists():
+        raise ModelError(f"{path} belongs to an adapter, and there is no model beside it; {advice}")
+    log.warning("%s: the adapter beside the model is NOT applied; to have it, %s", path, advice)
+
+
+def _check_tensors(folder: Path, config: QwenConfig, found: dict[str, StoredTensor]) -> QwenConfig:
+    """The configuration that holds for these tensors: tied only if they are.
+
+    transformers 5 does the same: a tied checkpoint may hold head or embedding or both, and is
+    not tied if it holds both with different values.
+
+    Raises:
+        ModelError: with every missing, unexpected, misshapen or unreadable tensor in it.
+    """
+    if config.tie_word_embeddings and HEAD in found:
+        found.setdefault(EMBEDDING, found[HEAD])
+        untied = dataclasses.replace(config, tie_word_embeddings=False)
+        _refuse_faults(folder, untied, found)
+        if same_values(found[HEAD], found[EMBEDDING]):
+            return config
+        log.warning(
+            "%s: config.json ties the head to the embedding, but %s has other values: it is used",
+            folder,
+            HEAD,
+        )
+        return untied
+    _refuse_faults(folder, config, found)
+    return config
+
+
+def _refuse_faults(folder: Path, config: QwenConfig, found: dict[str, StoredTensor]) -> None:
     expected = expected_tensors(config)
     faults = [f"missing {name}" for name in expected if name not in found]
     for name, tensor in found.items():
         if name not in expected:
-            if not is_ignored(name, config):
+            if not is_ignored(name):
                 faults.append(f"unexpected {name}")
         elif tensor.shape != expected[name].shape:
             shapes = f"{list(tensor.shape)}, config.json asks for {list(expected[name].shape)}"
@@ -326,7 +374,7 @@ def save_pretrained(
             leaf = leaf[int(tensor.path[0].removeprefix("layers_"))]
         array = np.asarray(leaf if dtype is None else jnp.asarray(leaf, dtype))
         tensors[name] = np.ascontiguousarray(array.T if tensor.transposed else array)
-    stored = tensors["model.embed_tokens.weight"].dtype.name
+    stored = tensors[EMBEDDING].dtype.name
     text = json.dumps(config.to_dict() | {"torch_dtype": stored, "dtype": stored}, indent=2)
     (folder / "config.json").write_text(text + os.linesep, encoding="utf-8")
     save_file(tensors, folder / SINGLE_FILE, metadata={"format": "pt"})

@@ -147,6 +147,20 @@ def read_tensor(
     return result.reshape(-1) if len(tensor.shape) == 1 else result
 
 
+def same_values(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two matrices of one shape hold the same numbers, whatever their dtypes.
+
+    They are read in pieces, up to the first that differs.
+    """
+    rows = max(1, PIECE_BYTES // max(1, 4 * int(np.prod(one.shape[1:]))))
+    for start in range(0, one.shape[0], rows):
+        index = (slice(start, start + rows), slice(None))
+        a, b = (read_tensor(t, np.dtype(np.float32), index=index) for t in (one, other))
+        if not np.array_equal(a, b):
+            return False
+    return True
+
+
 def _read_exactly(stream, buffer: np.ndarray, file: WeightsFile) -> None:
     view = memoryview(buffer)  # pyright: ignore[reportArgumentType]
     while view:

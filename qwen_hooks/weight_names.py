@@ -4,6 +4,7 @@ Hugging Face keeps linear weights as `[out, in]`; here they are `[in, out]`.
 """
 
 import dataclasses
+import re
 
 from qwen_hooks.config import QwenConfig
 
@@ -12,8 +13,11 @@ ParamPath = tuple[str, ...]
 STACKED = "layers"
 """Where the parameters of scanned blocks lie, `[L, ...]` each; unrolled ones in `layers_0` ..."""
 
-IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
-"""Tensors that old checkpoints hold and that are computed instead."""
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+COMPUTED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+"""Tensors that old checkpoints hold; here as in transformers config.json alone decides them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,7 @@ def expected_tensors(config: QwenConfig) -> dict[str, ExpectedTensor]:
         "mlp.down_proj": (D, F, False),
     }
     tensors = {
-        "model.embed_tokens.weight": ExpectedTensor(path=("embed_tokens", "weight"), shape=(V, D)),
+        EMBEDDING: ExpectedTensor(path=("embed_tokens", "weight"), shape=(V, D)),
         "model.norm.weight": ExpectedTensor(path=("norm", "weight"), shape=(D,)),
     }
     for i in range(config.num_hidden_layers):
@@ -64,17 +68,13 @@ def expected_tensors(config: QwenConfig) -> dict[str, ExpectedTensor]:
                     path=(*path, "bias"), shape=(fan_out,)
                 )
     if not config.tie_word_embeddings:
-        tensors["lm_head.weight"] = ExpectedTensor(
-            path=("lm_head", "kernel"), shape=(V, D), transposed=True
-        )
+        tensors[HEAD] = ExpectedTensor(path=("lm_head", "kernel"), shape=(V, D), transposed=True)
     return tensors
 
 
-def is_ignored(name: str, config: QwenConfig) -> bool:
+def is_ignored(name: str) -> bool:
     """Whether a tensor may stand in the checkpoint though no parameter is made of it."""
-    return name.endswith(IGNORED_SUFFIXES) or (
-        name == "lm_head.weight" and config.tie_word_embeddings
-    )
+    return COMPUTED.fullmatch(name) is not None
 
 
 def stacked_path(path: ParamPath) -> ParamPath:

@@ -1,6 +1,7 @@
 """Checkpoints: what is read, what is refused, and back to Hugging Face's format."""
 
 import json
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,16 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from qwen_hooks import Checkpoint, ModelError, find_checkpoint, load_params, save_pretrained
+from qwen_hooks import (
+    Checkpoint,
+    ModelError,
+    create_model_with_hooks,
+    find_checkpoint,
+    load_params,
+    save_pretrained,
+)
 from qwen_hooks.safetensors_file import read_header, read_tensor
-from tests.oracle import load_torch, make_checkpoint, random_tokens, torch_rows
+from tests.oracle import load_torch, make_checkpoint, random_tokens, row_error, torch_rows
 
 
 @pytest.fixture
@@ -49,15 +57,105 @@ def test_every_fault_stands_in_one_error(folder):
         assert fault in str(caught.value)
 
 
-def test_tied_checkpoints_may_hold_the_head_and_old_ones_frequencies(tmp_path):
+def our_rows(folder, tokens):
+    checkpoint = Checkpoint.open(folder)
+    layers = list(range(checkpoint.config.num_hidden_layers))
+    model = create_model_with_hooks(checkpoint.config, layers)
+    params = load_params(checkpoint)
+    logits, rows = model.apply(params, jnp.array([tokens]), return_activations=True)
+    return logits[0], np.stack([rows[f"layer_{i}"][0] for i in layers])
+
+
+def equals_torch(folder) -> bool:
+    tokens = random_tokens(30)
+    pairs = zip(our_rows(folder, tokens), torch_rows(load_torch(folder), tokens), strict=True)
+    return all(row_error(ours, theirs) <= 1e-5 for ours, theirs in pairs)
+
+
+def other_head(tensors):
+    """One row of the last piece differs a little."""
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    tensors["lm_head.weight"][-1, 3] += 0.5
+
+
+def same_head(tensors):
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+
+
+def head_alone(tensors):
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+
+
+def frequencies(tensors):
+    tensors["model.rotary_emb.inv_freq"] = np.full(4, 7, np.float32)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "untied"),
+    [(other_head, True), (same_head, False), (head_alone, False), (frequencies, False)],
+)
+def test_tensors_that_a_tied_checkpoint_needs_not_hold(change, untied, tmp_path, caplog):
+    folder = make_checkpoint(tmp_path, tie_word_embeddings=True)
+    change_tensors(folder, change)
+    assert ("lm_head" in load_params(Checkpoint.open(folder))["params"]) == untied
+    warned = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert ["lm_head.weight" in record.getMessage() for record in warned] == [True] * untied
+    assert equals_torch(folder)
+
+
+def test_a_head_that_differs_in_the_last_piece_only(tmp_path, monkeypatch):
+    monkeypatch.setattr("qwen_hooks.safetensors_file.PIECE_BYTES", 700)  # several pieces
+    folder = make_checkpoint(tmp_path, tie_word_embeddings=True)
+    change_tensors(folder, same_head)
+    assert Checkpoint.open(folder).config.tie_word_embeddings
+    change_tensors(folder, other_head)
+    assert not Checkpoint.open(folder).config.tie_word_embeddings
+
+
+def test_a_tied_head_is_compared_by_value_whatever_its_dtype(tmp_path):
+    folder = make_checkpoint(tmp_path, stored=torch.bfloat16, tie_word_embeddings=True)
+
+    def widened(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].astype(np.float32)
+
+    change_tensors(folder, widened)
+    assert Checkpoint.open(folder).config.tie_word_embeddings
+    assert equals_torch(folder)
+
+
+def test_a_tied_head_that_cannot_be_compared_is_refused(tmp_path):
     folder = make_checkpoint(tmp_path, tie_word_embeddings=True)
 
-    def add(tensors):
-        tensors["lm_head.weight"] = np.zeros((211, 48), np.float32)
-        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
+    def shorter(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"][:-1].copy()
 
-    change_tensors(folder, add)
-    assert "lm_head" not in load_params(Checkpoint.open(folder))["params"]
+    change_tensors(folder, shorter)
+    with pytest.raises(ModelError, match=r"misshapen lm_head\.weight"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["rotary_emb.inv_freq", "model.layers.0.mlp.rotary_emb.inv_freq", "score.weight"]
+)
+def test_tensors_that_may_mean_something_are_not_ignored(name, folder):
+    change_tensors(folder, lambda tensors: tensors.update({name: np.zeros(4, np.float32)}))
+    with pytest.raises(ModelError, match=f"unexpected {name}"):
+        Checkpoint.open(folder)
+
+
+def test_an_adapter_beside_a_model_is_warned_of(folder, caplog):
+    Checkpoint.open(folder)
+    assert not caplog.records
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    save_file({"a": np.zeros(3, np.float32)}, folder / "adapter_model.safetensors")
+    Checkpoint.open(folder)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "adapter_config.json" in record.getMessage()
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"adapter_config\.json"):
+        Checkpoint.open(folder)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 20_000])
