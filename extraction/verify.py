@@ -28,7 +28,7 @@ from extraction.finalise import SELF_CHECKS, planned_batches
 from extraction.formats import FORMATS
 from extraction.metadata import METADATA_FILE
 from extraction.progress import Progress, silent
-from extraction.read_ahead import in_order, is_local, threads_for
+from extraction.read_ahead import in_order, threads_for
 from extraction.run_identity import CLOSED_FILE, RUN_FILE, SCHEMA_VERSION, RunIdentity
 from extraction.run_totals import BatchSummary
 from extraction.storage import FileInfo, Storage
@@ -49,7 +49,7 @@ def verify(storage: Storage, level: int | None = None, progress: Progress = sile
         StorageUnavailableError: it cannot be reached.
     """
     if level is None:
-        level = 2 if is_local(storage) else 1
+        level = 2 if storage.is_local else 1
     report = Report(address=storage.address, level=level)
     identity = _read_identity(storage, report)
     if identity is None:
