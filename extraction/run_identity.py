@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from extraction.commit_log import COMMITS
-from extraction.errors import ExistingRunError, StoreError, UnsafeNameError
+from extraction.errors import ExistingRunError, StoreError
 from extraction.patience import patiently
 from extraction.rows import timestamp
 from extraction.storage import Storage, file_operations, regular_files
@@ -66,6 +66,22 @@ class RunIdentity:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self):
+        plan = self.planned_batches
+        fits = {
+            "run_id": type(self.run_id) is str,
+            "model_name": type(self.model_name) is str,
+            "hook_points": all(type(hook_point) is str for hook_point in self.hook_points),
+            "hidden_dim": type(self.hidden_dim) is int,
+            "file_format": type(self.file_format) is str,
+            "dtype": type(self.dtype) is str,
+            "planned_batches": plan is None or (type(plan) is int and plan >= 0),
+            "fingerprint": isinstance(self.fingerprint, Mapping),
+            "run": isinstance(self.run, Mapping),
+            "created_at": type(self.created_at) is str,
+        }
+        wrong = [name for name, is_so in fits.items() if not is_so]
+        if wrong:
+            raise StoreError(f"these fields are none of a run: {', '.join(wrong)}")
         for hook_point in self.hook_points:
             check_hook_point(hook_point)
 
@@ -118,15 +134,14 @@ class RunIdentity:
         """
         try:
             raw = json.loads(data)
-            if raw["schema_version"] > SCHEMA_VERSION:
-                raise StoreError(
-                    f"{RUN_FILE} is of version {raw['schema_version']}, newer than this program"
-                )
-            return cls(**(raw | {"hook_points": tuple(raw["hook_points"])}))
+            version = raw["schema_version"]
+            if version <= SCHEMA_VERSION:
+                return cls(**(raw | {"hook_points": tuple(raw["hook_points"])}))
+        except StoreError as error:
+            raise StoreError(f"{RUN_FILE} is damaged: {error}") from None
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            if isinstance(error, StoreError) and not isinstance(error, UnsafeNameError):
-                raise
             raise StoreError(f"{RUN_FILE} is damaged: {error!r}") from None
+        raise StoreError(f"{RUN_FILE} is of version {version}, newer than this program")
 
 
 def read_identity(storage: Storage) -> RunIdentity | None:

@@ -499,7 +499,7 @@ def drop_layer(record):
 RECORD_CHANGES = {
     "another number": (set_in("batch_id", value=7), "record of batch 7"),
     "rows as text": (set_in("n_rows", value="6"), "no commit record"),
-    "a file outside": (set_in("files", "layer_12", "file", value="../x"), "outside"),
+    "a file outside": (set_in("files", "layer_12", "file", value="../x"), "no name of a file"),
     "a file in another folder": (set_in("files", "layer_12", "file", value="a/x"), "folder"),
     "lines in another folder": (set_in("outputs", "file", value="x.jsonl"), "output lines in"),
     "no checksum": (set_in("files", "layer_12", "crc32c", value=""), "crc32c"),
