@@ -8,7 +8,7 @@ The same plan, programs and selectors as the commands', so the rows are the same
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -21,15 +21,17 @@ from inference.language_model import LanguageModel
 from inference.memory_estimate import check_memory
 from inference.multihost import device_memory
 from inference.positions import Positions
+from inference.prompt_forms import read_prompt
 from inference.run_loop import Drain, Program, SampleResult, place_batch, row_slots
 from inference.samples import make_samples, reason_to_skip
 from inference.settings import DistributedSettings
-from inference.tasks import PromptTask
+from inference.tasks import PromptTask, read_entry
 from qwen_hooks.hook_points import hook_widths
 from qwen_hooks.interventions import Operation, intervene
 
 Inputs = Sequence[Any] | np.ndarray
-"""Texts, token ids (any sequence or array of whole numbers), or chats (sequences of messages)."""
+"""Texts, token ids (any sequence or array of whole numbers), chats (sequences of messages), or
+objects as in a tasks file: `{"messages": ..., "tools": ...}`, `{"prompt": ..., "entity": ...}`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,8 +96,9 @@ def capture(
 
     Args:
         model: to run.
-        inputs: texts, token ids or chats (lists of `{"role", "content"}`), or an array
-            `[inputs, slots]` of token ids.
+        inputs: texts, token ids, chats (lists of `{"role", "content"}`), objects with a chat and
+            its `tools`, or with a text and its `entity`; or an array `[inputs, slots]` of token
+            ids.
         hook_points: names, aliases, patterns; see docs/hook_points.md.
         positions: selectors of tokens; see docs/positions.md.
         attention_mask: `[inputs, slots]`, with an array: 1 for tokens, 0 for padding on any side.
@@ -128,7 +131,7 @@ def capture(
     for sample in samples:
         reason = reason_to_skip(sample, model.config.context_length, max_new_tokens)
         if reason is not None:
-            raise InputError(f"input {sample.number}: {reason}")
+            raise InputError(f"{sample.task_id}: {reason}")
 
     plan = PlanSettings(
         tokens_per_batch=tokens_per_batch, max_batch_size=batch_size, rows_per_unit=1
@@ -185,8 +188,10 @@ def _tasks(
     inputs: Inputs, attention_mask: np.ndarray | None
 ) -> tuple[list[PromptTask], list[np.ndarray] | None]:
     """The inputs as tasks, and with a mask the columns of the tokens of each."""
-    if isinstance(inputs, str):
-        raise InputError("inputs are a list of texts, not one text")
+    if isinstance(inputs, str | bytes | Mapping | Set):
+        raise InputError(
+            f"inputs must be a list of texts, chats or token ids, not one {type(inputs).__name__}"
+        )
     if attention_mask is not None:
         ids, mask = np.asarray(inputs), np.asarray(attention_mask)
         if ids.ndim != 2 or ids.dtype.kind not in "iu" or ids.shape != mask.shape:
@@ -201,24 +206,10 @@ def _tasks(
 
 
 def _task(number: int, content: Any) -> PromptTask:
-    name = str(number)
-    if isinstance(content, str):
-        return PromptTask(task_id=name, prompt=content)
-    try:
-        content = list(content)
-    except TypeError:  # also of arrays without an axis
-        raise InputError(
-            f"input {number} must be a text, a chat or token ids, not {content!r:.60}"
-        ) from None
-    if content and all(isinstance(message, Mapping) for message in content):
-        return PromptTask(task_id=name, messages=[dict(message) for message in content])
-    try:
-        ids = np.asarray(content, None if content else np.int32)
-    except ValueError:  # lists of different lengths
-        ids = np.empty((0, 0), np.int32)
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise InputError(f"input {number} must be a text, a chat or token ids, not {content!r:.60}")
-    return PromptTask(task_id=name, token_ids=tuple(map(int, ids)))
+    where = f"inputs[{number}]"
+    if isinstance(content, Mapping):
+        return read_entry(where, where, content)
+    return PromptTask(task_id=where, **read_prompt(where, content))
 
 
 def _captured(

@@ -8,8 +8,9 @@
     a folder      of such files, by name; or what `datasets.Dataset.save_to_disk` wrote
     else          the name of a Hugging Face dataset, which is streamed
 
-A record's `--text_field` is a text, a chat (a list of messages) or token ids. Documents are
-numbered as they come, whichever of them are chosen, so a document's name tells where it stands.
+A record's `--text_field` is a text, a chat (a list of messages; its `tools` stand beside it) or
+token ids. Documents are numbered as they come, whichever of them are chosen, so a document's name
+tells where it stands.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import io
 import itertools
 import logging
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from extraction.errors import first_line
 from inference.errors import InputError
 from inference.input_files import InputFile, is_in_bucket, read_input_files
 from inference.input_settings import OF_HUB, OF_HUGGING_FACE, OF_TEXT_FILES, InputSettings
+from inference.prompt_forms import read_prompt, read_text, read_tools, without_arrow_nulls
 from inference.tasks import PromptTask, Task, check_task_id, parse_json, read_tasks
 
 log = logging.getLogger(__name__)
@@ -119,6 +121,12 @@ def read_documents(settings: InputSettings) -> Iterator[PromptTask]:
         yield document
 
 
+def read_fields(settings: InputSettings) -> set[str]:
+    """The fields of a record that are read."""
+    own = {settings.text_field} | ({settings.id_field} if settings.id_field else set())
+    return own | {"input_ids", "attention_mask", "entity", "tools"}
+
+
 def _is_hugging_face(address: str) -> bool:
     if is_in_bucket(address):
         return False
@@ -157,7 +165,15 @@ def _hugging_face(settings: InputSettings) -> Iterator[tuple[str, Record]]:
     try:
         if is_saved:
             found = datasets.load_from_disk(str(Path(name).expanduser()))
-            records = found[split] if isinstance(found, datasets.DatasetDict) else found
+            records = found
+            if isinstance(found, datasets.DatasetDict):
+                if split not in found:
+                    splits = ", ".join(map(str, found))
+                    raise InputError(
+                        f"--dataset {name}: there is no split {split!r}, but {splits};"
+                        " --dataset_split chooses one"
+                    )
+                records = found[split]
         else:
             records = datasets.load_dataset(
                 name,
@@ -169,7 +185,9 @@ def _hugging_face(settings: InputSettings) -> Iterator[tuple[str, Record]]:
         stream = enumerate(records)
         while (found := next(stream, None)) is not None:
             number, record = found
-            yield f"{split}/{number}", record
+            yield f"{split}/{number}", without_arrow_nulls(record)
+    except InputError:
+        raise
     except Exception as error:  # every kind, from the network to a missing split
         raise InputError(f"--dataset {name}: {type(error).__name__}: {first_line(error)}") from None
 
@@ -203,12 +221,12 @@ def _parquet(file: InputFile, settings: InputSettings) -> Iterator[Record]:
             f"{file}: Parquet needs the extra `datasets`: pip install"
             " 'qwen-activation-extraction[datasets]'"
         ) from None
-    wanted = {settings.text_field, settings.id_field, "input_ids", "attention_mask", "entity"}
+    wanted = read_fields(settings)
     try:
         table = parquet.ParquetFile(io.BytesIO(file.data))
         columns = [name for name in table.schema_arrow.names if name in wanted]
         for batch in table.iter_batches(columns=columns):
-            yield from batch.to_pylist()
+            yield from map(without_arrow_nulls, batch.to_pylist())
     except (arrow.ArrowException, OSError) as error:
         raise InputError(f"{file} is no Parquet file that can be read: {error}") from None
 
@@ -259,40 +277,30 @@ def _document(name: str, record: Record, settings: InputSettings) -> PromptTask:
         task_id = str(found)
     check_task_id(settings.dataset, task_id)
     entity = record.get("entity")
-    extra = {"entity": _writable(name, entity)} if isinstance(entity, str) else {}
+    extra = {"entity": read_text(f"{name}: entity", entity)} if isinstance(entity, str) else {}
     form = settings.text_field if settings.text_field in record else "input_ids"
-    content = record.get(form)
-    if isinstance(content, str):
-        return PromptTask(task_id=task_id, prompt=_writable(name, content), extra=extra)
-    if content is None and form in record:  # no text, as an empty one
-        return PromptTask(task_id=task_id, prompt="", extra=extra)
-    if isinstance(content, list) and content and all(isinstance(m, dict) for m in content):
-        messages = [{"role": m.get("role"), "content": m.get("content")} for m in content]
-        if all(isinstance(part, str) for m in messages for part in m.values()):
-            _writable(name, "".join(part for m in messages for part in m.values()))
-            return PromptTask(task_id=task_id, messages=messages, extra=extra)
-    elif isinstance(content, list | np.ndarray):
-        ids, mask = _whole_numbers(content), record.get("attention_mask")
-        mask = np.ones(len(content)) if mask is None else _whole_numbers(mask)
-        if ids is not None and mask is not None and ids.shape == mask.shape:
-            return PromptTask(task_id=task_id, token_ids=tuple(ids[mask > 0].tolist()), extra=extra)
-    raise InputError(
-        f"{name}: --text_field {settings.text_field} must hold a text, a chat or token ids, not"
-        f" {content!r:.40}; the record has {', '.join(record) or 'no such field'}"
-    )
+    where, content = f"{name}: --text_field {settings.text_field}", record.get(form)
+    if form not in record:
+        raise InputError(f"{where}: the record has {', '.join(record) or 'no such field'}")
+    if content is None:  # no text, as an empty one
+        content = ""
+    prompt = read_prompt(where, content)
+    if "messages" in prompt:
+        prompt["tools"] = read_tools(f"{name}: tools", record.get("tools"))
+    mask = record.get("attention_mask")
+    if "token_ids" in prompt and mask is not None:
+        prompt["token_ids"] = _unmasked(name, prompt["token_ids"], mask)
+    return PromptTask(task_id=task_id, extra=extra, **prompt)
 
 
-def _writable(name: str, text: str) -> str:
-    """The text, if a file can hold it."""
-    if any(0xD800 <= ord(c) <= 0xDFFF for c in text):
-        raise InputError(f"{name}: its text holds half of a surrogate pair")
-    return text
-
-
-def _whole_numbers(values: Any) -> np.ndarray | None:
-    """`[tokens]`, or None if they are something else."""
+def _unmasked(name: str, token_ids: Sequence[int], mask: Any) -> tuple[int, ...]:
+    """The token ids without those that the attention mask leaves out."""
     try:
-        array = np.asarray(values, None if len(values) else np.int64)
+        array = np.asarray(mask if len(mask) else np.zeros(0, bool))
     except (ValueError, TypeError):  # lists of different lengths
-        return None
-    return array if array.ndim == 1 and array.dtype.kind in "iub" else None
+        array = np.empty((0, 0))
+    if array.shape != (len(token_ids),) or array.dtype.kind not in "iub":
+        raise InputError(
+            f"{name}: attention_mask must be {len(token_ids)} whole numbers, one for each token"
+        )
+    return tuple(token for token, is_token in zip(token_ids, array, strict=True) if is_token)

@@ -25,10 +25,12 @@ from extraction.reader import ActivationDataset
 from extraction.run_identity import new_run_id
 from extraction.storage import file_operations, open_storage
 from extraction.verify import verify
+from inference.datasets import read_fields
 from inference.distributed_inference_with_activations import run
 from inference.errors import InputError
 from inference.input_settings import OF_HUGGING_FACE, OF_TEXT_FILES
 from inference.language_model import LanguageModel
+from inference.prompt_forms import without_arrow_nulls
 from inference.settings import DistributedSettings
 
 ACTIVATIONS, OUTPUTS, INPUTS_FILE = "activations", "outputs", "inputs.jsonl"
@@ -99,7 +101,8 @@ def extract(
     Args:
         model: loaded; its parameters are used as they are.
         data: what `--dataset` takes; or texts, token ids, chats, or records (`{"text": ...}`,
-            `{"input_ids": ..., "attention_mask": ...}`), a Hugging Face dataset among them.
+            `{"input_ids": ..., "attention_mask": ...}`, a chat with `tools` beside it), a Hugging
+            Face dataset among them.
         base_folder: holds a folder for each run.
         hook_points: names, aliases, patterns.
         positions: selectors of tokens.
@@ -169,15 +172,16 @@ def _write_inputs(path: Path, data: Any, settings: DistributedSettings) -> None:
             f"a {type(data).__name__} is no list of inputs; give texts, token ids, records, or one"
             " split of a data set"
         )
-    fields = {settings.text_field, settings.id_field, "input_ids", "attention_mask", "entity"}
+    fields, is_arrow = read_fields(settings), hasattr(data, "features")
     lines = []
     for number, item in enumerate(data):
         record = item if isinstance(item, Mapping) else {settings.text_field: item}
         record = {name: value for name, value in record.items() if name in fields}
+        record = without_arrow_nulls(record) if is_arrow else record
         try:
             lines.append(json.dumps(record, ensure_ascii=False, default=_plain).encode() + b"\n")
         except (TypeError, ValueError) as error:  # surrogates too, which no file can hold
-            raise InputError(f"input {number} cannot be written as JSON: {error}") from None
+            raise InputError(f"data[{number}] cannot be written as JSON: {error}") from None
     content = b"".join(lines)
     if not path.exists():
         file_operations.make_folder(path.parent.absolute())

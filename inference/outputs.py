@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 OUTPUTS_FILE = "outputs.jsonl"
 SUBMISSION_FILE = "submission.json"
+FOUND_FIELD = "found_in_messages"
+"""Of a sample that is a chat: where the texts that `--positions` looks for were found."""
+
 NO_POSITION = "--positions chose none of its tokens"
 OUTPUT_FIELDS = frozenset(
     [
@@ -34,6 +37,7 @@ OUTPUT_FIELDS = frozenset(
         "text",
         "finish_reason",
         "reason",
+        FOUND_FIELD,
     ]
 )
 

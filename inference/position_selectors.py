@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 
 from inference.errors import InputError
-from inference.prompt_tokens import PromptTokens
+from inference.prompt_tokens import ChosenText, PromptTokens
 
 EXPRESSION = re.compile(
     r"(?P<name>[a-z]+)(\[(?P<options>[^\]]*)\])?(:(?P<argument>.*))?", re.DOTALL
@@ -38,10 +38,13 @@ class Selector:
     Attributes:
         prompt: positions in the prompt.
         generated: whether a generated token is chosen; None: none ever is.
+        chosen: the occurrences of a text in the document that the prompt is (a piece of); None: it
+            looks for none.
     """
 
     prompt: Callable[[PromptTokens], Iterable[int]]
     generated: Callable[[GeneratedToken], bool] | None = None
+    chosen: Callable[[PromptTokens], ChosenText] | None = None
 
 
 def parse_selector(expression: str) -> Selector:
@@ -173,33 +176,47 @@ class _Places:
             raise ValueError(f"tokens are all, first, last or last N, not {tokens!r}")
         return cls(occurrence, which, _number(count, "N") if count else 1)
 
-    def of(self, prompt: PromptTokens, spans: Sequence[tuple[int, int]]) -> list[int]:
-        """The tokens of the chosen spans of the text."""
+    def of(self, prompt: PromptTokens, spans: Sequence[tuple[int, int]]) -> ChosenText:
+        """The chosen spans of the text, and their tokens."""
         if self.occurrence != "every":
             spans = spans[:1] if self.occurrence == "first" else spans[-1:]
-        found: list[int] = []
+        found = []
         for start, stop in spans:
             tokens = prompt.within(start, stop)
             if self.tokens == "first":
                 tokens = tokens[:1]
             elif self.tokens == "last":
                 tokens = tokens[-self.count :]
-            found += tokens
-        return found
+            found.append(tokens)
+        return ChosenText(spans, found)
 
 
-def _of_text(choose: Callable[[PromptTokens], list[int]]) -> Selector:
-    """A selector that reads the text of the whole document, and keeps what lies in a piece."""
+def _of_text(
+    spans_of: Callable[[PromptTokens], Sequence[tuple[int, int]]],
+    places: _Places,
+    *,
+    is_found: bool = True,
+) -> Selector:
+    """A selector that reads the text of the whole document, and keeps what lies in a piece.
+
+    Args:
+        spans_of: what it looks for, places in the text.
+        places: which of them count.
+        is_found: it looks for a text, and does not take it from the chat's structure.
+    """
+
+    def chosen(prompt: PromptTokens) -> ChosenText:
+        whole = prompt.whole or prompt
+        if spans_of not in whole.chosen_by_text:
+            whole.chosen_by_text[spans_of] = places.of(whole, spans_of(whole))
+        return whole.chosen_by_text[spans_of]
 
     def of_prompt(prompt: PromptTokens) -> list[int]:
-        whole = prompt.whole or prompt
-        if choose not in whole.chosen_by_text:
-            whole.chosen_by_text[choose] = np.unique(np.array(choose(whole), np.int64))
-        chosen = whole.chosen_by_text[choose]
-        ends = np.searchsorted(chosen, [prompt.first, prompt.first + len(prompt.token_ids)])
-        return (chosen[slice(*ends)] - prompt.first).tolist()
+        positions = chosen(prompt).positions
+        ends = np.searchsorted(positions, [prompt.first, prompt.first + len(prompt.token_ids)])
+        return (positions[slice(*ends)] - prompt.first).tolist()
 
-    return Selector(of_prompt)
+    return Selector(of_prompt, chosen=chosen if is_found else None)
 
 
 def _occurrences(text: str, wanted: str) -> list[tuple[int, int]]:
@@ -212,7 +229,7 @@ def _substring(argument: str | None, options: Sequence[str]) -> Selector:
     if not argument:
         raise ValueError("needs a text: substring:TEXT")
     places = _Places.parse(options)
-    return _of_text(lambda prompt: places.of(prompt, _occurrences(_text_of(prompt), argument)))
+    return _of_text(lambda prompt: _occurrences(_text_of(prompt), argument), places)
 
 
 def _entity(argument: str | None, options: Sequence[str]) -> Selector:
@@ -220,15 +237,15 @@ def _entity(argument: str | None, options: Sequence[str]) -> Selector:
         raise ValueError("takes its text from the field `entity` of each task")
     places = _Places.parse(options)
 
-    def of_prompt(prompt: PromptTokens) -> list[int]:
+    def spans(prompt: PromptTokens) -> list[tuple[int, int]]:
         if not prompt.entity:
             raise InputError(
                 f"task {prompt.task_id!r} has no field `entity` (a text), which --positions entity"
                 " needs"
             )
-        return places.of(prompt, _occurrences(_text_of(prompt), prompt.entity))
+        return _occurrences(_text_of(prompt), prompt.entity)
 
-    return _of_text(of_prompt)
+    return _of_text(spans, places)
 
 
 def _regex(argument: str | None, options: Sequence[str]) -> Selector:
@@ -240,9 +257,10 @@ def _regex(argument: str | None, options: Sequence[str]) -> Selector:
     except re.error as error:
         raise ValueError(f"is no regular expression: {error}") from None
     return _of_text(
-        lambda prompt: places.of(
-            prompt, [m.span() for m in expression.finditer(_text_of(prompt)) if m.end() > m.start()]
-        )
+        lambda prompt: [
+            match.span() for match in expression.finditer(_text_of(prompt)) if match.group()
+        ],
+        places,
     )
 
 
@@ -251,26 +269,25 @@ def _role(argument: str | None, options: Sequence[str]) -> Selector:
         raise ValueError("needs a role: role:assistant")
     places = _Places.parse(options)
 
-    def of_prompt(prompt: PromptTokens) -> list[int]:
-        if prompt.messages is None:
+    def spans(prompt: PromptTokens) -> list[tuple[int, int]]:
+        if prompt.chat is None:
             raise InputError(
                 f"task {prompt.task_id!r} is no chat, which --positions role:... needs"
             )
-        text, at, spans = _text_of(prompt), 0, []
-        for message in prompt.messages:
-            content = message["content"].strip()  # as templates put it in
-            start = text.find(content, at)
-            if start < 0:
+        found = []
+        for number, span in prompt.chat.contents.items():
+            if prompt.chat.role(number) != argument:
+                continue
+            if span is None:
                 raise InputError(
-                    f"task {prompt.task_id!r}: the chat template changes the messages, so"
-                    " --positions role:... cannot find them"
+                    f"task {prompt.task_id!r}: the chat template rewrites the content of message"
+                    f" {number} ({argument}), so --positions role:{argument} cannot tell its tokens"
                 )
-            at = start + len(content)
-            if message["role"] == argument and content:
-                spans.append((start, at))
-        return places.of(prompt, spans)
+            if span[0] < span[1]:
+                found.append(span)
+        return sorted(found)
 
-    return _of_text(of_prompt)
+    return _of_text(spans, places, is_found=False)
 
 
 def _text_of(prompt: PromptTokens) -> str:

@@ -11,6 +11,7 @@ follows it.
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -43,6 +44,7 @@ class Positions:
             raise InputError(f"--positions needs at least one of {KNOWN}")
         negated = [e.removeprefix("not ") for e in expressions if _is_negated(e)]
         chosen = [e for e in expressions if not _is_negated(e)] or ["all"]
+        self._names = chosen
         self._chosen = [parse_selector(expression) for expression in chosen]
         self._excluded = [parse_selector(expression) for expression in negated]
 
@@ -66,6 +68,42 @@ class Positions:
         chosen = {at for selector in self._chosen for at in selector.prompt(prompt)}
         excluded = {at for selector in self._excluded for at in selector.prompt(prompt)}
         return tuple(sorted(chosen - excluded))
+
+    def found_in_messages(self, prompt: PromptTokens) -> list[dict[str, Any]] | None:
+        """In which message of a chat each text stands that a selector found.
+
+        Returns:
+            Of each occurrence with chosen tokens in the prompt `selector`, `text`, number and
+            `role` of the `message` (None where it stands in no content: in the template's own
+            text, or in what it rewrites), and `positions`. None of a prompt that is no chat, or
+            where no selector looks for a text.
+        """
+        selectors = [
+            (name, selector.chosen)
+            for name, selector in zip(self._names, self._chosen, strict=True)
+            if selector.chosen is not None
+        ]
+        whole = prompt.whole or prompt
+        if whole.chat is None or not selectors or not prompt.token_ids:
+            return None
+        found = []
+        for name, chosen in selectors:
+            occurrences = chosen(prompt)
+            for (start, stop), tokens in zip(occurrences.places, occurrences.tokens, strict=True):
+                here = [at - prompt.first for at in tokens]
+                here = [at for at in here if 0 <= at < len(prompt.token_ids)]
+                if here:
+                    message = whole.chat.message_at(start, stop)
+                    found.append(
+                        {
+                            "selector": name,
+                            "text": whole.chat.text[start:stop],
+                            "message": message,
+                            "role": None if message is None else whole.chat.role(message),
+                            "positions": here,
+                        }
+                    )
+        return found
 
     def generated_chooser(self, tokenizer: PreTrainedTokenizerBase | None) -> ChooseGenerated:
         """`of_generated` with the special tokens of a tokenizer."""

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from inference.chats import RenderedChat
 from inference.errors import InputError
 
 
@@ -23,7 +24,7 @@ class PromptTokens:
         special: ids of its special tokens.
         adds_special_tokens: whether the tokenizer put special tokens around the text.
         separators: how many tokens were put behind those of the text.
-        messages: of a chat, or None.
+        chat: that the text is the rendering of, or None.
         entity: text that the task names under `entity`, or None.
         seed: of random choices, this prompt's own.
         whole: the document that this is a piece of; None: it is whole.
@@ -37,7 +38,7 @@ class PromptTokens:
     special: frozenset[int] = frozenset()
     adds_special_tokens: bool = True
     separators: int = 0
-    messages: Sequence[Mapping[str, str]] | None = None
+    chat: RenderedChat | None = None
     entity: str | None = None
     seed: tuple[int, ...] = (0,)
     whole: "PromptTokens | None" = None
@@ -87,9 +88,27 @@ class PromptTokens:
         return tokens, starts[tokens], ends[tokens]
 
     @functools.cached_property
-    def chosen_by_text(self) -> dict[Callable[..., Any], np.ndarray]:
+    def chosen_by_text(self) -> dict[Callable[..., Any], "ChosenText"]:
         """What selectors that read the text chose in it, once for all pieces."""
         return {}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ChosenText:
+    """What a selector that reads the text chose in a document.
+
+    Attributes:
+        places: where each occurrence begins and ends in the text.
+        tokens: of each occurrence.
+    """
+
+    places: Sequence[tuple[int, int]]
+    tokens: Sequence[Sequence[int]]
+
+    @functools.cached_property
+    def positions(self) -> np.ndarray:
+        """Of the tokens of all occurrences, ascending, each once."""
+        return np.unique(np.array([at for tokens in self.tokens for at in tokens], np.int64))
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:

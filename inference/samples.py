@@ -8,7 +8,9 @@ from transformers import PreTrainedTokenizerBase
 
 from inference.arc import ArcTask, arc_prompt, augmentation
 from inference.arc_grids import GRID_ENCODERS
+from inference.chats import Chat, RenderedChat
 from inference.errors import InputError
+from inference.outputs import FOUND_FIELD
 from inference.positions import Positions
 from inference.prompt_tokens import PromptTokens, special_ids
 from inference.settings import ExtractionSettings
@@ -70,7 +72,7 @@ def make_samples(
         for sample_idx, (content, extra) in enumerate(prompts):
             if isinstance(content, tuple):  # before the tokenizer, which cannot take them all
                 _check_token_ids(f"task {task.task_id!r}", content, vocab_size)
-            prompt, token_ids = _tokenise(task.task_id, content, tokenizer, settings)
+            prompt, token_ids, chat = _tokenise(task.task_id, content, tokenizer, settings)
             _check_token_ids(f"task {task.task_id!r}", token_ids, vocab_size)
             entity = task.extra.get("entity") if isinstance(task, PromptTask) else None
             tokens = PromptTokens(
@@ -81,12 +83,12 @@ def make_samples(
                 special=special,
                 adds_special_tokens=isinstance(content, str) and settings.add_special_tokens,
                 separators=len(behind),
-                messages=content if isinstance(content, list) else None,
+                chat=chat,
                 entity=entity if isinstance(entity, str) else None,
             )
             for piece, part in enumerate(_pieces(tokens, length, settings.truncate)):
                 part = dataclasses.replace(part, seed=(settings.random_seed, number))
-                is_whole = part.whole is None
+                is_whole, found = part.whole is None, positions.found_in_messages(part)
                 yield Sample(
                     number=number,
                     task_id=task.task_id,
@@ -94,7 +96,11 @@ def make_samples(
                     prompt=prompt if is_whole else _decode_piece(tokenizer, part),
                     token_ids=tuple(part.token_ids),
                     positions=positions.of_prompt(part),
-                    extra={**extra, **({} if is_whole else _place_in_document(part, tokens))},
+                    extra={
+                        **extra,
+                        **({} if is_whole else _place_in_document(part, tokens)),
+                        **({} if found is None else {FOUND_FIELD: found}),
+                    },
                 )
                 number += 1
 
@@ -157,12 +163,14 @@ def _check_token_ids(where: str, token_ids: Sequence[int], vocab_size: int) -> N
         )
 
 
-Content = str | list[dict[str, str]] | tuple[int, ...]
+Content = str | Chat | tuple[int, ...]
 """A text, a chat, or token ids."""
 
 
 def _own_prompt(task: PromptTask) -> tuple[Content, Mapping[str, Any]]:
-    for content in (task.prompt, task.messages, task.token_ids):
+    if task.messages is not None:
+        return Chat(messages=task.messages, tools=task.tools), task.extra
+    for content in (task.prompt, task.token_ids):
         if content is not None:
             return content, task.extra
     raise AssertionError("read_tasks lets no task pass without a prompt")
@@ -182,7 +190,7 @@ def _arc_prompts(
                 "augmentation": dataclasses.asdict(change),
             }
             if settings.prompt_style == "chat":
-                yield [{"role": "user", "content": text}], extra
+                yield Chat(messages=[{"role": "user", "content": text}]), extra
             else:
                 yield text, extra
 
@@ -203,31 +211,24 @@ def _tokenise(
     content: Content,
     tokenizer: PreTrainedTokenizerBase | None,
     settings: ExtractionSettings,
-) -> tuple[str | None, tuple[int, ...]]:
+) -> tuple[str | None, tuple[int, ...], RenderedChat | None]:
+    """The text if there is any, its tokens, and the chat that it is of if it is of one."""
     if isinstance(content, tuple):
-        return decode_text(tokenizer, content, skip_special_tokens=False), content
+        return decode_text(tokenizer, content, skip_special_tokens=False), content, None
     if tokenizer is None:
         raise InputError(
             f"task {task_id!r} has a text, but the checkpoint has no tokenizer; give token_ids"
         )
     if isinstance(content, str):
         ids = tokenizer(content, add_special_tokens=settings.add_special_tokens)["input_ids"]
-        return content, tuple(ids)
-    if not tokenizer.chat_template:
-        raise InputError(
-            f"task {task_id!r} is a chat, but the tokenizer has no chat template"
-            " (for ARC tasks: --prompt_style plain)"
-        )
-    try:
-        text = tokenizer.apply_chat_template(
-            content, tokenize=False, add_generation_prompt=settings.dataset is None
-        )
-    except Exception as error:  # a template is a program of the checkpoint's
-        raise InputError(
-            f"task {task_id!r}: the tokenizer's chat template fails: {error}"
-        ) from None
-    assert isinstance(text, str)
-    return text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return content, tuple(ids), None
+    chat = RenderedChat(
+        task_id=task_id,
+        chat=content,
+        tokenizer=tokenizer,
+        add_generation_prompt=settings.dataset is None,
+    )
+    return chat.text, tuple(tokenizer(chat.text, add_special_tokens=False)["input_ids"]), chat
 
 
 def reason_to_skip(sample: Sample, context: int, max_new_tokens: int) -> str | None:

@@ -5,6 +5,7 @@ from itertools import groupby
 
 from transformers import PreTrainedTokenizerBase
 
+from inference.outputs import FOUND_FIELD
 from inference.samples import Sample, decode_text
 
 OPEN, CLOSE = "⟦", "⟧"
@@ -39,4 +40,9 @@ def print_samples(
             f"{sample.task_id}, sample_idx {sample.sample_idx}: {len(sample.positions)} of"
             f" {len(sample.token_ids)} prompt tokens"
         )
+        for found in sample.extra.get(FOUND_FIELD, ()):
+            place = "no message: in the chat template's own text"
+            if found["message"] is not None:
+                place = f"message {found['message']} ({found['role']})"
+            print(f"  {found['selector']} found {found['text']!r} in {place}")
         print(mark_tokens(tokenizer, sample.token_ids, sample.positions))

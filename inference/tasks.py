@@ -5,8 +5,9 @@
     JSON list   [{"task_id": ..., "prompt": ...}, ...]
     JSON Lines  the same objects, one a line
 
-A prompt is a text (`prompt`), a chat (`messages`, to which the tokenizer's template is applied)
-or token ids (`token_ids`). Further fields of a task go into its output line.
+A prompt is a text (`prompt`), a chat (`messages`, to which the tokenizer's template is applied,
+with the task's `tools`) or token ids (`token_ids`). Further fields of a task go into its output
+line.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import hashlib
 import json
 import math
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from inference.arc import ArcTask
@@ -22,8 +23,15 @@ from inference.arc_grids import Grid, is_grid
 from inference.errors import InputError
 from inference.input_files import InputFile, read_input_files
 from inference.outputs import OUTPUT_FIELDS
+from inference.prompt_forms import (
+    Message,
+    read_messages,
+    read_text,
+    read_tools,
+    refuse_surrogates,
+    token_ids_of,
+)
 
-PROMPT_FIELDS = ("prompt", "messages", "token_ids")
 MAX_TASK_ID_BYTES = 512
 MAX_DIGITS = 300
 
@@ -36,13 +44,15 @@ class PromptTask:
         task_id: its name.
         prompt: a text.
         messages: a chat, `[{"role": ..., "content": ...}, ...]`.
+        tools: JSON schemas that the chat's template tells the model of.
         token_ids: a prompt that is tokenised already.
         extra: the task's other fields.
     """
 
     task_id: str
     prompt: str | None = None
-    messages: list[dict[str, str]] | None = None
+    messages: Sequence[Message] | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
     token_ids: tuple[int, ...] | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -206,51 +216,60 @@ def _prompt_task(where: str, entry: Any) -> PromptTask:
     task_id = entry.get("task_id")
     if isinstance(task_id, bool) or not isinstance(task_id, str | int):
         raise InputError(f"{where}: task_id must be a text or a whole number, not {task_id!r:.40}")
+    where, task_id = f"{where}, task {task_id!r}", str(task_id)
+    return read_entry(where, task_id, {n: v for n, v in entry.items() if n != "task_id"})
+
+
+def read_entry(where: str, task_id: str, entry: Mapping[str, Any]) -> PromptTask:
+    """The task of an object with one of `PROMPT_FIELDS`.
+
+    Args:
+        where: it stands, for messages.
+        task_id: of the task.
+        entry: its other fields.
+
+    Raises:
+        InputError: there is no prompt, or a wrong one; or a field would hide one of an output line.
+    """
     given = [name for name in PROMPT_FIELDS if name in entry]
     if len(given) != 1:
         found = " and ".join(given) or "none"
         raise InputError(
-            f"{where}, task {task_id!r}: exactly one of {', '.join(PROMPT_FIELDS)} is needed,"
-            f" found {found}"
+            f"{where}: exactly one of {', '.join(PROMPT_FIELDS)} is needed, found {found}"
         )
     (form,) = given
-    value: Any = entry[form]
-    valid = {
-        "prompt": isinstance(value, str),
-        "messages": isinstance(value, list)
-        and len(value) > 0
-        and all(
-            isinstance(m, dict)
-            and isinstance(m.get("role"), str)
-            and isinstance(m.get("content"), str)
-            for m in value
-        ),
-        "token_ids": isinstance(value, list) and all(type(t) is int for t in value),
-    }
-    if not valid[form]:
-        wanted = {
-            "prompt": "a text",
-            "messages": 'a list of {"role", "content"}',
-            "token_ids": "a list of whole numbers",
-        }
-        raise InputError(f"{where}, task {task_id!r}: {form} must be {wanted[form]}")
-    extra = {name: v for name, v in entry.items() if name not in ("task_id", form)}
+    prompt = {form: READERS[form](f"{where}: {form}", entry[form])}
+    if form == "messages":
+        prompt["tools"] = read_tools(f"{where}: tools", entry.get("tools"))
+    extra = {name: value for name, value in entry.items() if name not in prompt}
     taken = sorted(extra.keys() & OUTPUT_FIELDS)
     if taken:
         raise InputError(
-            f"{where}, task {task_id!r}: the field {taken[0]!r} would collide with the same field"
-            " of outputs.jsonl; rename it"
+            f"{where}: the field {taken[0]!r} would collide with the same field of outputs.jsonl;"
+            " rename it"
         )
-    for name, content in entry.items():
-        if any(0xD800 <= ord(c) <= 0xDFFF for c in json.dumps([name, content], ensure_ascii=False)):
-            raise InputError(f"{where}, task {task_id!r}: {name!r} holds half of a surrogate pair")
-    return PromptTask(
-        task_id=str(task_id),
-        prompt=entry.get("prompt"),
-        messages=entry.get("messages"),
-        token_ids=tuple(entry["token_ids"]) if form == "token_ids" else None,
-        extra=extra,
-    )
+    for name, content in extra.items():
+        refuse_surrogates(
+            f"{where}: the field {name!r}", json.dumps([name, content], ensure_ascii=False)
+        )
+    return PromptTask(task_id=task_id, extra=extra, **prompt)
+
+
+def _token_ids(where: str, value: Any) -> tuple[int, ...]:
+    ids = token_ids_of(value)
+    if ids is None:
+        raise InputError(f"{where} must be a list of whole numbers, not {value!r:.40}")
+    return ids
+
+
+READERS: dict[str, Callable[[str, Any], Any]] = {
+    "prompt": read_text,
+    "messages": read_messages,
+    "token_ids": _token_ids,
+}
+"""Of each form of a prompt what reads it."""
+
+PROMPT_FIELDS = tuple(READERS)
 
 
 def _arc_task(file: InputFile, task_id: str, content: Any) -> ArcTask:

@@ -9,6 +9,7 @@ import pytest
 
 from examples.make_demo import make_tokenizer
 from inference.capture import capture
+from inference.chats import Chat, RenderedChat
 from inference.extract import extract
 from inference.language_model import load_model
 from inference.position_selectors import SELECTORS
@@ -45,18 +46,22 @@ def tokenizer():
 )
 def test_prompts(tokenizer, expressions, shown):
     text = shown.replace(OPEN, "").replace(CLOSE, "")
-    is_chat = text.startswith("<|im_start|>")
-    if is_chat:
-        assert text == tokenizer.apply_chat_template(
-            CHAT, tokenize=False, add_generation_prompt=True
+    chat = None
+    if text.startswith("<|im_start|>"):
+        chat = RenderedChat(
+            task_id="example",
+            chat=Chat(messages=CHAT),
+            tokenizer=tokenizer,
+            add_generation_prompt=True,
         )
+        assert text == chat.text
     prompt = PromptTokens(
         task_id="example",
         token_ids=tokenizer(text)["input_ids"],
         text=text,
         tokenizer=tokenizer,
         special=special_ids(tokenizer),
-        messages=CHAT if is_chat else None,
+        chat=chat,
         entity="Paris",
     )
     chosen = Positions(expressions).of_prompt(prompt)

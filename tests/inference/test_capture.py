@@ -1,5 +1,8 @@
 """Rows in memory: torch's, whatever the padding, the batch and the selectors."""
 
+import array
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -122,6 +125,55 @@ def test_texts_and_chats(demo_checkpoint):
     np.testing.assert_array_equal(both["layer_1"], alone["layer_1"])
 
 
+class Named(str):
+    """A text that calls itself something else."""
+
+    def __str__(self):
+        return "named"
+
+
+def test_ids_and_texts_of_other_types(model, demo_checkpoint):
+    kinds = [
+        [np.int64(5), 6], (5, np.uint8(6)), np.array([5, 6], np.uint16), torch.tensor([5, 6]),
+        jnp.array([5, 6]), [torch.tensor(5), jnp.int32(6)], range(5, 7), iter([5, 6]),
+        array.array("i", [5, 6]),
+    ]  # fmt: skip
+    assert set(capture(model, kinds, HOOKS).token_ids) == {(5, 6)}
+    demo = load_model(str(demo_checkpoint))
+    ours, theirs = capture(demo, [Named("Paris"), "Paris"], "layer_1").token_ids
+    assert ours == theirs
+
+
+def test_positions_in_a_chat_come_from_its_structure(demo_checkpoint):
+    """The template says assistant, a and user before the messages do."""
+    model = load_model(str(demo_checkpoint))
+    for content in ("assistant", "a", "user", "<|im_end|>", "東京 "):
+        chat = [{"role": "user", "content": content}]
+        captured = capture(model, [chat], "layer_1", "role:user")
+        before = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        first = len(model.tokenizer(before)["input_ids"])
+        count = len(model.tokenizer(content)["input_ids"])
+        assert captured.position.tolist() == list(range(first, first + count))
+        assert model.tokenizer.decode(captured.token_id) == content
+
+
+def test_tools_and_entities_stand_beside_the_prompt(demo_checkpoint):
+    model = load_model(str(demo_checkpoint))
+    model.tokenizer.chat_template = (
+        "{{ tools | tojson }}{% for m in messages %}{{ m | tojson }}{% endfor %}"
+    )
+    chat = [{"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    captured = capture(model, [{"messages": chat, "tools": tools}], "layer_1")
+    assert model.tokenizer.decode(captured.token_ids[0]) == model.tokenizer.apply_chat_template(
+        chat, tools=tools, tokenize=False
+    )
+    texts = [{"prompt": "Rome or Paris", "entity": "Paris"}, {"prompt": "Rome", "entity": "Rome"}]
+    captured = capture(model, texts, "layer_1", "entity")
+    words = [captured.token_id[captured.sample == n] for n in (0, 1)]
+    assert [model.tokenizer.decode(ids).strip() for ids in words] == ["Paris", "Rome"]
+
+
 def test_no_inputs(model):
     captured = capture(model, [], HOOKS)
     assert len(captured) == 0
@@ -145,17 +197,37 @@ def test_what_is_of_other_samples_is_refused(model, fields):
         capture(model, IDS, ["layer_1"], interventions=steer)
 
 
+NO_INPUTS = [
+    np.array([1.5]), [1.0], [1, 2.0], [True, False], [1, True], [np.True_, 1], np.array([True]),
+    torch.tensor([True]), [torch.tensor(True), 1], b"abc", bytearray(b"abc"), memoryview(b"abc"),
+    {1, 2}, ["1"], [None], 7, None, [[1, 2], [3]], np.array(5), np.ones((1, 2), int), [[1]],
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        ([[]], "input 0: the prompt is empty"),
-        ([[1], [1] * 1025], "input 1: 1025 prompt tokens"),
-        ([np.array([1.5])], "input 0 must be a text, a chat or token ids"),
-        ([[1, 300]], "token id 300"),
-        (["a"], "no tokenizer"),
-        ([1, 2, 3], "input 0 must be a text, a chat or token ids"),
-        ([[[1, 2], [3]]], "input 0 must be a text, a chat or token ids"),
-        ("text", "not one text"),
+        ([[]], r"^inputs\[0\]: the prompt is empty"),
+        ([np.zeros(0)], r"^inputs\[0\]: the prompt is empty"),
+        ([[1], [1] * 1025], r"^inputs\[1\]: 1025 prompt tokens"),
+        ([[1, 300]], r"'inputs\[0\]': token id 300"),
+        ([[1, -1]], r"'inputs\[0\]': token id -1"),
+        ([[1, 2**70]], r"'inputs\[0\]': token id 1180591620717411303424"),
+        (["a"], r"'inputs\[0\]' .* no tokenizer"),
+        (["\ud800"], r"^inputs\[0\] holds half of a surrogate pair"),
+        ([[{"role": "user", "content": "\udfff"}]], r"^inputs\[0\]: message 0 holds half of"),
+        ([[{"role": "user", "content": {1}}]], r"^inputs\[0\]: message 0: content must be"),
+        (
+            [[{"role": "user", "content": "a", "x": {1}}]],
+            "message 0 holds what JSON cannot",
+        ),
+        ([{"text": "a"}], r"^inputs\[0\]: exactly one of prompt, messages, token_ids"),
+        ("text", "not one str"),
+        (b"text", "not one bytes"),
+    ]
+    + [
+        ([[1], content], r"^inputs\[1\] must be a text, a chat .* or token ids")
+        for content in NO_INPUTS
     ],
 )
 def test_what_is_wrong_is_told(model, inputs, words):

@@ -1,6 +1,7 @@
 """Documents from every kind of source, cut, chosen and named."""
 
 import collections
+import copy
 import dataclasses
 import io
 import json
@@ -21,6 +22,7 @@ from inference.input_settings import InputSettings
 from inference.samples import make_samples, reason_to_skip
 from inference.settings import ExtractionSettings
 from inference.simple_extraction_inference import main
+from inference.tasks import read_tasks
 
 V = 4_096
 TEXTS = ["Paris is in France.", "東京 and 🧩", " one  two\tthree"]
@@ -101,12 +103,54 @@ def test_chats_of_records(tmp_path, name):
     assert document.messages == chat
 
 
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}
+CALLING = [
+    {"role": "user", "content": "Weather?"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "name": "weather", "content": "rain"},
+    {"role": "assistant", "content": "It rains.", "reasoning_content": "Rain is wet."},
+]
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}},
+    {"type": "function", "function": {"name": "time", "description": "Of the day."}},
+]
+PRINTING = (
+    "{{ tools | tojson }}{% for m in messages %}{{ m.role }}{% if m.name is defined %}"
+    "({{ m.name }}){% endif %}: {{ m.content }}{% if m.tool_calls is defined %}"
+    "{{ m.tool_calls | tojson }}{% endif %}\n{% endfor %}"
+)
+"""Prints all that it is given."""
+
+
+@pytest.mark.parametrize("name", [*SOURCES, "tasks"])
+def test_chats_with_tools_are_rendered_alike(tmp_path, tokenizer, name):
+    """Whatever they are read from: `transformers` renders the same objects."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = PRINTING
+    wanted = tokenizer.apply_chat_template(CALLING, tools=TOOLS, tokenize=False)
+    assert all(text in wanted for text in ("(weather): rain", '"city": "Paris"', '"Of the day."'))
+    assert wanted.count("null") == wanted.count("None") == 0
+    record = {"messages": CALLING, "tools": TOOLS}
+    if name == "tasks":
+        (tmp_path / "tasks.json").write_text(json.dumps([{"task_id": "a"} | record]))
+        tasks = read_tasks(str(tmp_path / "tasks.json"))
+        settings = ExtractionSettings(model_path="m", tasks_file="tasks.json")
+    else:
+        write_records(tmp_path / name, [record])
+        settings = settings_of(tmp_path / name, text_field="messages")
+        tasks = read_inputs(settings, 0)
+    (sample,) = make_samples(tasks, tokenizer, V, settings)
+    assert sample.prompt == wanted
+    assert "tools" not in sample.extra
+
+
 def test_a_split_of_a_saved_dictionary(tmp_path):
     parts = {"train": datasets.Dataset.from_list([{"text": "a"}]),
              "test": datasets.Dataset.from_list([{"text": "b"}])}  # fmt: skip
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "both"))
     assert prompts(tmp_path / "both", dataset_split="test") == ["b"]
-    with pytest.raises(InputError, match="other"):
+    with pytest.raises(InputError, match="no split 'other', but train, test; --dataset_split"):
         read(tmp_path / "both", dataset_split="other")
 
 
@@ -218,18 +262,39 @@ def array_bytes(array):
         ("a.txt", b"\xff\xfe", "not UTF-8"),
         ("a.csv", b"a,b", ".txt, .jsonl"),
         ("a.jsonl", b"[1]", "line 1: a record is an object"),
-        ("a.jsonl", b'{"text": 1}', "must hold a text, a chat or token ids, not 1"),
+        ("a.jsonl", b'{"text": 1}', "must be a text, a chat .* or token ids .*, not int 1"),
         ("a.jsonl", b'{"txt": "a"}', "the record has txt"),
-        ("a.jsonl", b'{"text": [1.5]}', "a text, a chat or token ids"),
-        ("a.jsonl", b'{"text": [{"role": "user"}]}', "a text, a chat or token ids"),
+        ("a.jsonl", b'{"text": [1.5]}', "a text, a chat .* or token ids"),
+        ("a.jsonl", b'{"text": [true, false]}', "a text, a chat .* or token ids"),
+        ("a.jsonl", b'{"text": [1, true]}', "a text, a chat .* or token ids"),
+        ("a.jsonl", b'{"text": ["a"]}', "a text, a chat .* or token ids"),
+        ("a.jsonl", b'{"text": {"a": 1}}', "a text, a chat .* or token ids"),
+        ("a.jsonl", b'{"text": [{"role": "user"}]}', "message 0: content must be a text, or null"),
+        ("a.jsonl", b'{"text": [{"role": "user", "content": null, "tool_calls": []}]}', "or null"),
+        ("a.jsonl", b'{"text": [{"role": 1, "content": "a"}]}', "message 0: role must be"),
+        (
+            "a.jsonl",
+            b'{"text": [{"role": "tool", "content": "a", "name": 1}]}',
+            "name must be a text",
+        ),
+        (
+            "a.jsonl",
+            b'{"text": [{"role": "user", "content": "a"}], "tools": "x"}',
+            "tools must be a list of JSON schemas",
+        ),
         ("a.jsonl", b'{"text": "\\ud800"}', "surrogate"),
         ("a.jsonl", b'{"text": "a"', "line 1"),
         ("a.jsonl", b'{"text": "a", "entity": "\\ud800"}', "surrogate"),
         ("a.jsonl", b'{"text": [{"role": "user", "content": "\\ud800"}]}', "surrogate"),
-        ("a.jsonl", b'{"text": [{"role": "user", "content": "a"}, "b"]}', "a text, a chat"),
-        ("a.jsonl", b'{"text": [[1, 2], [3]]}', "a text, a chat or token ids"),
-        ("a.jsonl", b'{"input_ids": [1, 2], "attention_mask": [1]}', "a text, a chat"),
-        ("a.jsonl", b'{"input_ids": [1, 2], "attention_mask": "11"}', "a text, a chat"),
+        ("a.jsonl", b'{"text": [{"role": "user", "content": "a"}, "b"]}', "message 1"),
+        ("a.jsonl", b'{"text": [[1, 2], [3]]}', "a text, a chat .* or token ids"),
+        ("a.jsonl", b'{"input_ids": [1, 2], "attention_mask": [1]}', "attention_mask must be 2"),
+        ("a.jsonl", b'{"input_ids": [1, 2], "attention_mask": "11"}', "attention_mask must be 2"),
+        (
+            "a.jsonl",
+            b'{"input_ids": [1, 2], "attention_mask": [[1], [1, 2]]}',
+            "attention_mask must be 2",
+        ),
         ("a.parquet", b"PAR1 no", "no Parquet file"),
         ("a.npy", b"no array", "no array that can be read"),
         ("a.npy", array_bytes(np.zeros((2, 2))), "whole numbers"),
@@ -309,7 +374,7 @@ def test_a_random_sample_is_fair_and_seeded():
 
 
 def settings_of(path, **fields):
-    return ExtractionSettings(model_path="", dataset=str(path), **fields)
+    return ExtractionSettings(model_path="m", dataset=str(path), **fields)
 
 
 def samples_of(tokenizer, path, **fields):

@@ -2,12 +2,14 @@
 
 import datetime
 import json
+import shutil
 
 import datasets
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from extraction.errors import StoreError
 from inference import extract as extract_module
@@ -116,6 +118,29 @@ def test_into_a_bucket(model, tmp_path, bucket):
 def test_columns_that_nobody_reads_do_not_matter(model, tmp_path):
     records = [{"text": IDS[0], "when": datetime.datetime(2026, 1, 1), "score": float("nan")}]
     assert extract(model, records, tmp_path, "layer_0").n_samples == 1
+
+
+@pytest.mark.parametrize("kind", [list, datasets.Dataset.from_list], ids=["list", "datasets"])
+def test_chats_with_tools_are_what_transformers_makes_of_them(demo_checkpoint, tmp_path, kind):
+    """Also where Arrow gives every tool and every message the fields of all."""
+    checkpoint = shutil.copytree(demo_checkpoint, tmp_path / "checkpoint")
+    template = "{{ tools | tojson }}{% for m in messages %}{{ m | tojson }}{% endfor %}"
+    (checkpoint / "chat_template.jinja").write_text(template)
+    chat = [
+        {"role": "user", "content": "Paris?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]},
+        {"role": "tool", "content": "rain", "name": "f"},
+    ]
+    tools = [{"name": "f", "parameters": {"a": "text"}}, {"name": "g", "description": "G"}]
+    data = kind([{"messages": chat, "tools": tools}])
+    run = extract(
+        load_model(str(checkpoint)), data, tmp_path / "runs", "layer_0", text_field="messages"
+    )
+    (line,) = run.outputs()
+    wanted = AutoTokenizer.from_pretrained(checkpoint).apply_chat_template(
+        chat, tools=tools, tokenize=False
+    )
+    assert line["prompt"] == wanted
 
 
 def test_the_inputs_of_a_run_stay(model, tmp_path):

@@ -188,3 +188,28 @@ def test_the_show_flag_prints_the_chosen_tokens(tmp_path, demo_checkpoint, capsy
     keys = ActivationDataset(tmp_path / "act", 1).keys()
     assert keys.position.tolist() == list(range(len(keys)))
     assert np.all(keys.step == 0)
+
+
+def test_a_chats_output_line_says_in_which_message_a_text_was_found(
+    tmp_path, demo_checkpoint, capsys
+):
+    """The default system prompt of the template speaks of an assistant too."""
+    messages = [{"role": "user", "content": "An assistant?"}]
+    task = {"task_id": "a", "messages": messages, "entity": "assistant"}
+    (tmp_path / "tasks.json").write_text(json.dumps([task]))
+    status = simple(
+        ["--model_path", str(demo_checkpoint), "--tasks_file", str(tmp_path / "tasks.json"),
+         "--output_dir", str(tmp_path / "out"), "--activations_dir", str(tmp_path / "act"),
+         "--positions", "entity[every,last]", "--show_positions", "1"]
+    )  # fmt: skip
+    assert status == 0
+    (line,) = map(json.loads, (tmp_path / "out/outputs.jsonl").read_text().splitlines())
+    found = line["found_in_messages"]
+    assert [(each["message"], each["role"]) for each in found] == [
+        (None, None),  # the system prompt
+        (0, "user"),
+        (None, None),  # the prompt for an answer
+    ]
+    positions = [position for each in found for position in each["positions"]]
+    assert ActivationDataset(tmp_path / "act", 1).keys().position.tolist() == positions
+    assert "'assistant' in message 0 (user)" in capsys.readouterr().out

@@ -118,25 +118,6 @@ def test_random_positions_follow_the_seed():
     assert chosen(text, "random:5", seed=(0, 3)) == chosen(text, "random:5", seed=(0, 3))
 
 
-def test_roles_are_found_in_order():
-    chat = [
-        {"role": "user", "content": "yes"},
-        {"role": "assistant", "content": "yes"},
-        {"role": "user", "content": " yes\n"},
-        {"role": "assistant", "content": ""},
-    ]
-    text = TOKENIZER.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    prompt = prompt_of(text, messages=chat)
-    users = Positions(["role:user"]).of_prompt(prompt)
-    assistant = Positions(["role:assistant"]).of_prompt(prompt)
-    assert max(assistant) < max(users)
-    assert min(users) < min(assistant)
-    assert Positions(["role:system"]).of_prompt(prompt) == ()
-    for positions, count in ((users, 2), (assistant, 1)):
-        ids = [prompt.token_ids[n] for n in positions]
-        assert TOKENIZER.decode(ids).count("yes") == count
-
-
 def test_generated_tokens():
     special = special_ids(TOKENIZER)
     end = TOKENIZER.eos_token_id
@@ -215,8 +196,6 @@ def test_what_a_prompt_does_not_have_is_told():
     odd = PromptTokens(task_id="t", token_ids=letters, text="Paris", tokenizer=TOKENIZER)
     with pytest.raises(InputError, match="not those that the tokenizer makes"):
         Positions(["substring:a"]).of_prompt(odd)
-    with pytest.raises(InputError, match="the chat template changes the messages"):
-        chosen("Hello", "role:user", messages=[{"role": "user", "content": "Bye"}])
 
 
 def test_the_flags_help_names_every_selector():

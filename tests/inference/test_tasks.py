@@ -257,6 +257,11 @@ def test_entry_of_wrong_type(write_tasks):
         ("messages", [{"role": 1, "content": "x"}]),
         ("messages", [{"role": "user"}]),
         ("messages", [{"role": "user", "content": 5}]),
+        ("messages", [{"role": "assistant", "content": None}]),
+        ("messages", [{"role": "assistant", "content": None, "tool_calls": []}]),
+        ("messages", [{"role": "assistant", "content": None, "tool_calls": "call"}]),
+        ("messages", [{"role": "user", "content": [{"type": "text", "text": "x"}]}]),
+        ("messages", [{"role": "tool", "content": "x", "name": ["a"]}]),
         ("token_ids", "12"),
         ("token_ids", [1.0]),
         ("token_ids", [True]),
@@ -265,6 +270,20 @@ def test_entry_of_wrong_type(write_tasks):
 )
 def test_prompt_of_wrong_type(write_tasks, form, value):
     refusal(write_tasks([entry(**{form: value})]), "entry 1", "'a'", form, "must be")
+
+
+def test_tools_are_part_of_a_chat(write_tasks):
+    messages = [
+        {"role": "user", "content": "x", "name": None},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]},
+    ]
+    (task,) = read_tasks(write_tasks([entry(messages=messages, tools=[{"a": None}], label=1)]))
+    assert task.messages == [{"role": "user", "content": "x"}, messages[1], messages[1]]
+    assert (task.tools, task.extra) == ([{"a": None}], {"label": 1})
+    (task,) = read_tasks(write_tasks([entry(prompt="x", tools=["of the user"])]))
+    assert (task.tools, task.extra) == (None, {"tools": ["of the user"]})
+    refusal(write_tasks([entry(messages=messages, tools=["f"])]), "'a'", "tools must be")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,165 @@
+"""What a prompt may be, whichever input it comes from: a text, a chat, or token ids.
+
+Tasks files, data sets and `capture` read their prompts here, so a chat that one of them takes all
+of them take, and render alike.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
+
+import numpy as np
+
+from inference.errors import InputError
+
+Message = dict[str, Any]
+"""`{"role", "content"}`, and what else the chat template reads: `name`, `tool_calls`, ..."""
+
+
+def read_prompt(where: str, value: Any) -> dict[str, Any]:
+    """The one of `prompt`, `messages` and `token_ids` that a value is, under that name.
+
+    Args:
+        where: it stands, the subject of a message.
+        value: to look at.
+
+    Raises:
+        InputError: it is none of the three, or a wrong one.
+    """
+    if isinstance(value, str):
+        return {"prompt": read_text(where, value)}
+    if isinstance(value, Sequence) and any(isinstance(part, Mapping) for part in value):
+        return {"messages": read_messages(where, value)}
+    ids = token_ids_of(value)
+    if ids is None:
+        raise InputError(
+            f"{where} must be a text, a chat (a list of messages) or token ids (whole numbers),"
+            f" not {type(value).__name__} {value!r:.60}"
+        )
+    return {"token_ids": ids}
+
+
+def read_text(where: str, value: Any) -> str:
+    """The value, if it is a text that a file can hold.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not isinstance(value, str):
+        raise InputError(f"{where} must be a text, not {value!r:.40}")
+    refuse_surrogates(where, value)
+    return str.__str__(value)  # of a subclass its characters, not what it calls itself
+
+
+def read_messages(where: str, value: Any) -> list[Message]:
+    """The messages of a chat, with all that the template may read.
+
+    A field that is null counts as missing, but for `content`, which may be null beside
+    `tool_calls`.
+
+    Raises:
+        InputError: they are no chat.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
+        raise InputError(f'{where} must be a list of {{"role", "content"}}, not {value!r:.40}')
+    return [_message(f"{where}: message {number}", each) for number, each in enumerate(value)]
+
+
+def _message(where: str, value: Any) -> Message:
+    if not isinstance(value, Mapping):
+        raise InputError(f'{where} must be an object {{"role", "content"}}, not {value!r:.40}')
+    message = {name: part for name, part in value.items() if part is not None or name == "content"}
+    message.setdefault("content", None)  # behind the others, in whose order a template may print
+    if not isinstance(message.get("role"), str):
+        raise InputError(f"{where}: role must be a text, not {message.get('role')!r:.40}")
+    calls = message.get("tool_calls")
+    if calls is not None and not _are_objects(calls):
+        raise InputError(f"{where}: tool_calls must be a list of objects, not {calls!r:.40}")
+    if not isinstance(message.get("name", ""), str):
+        raise InputError(f"{where}: name must be a text, not {message['name']!r:.40}")
+    content = message["content"]
+    if not isinstance(content, str) and (content is not None or not calls):
+        raise InputError(
+            f"{where}: content must be a text, or null beside tool_calls, not {content!r:.40}"
+        )
+    _refuse_what_json_cannot_hold(where, message)
+    return message
+
+
+def read_tools(where: str, value: Any) -> list[dict[str, Any]] | None:
+    """The tools that a chat's template is told of, JSON schemas; None without any.
+
+    Raises:
+        InputError: they are none.
+    """
+    if value is None:
+        return None
+    if not _are_objects(value):
+        raise InputError(f"{where} must be a list of JSON schemas (objects), not {value!r:.40}")
+    _refuse_what_json_cannot_hold(where, value)
+    return [dict(tool) for tool in value] or None
+
+
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(part, Mapping) for part in value)
+
+
+def _refuse_what_json_cannot_hold(where: str, value: Any) -> None:
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{where} holds what JSON cannot: {error}") from None
+    refuse_surrogates(where, text)
+
+
+def refuse_surrogates(where: str, text: str) -> None:
+    """Makes sure that a file can hold a text.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+        raise InputError(f"{where} holds half of a surrogate pair, which no file can store")
+
+
+def token_ids_of(value: Any) -> tuple[int, ...] | None:
+    """The value as token ids, or None if it is no list or array of whole numbers.
+
+    Truth values are no numbers here, bytes no ids, and the order of a set is not told.
+    """
+    if hasattr(value, "__array__"):  # of numpy, jax or torch
+        array = np.asarray(value)
+        is_whole = array.dtype.kind in "iu" or not array.size
+        return tuple(array.tolist()) if array.ndim == 1 and is_whole else None
+    if not isinstance(value, Iterable) or isinstance(
+        value, str | bytes | bytearray | memoryview | Mapping | Set
+    ):
+        return None
+    parts = list(value)
+    return tuple(map(int, parts)) if all(map(_is_whole_number, parts)) else None
+
+
+def _is_whole_number(value: Any) -> bool:
+    if type(value) is int:
+        return True
+    is_number = isinstance(value, int | np.number) or hasattr(value, "__array__")
+    return is_number and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iu"
+
+
+def without_arrow_nulls(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record as its JSON was, before Arrow gave each object in it the fields of all others.
+
+    Arrow stores a list of objects as columns: what one of them has all have, with null for what
+    was not there. A chat template would print those. A null that was there is lost with them.
+    """
+    return {name: _without_nulls(part) for name, part in record.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_nulls(part) for name, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if _may_hold_objects(value) else value
+
+
+def _may_hold_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping | list)
