@@ -1,18 +1,12 @@
 """What all tests share: strictness, and small checkpoints that transformers and torch write."""
 
-import atexit
 import os
-import shutil
-import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # Workers and the commands that tests start compile the same programs; each is compiled once.
-    CACHE = tempfile.mkdtemp(prefix="compiled-for-tests-")
-    atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+from tests.compiled_programs import cache_settings
+
+os.environ.update(cache_settings(os.environ))
 
 # Compiling is most of the tests' time. `optimised` is for those that compute much, and
 # JAX_DISABLE_MOST_OPTIMIZATIONS=0 before `make test` for all of them.
@@ -23,6 +17,7 @@ import jax
 import pytest
 
 from examples.make_demo import make_checkpoint, make_tasks
+from tests.our_warnings import OUR_MODULES
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -31,6 +26,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # A busy machine is no fault of the code.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
+
+
+def pytest_configure(config):
+    """A warning about our code fails the test; one about another package is only shown."""
+    config.addinivalue_line("filterwarnings", f"error:::{OUR_MODULES}")
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Runs one campaign of faults in a process without threads, from which it can fork.
 
-    python -W error -m tests.faults.campaign kills --share quick --format raw
+    python -m tests.faults.campaign kills --share quick --format raw
 
 prints the tallies as JSON. The tests run it so, as pytest's own process has JAX's threads. Read in
 this order: `planned_run` (what is run), `independent_reading` and `judge` (what must hold),
@@ -12,8 +12,10 @@ import dataclasses
 import importlib
 import json
 import sys
+import warnings
 
 from tests.faults.judge import FULL, QUICK, QUICK_SOME, SOME, Campaign, quick_folder
+from tests.our_warnings import OUR_MODULES
 
 CAMPAIGNS = (
     "kills",
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument("--share", choices=SHARES, default="quick")
     parser.add_argument("--format", default="pickle")
     arguments = parser.parse_args()
+    warnings.filterwarnings("error", module=OUR_MODULES)
     module = importlib.import_module(f"tests.faults.{arguments.campaign}")
     with quick_folder() as folder:
         campaign = Campaign(folder, SHARES[arguments.share], arguments.format)

@@ -36,7 +36,7 @@ def run_campaign(record_property):
 
     def run(campaign: str, *, file_format: str = "pickle", some: bool = False) -> list[dict]:
         share = f"quick{' some' * some}" if not EVERYTHING else "some" if some else "full"
-        command = [sys.executable, "-W", "error", "-m", "tests.faults.campaign", campaign]
+        command = [sys.executable, "-m", "tests.faults.campaign", campaign]
         command += ["--format", file_format, "--share", share]
         prefix = in_namespace() if campaign == "full_disk" else []
         done = subprocess.run([*prefix, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True)

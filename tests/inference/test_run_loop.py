@@ -1,12 +1,13 @@
 """The loop: few programs, no fetch but in its thread, and failures that are not swallowed."""
 
+import copy
+import dataclasses
 import threading
+from typing import ClassVar
 
 import jax
 import numpy as np
 import pytest
-from jax._src.array import ArrayImpl
-from jax.sharding import NamedSharding, PartitionSpec
 
 from inference.batch_plan import PlannedSample, PlanSettings, pack_batches, plan_units
 from inference.buckets import bucket_length
@@ -15,6 +16,7 @@ from inference.run_loop import Drain, Program, row_slots, run_batches, unit_rows
 from inference.samples import Sample
 from qwen_hooks import Checkpoint, create_model_with_hooks, load_params
 from qwen_hooks.sharding import layout_for
+from tests.compilations import count_compilations
 from tests.oracle import make_checkpoint, random_tokens
 
 PLAN = PlanSettings(tokens_per_batch=64, max_batch_size=3, rows_per_unit=6)
@@ -39,12 +41,12 @@ def samples_of(lengths):
     ]  # fmt: skip
 
 
-def run(loaded, samples, commit, drain_type=Drain):
+def run(loaded, samples, commit, drain_type=Drain, program=Program):
     model, params, mesh = loaded
     planned = [PlannedSample(number=s.number, tokens=len(s.token_ids), rows=3) for s in samples]
     units = list(plan_units(planned, PLAN))
     batches = list(pack_batches(units, PLAN, 2))
-    program = Program(
+    run_by = program(
         model=model,
         params=params,
         generation=GENERATION,
@@ -52,20 +54,21 @@ def run(loaded, samples, commit, drain_type=Drain):
         row_slots=row_slots(units, samples, predicts=True),
     )
     with drain_type({unit.number: unit for unit in units}, samples, commit) as drain:
-        run_batches(program, batches, samples, PLAN, drain, goes_on=lambda: True)
+        run_batches(run_by, batches, samples, PLAN, drain, goes_on=lambda: True)
     return units, batches
 
 
 def test_as_many_programs_as_buckets_over_50_ragged_batches(loaded):
     lengths = np.random.default_rng(0).integers(1, 60, size=300).tolist()
-    before = generate_batch._cache_size()
     committed = {}
-    units, batches = run(loaded, samples_of(lengths), committed.__setitem__, _KeysByUnit)
+    with count_compilations(generate_batch) as compiled:
+        units, batches = run(loaded, samples_of(lengths), committed.__setitem__, _KeysByUnit)
+        programs = compiled()
     assert len(batches) >= 50
     assert len({len(batch.rows) for batch in batches}) > 1
     buckets = {batch.bucket for batch in batches}
     assert buckets <= {bucket_length(n) for n in range(1, 61)}
-    assert generate_batch._cache_size() - before == len(buckets)
+    assert programs == len(buckets)
     assert set(committed) == {unit.number for unit in units}
 
 
@@ -76,25 +79,40 @@ class _KeysByUnit(Drain):
         super().__init__(units, samples, lambda unit, results: commit(unit.number, results))
 
 
-def test_captured_arrays_are_fetched_in_the_drains_thread_alone(loaded, monkeypatch):
-    """CPU arrays are fetched without any transfer, so no guard sees it; the fetch itself does."""
-    fetched_by = []
-    whole = ArrayImpl._value
+class _Watched:
+    """An array that notes which thread fetches it; it can do nothing else but begin the copy."""
 
-    def watched(array):
-        if array.ndim == 3:  # captured rows: [B, R, D] and [steps, B, D]
-            fetched_by.append(threading.current_thread().name)
-        return whole.fget(array)
+    def __init__(self, array, fetched_by):
+        self.array, self.fetched_by = array, fetched_by
 
-    monkeypatch.setattr(ArrayImpl, "_value", property(watched))
-    run(loaded, samples_of([5, 20, 9, 33]), lambda unit, results: None)
-    assert fetched_by
-    assert set(fetched_by) == {"drain"}
+    def copy_to_host_async(self):
+        self.array.copy_to_host_async()
 
-    # ... and the watch would notice a fetch in this thread.
-    over_devices = NamedSharding(loaded[2], PartitionSpec(None, "data"))
-    np.asarray(jax.device_put(np.zeros((1, 2, 1)), over_devices))
-    assert "MainThread" in fetched_by
+    def __array__(self, dtype=None, copy=None):
+        self.fetched_by.append(threading.current_thread())
+        return np.asarray(self.array, dtype)
+
+
+class _WatchedProgram(Program):
+    """A program whose results are watched: no transfer guard sees a fetch from CPU devices."""
+
+    fetched_by: ClassVar = []
+
+    def run(self, batch, interventions=None):
+        output = super().run(batch, interventions)
+        watched = copy.copy(output)
+        for field in dataclasses.fields(watched):  # its own __init__ takes nothing but JAX's arrays
+            arrays = getattr(output, field.name)
+            arrays = jax.tree.map(lambda array: _Watched(array, self.fetched_by), arrays)
+            object.__setattr__(watched, field.name, arrays)
+        return watched
+
+
+def test_results_are_fetched_by_one_thread_that_is_not_the_dispatching_one(loaded, monkeypatch):
+    monkeypatch.setattr(_WatchedProgram, "fetched_by", [])
+    run(loaded, samples_of([5, 20, 9, 33]), lambda unit, results: None, program=_WatchedProgram)
+    assert len(set(_WatchedProgram.fetched_by)) == 1
+    assert threading.current_thread() not in _WatchedProgram.fetched_by
 
 
 def test_a_failed_commit_stops_the_loop_and_surfaces(loaded):

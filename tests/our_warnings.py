@@ -1,0 +1,10 @@
+"""Whose warnings fail a test: those that point at a line of our code."""
+
+PACKAGES = ("qwen_hooks", "inference", "extraction", "launch", "benchmarks", "examples", "tests")
+
+OUR_MODULES = rf"({'|'.join(PACKAGES)}|__main__|<string>)(\.|$)"
+"""Pattern of the modules that a warning may not point at; documentation's code has no module.
+
+A call that another package deprecates points at its caller, so it counts as ours. What a package
+warns of itself does not: nobody here can mend it.
+"""
