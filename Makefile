@@ -5,25 +5,44 @@
 # make test-tpu   compile the programs for TPU slices; needs no TPU
 # make test-faults   kills, failing disks, lost power, full disks: no row lost, none twice; every config.json
 # make test PYTHON=python3.12 VENV=.venv-3.12   the tests on another Python, whose newest jax differs
+# make test TESTS=tests/qwen_hooks   some of the tests
+# make test-lowest   what depends on other packages, with the oldest versions that pyproject.toml allows
+# make test-newest   the same with the newest versions that there are today
+# make test-random   the tests in random order; SEED=N repeats an order
+# make lock   renew constraints.txt and constraints-lowest.txt, the versions that are tested
 # make tpu-smoke  on a machine with a TPU or GPU: does it give the CPU's rows?
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo_run
+TESTS := tests
+# Those that a change in another package can break.
+DEPENDENT := tests/qwen_hooks tests/inference tests/extraction/exports tests/extraction/formats \
+	tests/extraction/storage tests/extraction/test_checksums.py tests/extraction/test_upload.py \
+	tests/fake_gcs tests/examples tests/docs
+SEED := $(shell date +%s)
 export TRANSFORMERS_NO_ADVISORY_WARNINGS := 1
+# Versions to install, also of what builds the packages; empty: the newest.
+CONSTRAINTS := constraints.txt
+export PIP_CONSTRAINT := $(CONSTRAINTS)
+export PIP_BUILD_CONSTRAINT := $(CONSTRAINTS)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint bench test-tpu test-faults tpu-smoke clean
+PYTEST := $(BIN)/python -m pytest --quiet
+PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
+
+.PHONY: demo test test-lowest test-newest test-random lock lint bench test-tpu test-faults tpu-smoke clean
 .DEFAULT_GOAL := demo
 
-$(VENV)/run.stamp: pyproject.toml
+$(VENV)/run.stamp: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; try: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/run.stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
 demo: $(VENV)/run.stamp
@@ -36,7 +55,27 @@ demo: $(VENV)/run.stamp
 	@ls -l $(DEMO)/activations $(DEMO)/outputs
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal --quiet
+	$(PYTEST) $(PARALLEL) $(TESTS)
+
+test-lowest:
+	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt TESTS="$(DEPENDENT)"
+
+test-newest:
+	rm -rf .venv-newest
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS= TESTS="$(DEPENDENT)"
+
+test-random: $(VENV)/test.stamp
+	$(PYTEST) $(PARALLEL) -p tests.random_order --random-order-seed $(SEED) $(TESTS)
+
+# One file for every Python and system: names and versions, with the conditions where they differ.
+RESOLVE := .venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	--all-extras --no-annotate --custom-compile-command 'make lock' pyproject.toml
+
+lock:
+	test -x .venv-lock/bin/python || $(PYTHON) -m venv .venv-lock
+	PIP_CONSTRAINT= .venv-lock/bin/python -m pip install --quiet --upgrade uv
+	$(RESOLVE) --output-file constraints.txt
+	$(RESOLVE) --output-file constraints-lowest.txt --resolution lowest-direct
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -48,11 +87,12 @@ bench: $(VENV)/test.stamp
 
 test-tpu:
 	test -x .venv-tpu/bin/python || $(PYTHON) -m venv .venv-tpu
-	.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,tpu]'
+	.venv-tpu/bin/python -m pip install --quiet --editable '.[test,tpu]'
 	TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu .venv-tpu/bin/python -m pytest --quiet tests/tpu
 
 test-faults: $(VENV)/test.stamp
-	FAULTS=all FUZZ_MUTATIONS=100000 $(BIN)/python -m pytest --quiet -s tests/faults tests/extraction/formats/test_mutations.py tests/qwen_hooks/test_config_against_torch.py
+	FAULTS=all FUZZ_MUTATIONS=100000 $(PYTEST) -s tests/faults \
+		tests/extraction/formats/test_mutations.py tests/qwen_hooks/test_config_against_torch.py
 
 tpu-smoke: $(VENV)/run.stamp
 	$(BIN)/python -m tests.tpu.smoke
