@@ -6,9 +6,11 @@ Every command that reads batches reads them here, so none passes on what is dama
 import contextlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
+from extraction.checks.records import record_problems
 from extraction.checksums import crc32c, sha256
-from extraction.commit_log import CommitRecord, CommittedFile
+from extraction.commit_log import CommitLog, CommitRecord, CommittedFile, record_name
 from extraction.errors import (
     ConflictError,
     CorruptBatchError,
@@ -16,6 +18,8 @@ from extraction.errors import (
     StoreError,
 )
 from extraction.formats import FORMATS, ParsedBatch
+from extraction.formats.batch import KeyTable
+from extraction.output_lines import parse_lines
 from extraction.patience import patiently
 from extraction.run_identity import RunIdentity, RunLock
 from extraction.storage import Content, Storage, pieces
@@ -99,18 +103,64 @@ def read_batch(
         for part in (file, second)
     )
     assert data is not None
-    with _named(storage, file):
+    with naming(storage, file):
         return parse_committed(identity, record, hook_point, data, sidecar)
+
+
+def read_outputs(storage: Storage, file: CommittedFile) -> list[dict[str, Any]]:
+    """The output lines of a batch.
+
+    Raises:
+        CorruptBatchError: the file is damaged, or holds something else; the message names it.
+    """
+    data = read_named(storage, file)
+    with naming(storage, file):
+        return parse_lines(data)
+
+
+def check_same_rows(
+    storage: Storage, file: CommittedFile, keys: KeyTable | None, batch: ParsedBatch
+) -> KeyTable:
+    """The keys of a batch's rows, which must be alike for all of its hook points.
+
+    Args:
+        storage: of the run.
+        file: of this hook point.
+        keys: of the hook points before; None: this is the first.
+        batch: what the file holds.
+
+    Raises:
+        CorruptBatchError: the keys are others.
+    """
+    if keys is not None and not keys.same_rows(batch.row_keys):
+        with naming(storage, file):
+            raise CorruptBatchError("its rows are not those of the other hook points, by keys")
+    return batch.row_keys
+
+
+def read_record(log: CommitLog, identity: RunIdentity, batch_id: int) -> CommitRecord:
+    """A commit record for who copies the batch: it must be one that its run can have.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StoreError: it is damaged, or contradicts itself or the run's identity.
+    """
+    record = log.read(batch_id)
+    problems = list(record_problems(record, identity))
+    if problems:
+        raise StoreError(f"{record_name(batch_id)}: {'; '.join(problems)}")
+    return record
 
 
 def read_named(storage: Storage, file: CommittedFile, *, with_sha256: bool = True) -> bytes:
     """As `read_committed`, with an error that names the file."""
-    with _named(storage, file):
+    with naming(storage, file):
         return read_committed(storage, file, with_sha256=with_sha256)
 
 
 @contextlib.contextmanager
-def _named(storage: Storage, file: CommittedFile) -> Iterator[None]:
+def naming(storage: Storage, file: CommittedFile) -> Iterator[None]:
+    """Puts the file's name before what is wrong with it."""
     try:
         yield
     except CorruptBatchError as error:

@@ -9,11 +9,19 @@ import dataclasses
 import numpy as np
 
 from extraction.commit_log import CommitLog, CommitRecord
-from extraction.committed_files import locked, publish_once, read_batch, read_named
+from extraction.committed_files import (
+    check_same_rows,
+    locked,
+    publish_once,
+    read_batch,
+    read_named,
+    read_outputs,
+    read_record,
+)
 from extraction.errors import StoreError
 from extraction.finalise import planned_batches, write_metadata
 from extraction.formats import FORMATS, ParsedBatch
-from extraction.formats.batch import check_dtype
+from extraction.formats.batch import KeyTable, check_dtype
 from extraction.formats.float_types import bfloat16_bits, to_float32
 from extraction.patience import patiently
 from extraction.progress import Progress, silent
@@ -74,7 +82,7 @@ def convert(
         todo = sorted(log.batch_ids() - done)
 
         def convert_batch(batch_id: int) -> None:
-            _convert_batch(source, identity, log.read(batch_id), out, wanted)
+            _convert_batch(source, identity, read_record(log, identity, batch_id), out, wanted)
 
         for number, _ in enumerate(in_order(convert_batch, todo, threads_for(source, out)), 1):
             progress("batches converted", number, len(todo))
@@ -90,8 +98,10 @@ def _convert_batch(
 ) -> None:
     file_format = FORMATS[wanted.file_format]
     files, sidecars, statistics = {}, {}, {}
+    keys: KeyTable | None = None
     for hook in record.files:
         before = read_batch(source, identity, record, hook)
+        keys = check_same_rows(source, record.files[hook], keys, before)
         batch = file_format.serialise(hook, before.block(), wanted.dtype)
         name = f"{hook}_batch_{record.batch_id:06d}"
         files[hook] = publish_once(out, f"{name}.{file_format.extension}", batch.data)
@@ -107,6 +117,7 @@ def _convert_batch(
             statistics[hook] = RowStatistics.of(to_float32(after.stored, after.dtype))
     outputs = record.outputs
     if outputs is not None:
+        read_outputs(source, outputs)  # the new run vouches for them
         outputs = publish_once(out, outputs.file, read_named(source, outputs))
     new = dataclasses.replace(
         record,

@@ -4,11 +4,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from extraction.checks.contents import parse_lines
 from extraction.checks.report import number_ranges
 from extraction.collector_pause import collector_paused
 from extraction.commit_log import CommitLog, CommitRecord
-from extraction.committed_files import read_batch, read_named
+from extraction.committed_files import read_batch, read_outputs
 from extraction.errors import StoreError
 from extraction.finalise import planned_batches
 from extraction.progress import Progress, silent
@@ -132,7 +131,7 @@ def _some_rows(
     block = read_batch(storage, identity, record, hook).block()
     lines: dict[tuple[str, int], dict[str, Any]] = {}
     if record.outputs is not None:
-        told = parse_lines(read_named(storage, record.outputs))
+        told = read_outputs(storage, record.outputs)
         lines = {(line["task_id"], line["sample_idx"]): line for line in told}
     yield f"first rows of {record.files[hook].file}"
     for i in range(min(rows, len(block))):

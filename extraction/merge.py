@@ -1,6 +1,7 @@
 """Joins runs of the same kind, such as one for each host or each part of the tasks, into one.
 
-Files are copied as they are, under the next batch numbers; every byte is checked on the way. The
+Files are copied as they are, under the next batch numbers. Each is parsed on the way, and must hold
+what its record says: somebody else may have written it, and the merged run vouches for it. The
 sources stay. Batches of a source that is not finished keep their place, so that merging again when
 it is adds what was missing; so does merging again after a merge that was cut off.
 """
@@ -12,7 +13,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from extraction.checks.contents import parse_lines
 from extraction.checks.unique_keys import (
     Key,
     KeyIndex,
@@ -21,11 +21,22 @@ from extraction.checks.unique_keys import (
     sequence_hashes,
     text_hashes,
 )
-from extraction.commit_log import CommitLog, CommittedFile
-from extraction.committed_files import locked, publish_once, read_batch, read_named
+from extraction.commit_log import CommitLog, CommitRecord
+from extraction.committed_files import (
+    check_same_rows,
+    locked,
+    naming,
+    parse_committed,
+    publish_once,
+    read_batch,
+    read_named,
+    read_outputs,
+    read_record,
+)
 from extraction.errors import StoreError
 from extraction.finalise import planned_batches, write_metadata
-from extraction.formats import FORMATS
+from extraction.formats import FORMATS, ParsedBatch
+from extraction.formats.batch import KeyTable
 from extraction.patience import patiently
 from extraction.progress import Progress, silent
 from extraction.read_ahead import in_order, threads_for
@@ -217,7 +228,8 @@ def _look_through(sources: Sequence[Source], progress: Progress) -> list[Work]:
             here.append(sequence_part)
             known = set(sequence_part[np.isin(sequence_part, earlier)].tolist()) - again
             again |= known
-            n_sequences = origin.log.read(batch_id).n_sequences - len(known)
+            record = read_record(origin.log, origin.identity, batch_id)
+            n_sequences = record.n_sequences - len(known)
             work.append(Work(source=origin, batch_id=batch_id, n_sequences=n_sequences))
         earlier, here, again = np.unique(np.concatenate([earlier, *here])), [], set()
     for index, keys, what in (
@@ -235,7 +247,7 @@ def _look_through(sources: Sequence[Source], progress: Progress) -> list[Work]:
 
 def _hashes(source: Source, batch_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of the rows' keys, of the sequences, and of the output lines' samples."""
-    record = source.log.read(batch_id)
+    record = read_record(source.log, source.identity, batch_id)
     rows = sequences = lines = np.zeros(0, np.uint64)
     if record.files:
         hook = next(iter(record.files))
@@ -256,33 +268,50 @@ def _row_keys(source: Source, batch_id: int) -> list[Key]:
 def _samples(source: Source, batch_id: int) -> list[Key]:
     outputs = source.log.read(batch_id).outputs
     assert outputs is not None
-    lines = parse_lines(read_named(source.storage, outputs))
+    lines = read_outputs(source.storage, outputs)
     return [(line["task_id"], line["sample_idx"]) for line in lines]
 
 
 def _copy(item: Work, out: Storage) -> None:
-    source, record, number = item.source, item.source.log.read(item.batch_id), item.new_id
+    source, number = item.source, item.new_id
+    record = read_record(source.log, source.identity, item.batch_id)
     file_format = FORMATS[source.identity.file_format]
-
-    def copied(file: CommittedFile, name: str) -> CommittedFile:
-        return publish_once(out, name, read_named(source.storage, file))
-
-    def batch(hook: str, file: CommittedFile, extension: str | None) -> CommittedFile:
-        return copied(file, f"{hook}_batch_{number:06d}.{extension}")
-
+    files, sidecars = {}, {}
+    keys: KeyTable | None = None
+    for hook in record.files:
+        data, sidecar, parsed = _read_checked(source, record, hook)
+        keys = check_same_rows(source.storage, record.files[hook], keys, parsed)
+        name = f"{hook}_batch_{number:06d}"
+        files[hook] = publish_once(out, f"{name}.{file_format.extension}", data)
+        if sidecar is not None:
+            second = f"{name}.{file_format.sidecar_extension}"
+            sidecars[hook] = publish_once(out, second, sidecar)
+    outputs = None
+    if record.outputs is not None:  # their lines were looked through
+        data = read_named(source.storage, record.outputs)
+        outputs = publish_once(out, f"_run/outputs/{number:06d}.jsonl", data)
     new = dataclasses.replace(
         record,
         batch_id=number,
         n_sequences=item.n_sequences,
-        files={h: batch(h, file, file_format.extension) for h, file in record.files.items()},
-        sidecars={
-            h: batch(h, file, file_format.sidecar_extension) for h, file in record.sidecars.items()
-        },
-        outputs=(
-            None
-            if record.outputs is None
-            else copied(record.outputs, f"_run/outputs/{number:06d}.jsonl")
-        ),
+        files=files,
+        sidecars=sidecars,
+        outputs=outputs,
         written_at=timestamp(),
     )
     patiently(out.address, lambda: CommitLog(out).put(new))
+
+
+def _read_checked(
+    source: Source, record: CommitRecord, hook: str
+) -> tuple[bytes, bytes | None, ParsedBatch]:
+    """The files of a hook point, and what they hold.
+
+    Raises:
+        CorruptBatchError: that is not what the record says.
+    """
+    file, second = record.files[hook], record.sidecars.get(hook)
+    data = read_named(source.storage, file)
+    sidecar = None if second is None else read_named(source.storage, second)
+    with naming(source.storage, file):
+        return data, sidecar, parse_committed(source.identity, record, hook, data, sidecar)

@@ -15,14 +15,14 @@ import contextlib
 import json
 from collections.abc import Collection, Sequence
 
-from extraction.checks.contents import Contents, check_contents, parse_lines
+from extraction.checks.contents import Contents, check_contents
 from extraction.checks.metadata_file import check_metadata
 from extraction.checks.records import OUTPUTS_FOLDER, record_problems
 from extraction.checks.report import Report, number_ranges
 from extraction.checks.unique_keys import Key, KeyIndex, row_keys
 from extraction.collector_pause import collector_paused
 from extraction.commit_log import COMMITS, CommitLog, CommitRecord, CommittedFile, record_name
-from extraction.committed_files import BATCH_FILE, read_batch, read_committed
+from extraction.committed_files import BATCH_FILE, read_batch, read_outputs
 from extraction.errors import CorruptBatchError, StoreError
 from extraction.finalise import SELF_CHECKS, planned_batches
 from extraction.formats import FORMATS
@@ -308,7 +308,7 @@ def _check_contents(
     def samples_of(batch_id: int) -> list[Key]:
         outputs = log.read(batch_id).outputs
         assert outputs is not None
-        told = parse_lines(read_committed(storage, outputs))
+        told = read_outputs(storage, outputs)
         return [(line["task_id"], line["sample_idx"]) for line in told]
 
     for index, read, what in (

@@ -1,7 +1,6 @@
 """Whether a batch's files hold what its record says: levels 2 and 3 of `verify`."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Container
 from typing import Any
@@ -17,6 +16,7 @@ from extraction.committer import keys_digest
 from extraction.errors import CorruptBatchError
 from extraction.formats import ParsedBatch
 from extraction.metadata import layer_field
+from extraction.output_lines import parse_lines
 from extraction.rows import RowBlock
 from extraction.run_identity import RunIdentity
 from extraction.statistics import BINS_PER_OCTAVE, RowStatistics
@@ -188,31 +188,6 @@ class _BatchCheck:
         if keys_digest(keys, lines or ()) != record.keys_sha256:
             name = self._keys_file or (record.outputs.file if record.outputs else "")
             self._add(name, "the rows' keys and generated tokens are not those of its record")
-
-
-def parse_lines(data: bytes) -> list[dict[str, Any]]:
-    """The output lines of a batch.
-
-    Raises:
-        CorruptBatchError: they are none.
-    """
-    lines = []
-    for number, text in enumerate(data.split(b"\n"), 1):
-        if not text:
-            continue
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise CorruptBatchError(f"line {number} is not JSON: {error}") from None
-        if (
-            type(line) is not dict
-            or type(line.get("task_id")) is not str
-            or type(line.get("sample_idx")) is not int
-            or type(line.get("generated_token_ids", [])) is not list
-        ):
-            raise CorruptBatchError(f"line {number} is no output line of a sample")
-        lines.append(line)
-    return lines
 
 
 def lines_against_rows(

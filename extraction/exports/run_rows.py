@@ -6,14 +6,12 @@ batches are in memory at a time.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from extraction.checks.contents import parse_lines
-from extraction.commit_log import CommitLog, CommittedFile
-from extraction.committed_files import read_named
-from extraction.errors import CorruptBatchError, StoreError
+from extraction.commit_log import CommitLog
+from extraction.committed_files import read_outputs
+from extraction.errors import StoreError
 from extraction.exports.samples import samples_of
 from extraction.formats.float_types import bfloat16_bits
 from extraction.frameworks import Rows
@@ -118,16 +116,9 @@ class RunRows:
         for record in CommitLog(self._storage).records():
             if record.outputs is None:
                 continue
-            for line in self._lines(record.outputs):
+            for line in read_outputs(self._storage, record.outputs):
                 yield (
                     self.samples.numbers.get((line["task_id"], line["sample_idx"])),
                     line.get("prompt_token_ids"),
                     line.get("generated_token_ids", []),
                 )
-
-    def _lines(self, file: CommittedFile) -> list[dict[str, Any]]:
-        data = read_named(self._storage, file)
-        try:
-            return parse_lines(data)
-        except CorruptBatchError as error:
-            raise CorruptBatchError(f"{self.address}/{file.file}: {error}") from None

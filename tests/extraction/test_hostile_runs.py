@@ -1,11 +1,14 @@
 """A run that somebody else wrote: nothing outside its folder is read, written or followed."""
 
 import contextlib
+import dataclasses
+import pickle
 from pathlib import Path
 
 import pytest
 
 from extraction.__main__ import main
+from extraction.commit_log import CommittedFile
 from extraction.errors import StoreError
 from extraction.run_identity import RunLock, begin, read_identity
 from extraction.storage.gcs import GcsStorage
@@ -209,3 +212,70 @@ def test_a_run_may_be_named_by_a_link(tmp_path, capsys):
     assert identity is not None
     begin(LocalStorage(tmp_path / "link to new"), identity)
     assert (tmp_path / "new" / "_run" / "run.json").is_file()
+
+
+def replace_file(storage: LocalStorage, hook: str, data: bytes) -> None:
+    """Puts other bytes in the place of a hook point's first file; its record vouches for them."""
+
+    def vouch(record):
+        name = record["files"][hook]["file"]
+        storage.replace(name, data)
+        record["files"][hook] = dataclasses.asdict(CommittedFile.of(name, data))
+
+    edit_json(storage, "_run/commits/000001.json", vouch)
+
+
+class Called:
+    """Leaves a file behind where its pickle is loaded."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("command", ["merge", "convert", "export"])
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("what", ["a pickle that calls", "no pickle", "rows of other samples"])
+def test_files_that_a_record_vouches_for_are_parsed(tmp_path, capsys, command, hook, what):
+    storage = written(tmp_path, "pickle")
+    data = {
+        "a pickle that calls": pickle.dumps(Called(tmp_path / "called"), 3),
+        "no pickle": b"text",
+        "rows of other samples": storage.get(f"{hook}_batch_000002.pkl"),
+    }
+    replace_file(storage, hook, data[what])
+    status, _, err = run(capsys, *READ[command](tmp_path / "run", tmp_path / "out"))
+    assert (status, err.count("\n")) == (REFUSED, 1)
+    out = tree(tmp_path / "out") if (tmp_path / "out").exists() else {}
+    assert not [n for n, content in out.items() if content == data[what] and "000001" in n]
+    assert not (tmp_path / "called").exists()
+
+
+@pytest.mark.parametrize("command", ["merge", "convert"])
+def test_output_lines_are_parsed_before_a_new_run_vouches_for_them(tmp_path, capsys, command):
+    storage = written(tmp_path)
+
+    def vouch(record):
+        name = record["outputs"]["file"]
+        storage.replace(name, b"no lines\n")
+        record["outputs"] = dataclasses.asdict(CommittedFile.of(name, b"no lines\n"))
+
+    edit_json(storage, "_run/commits/000001.json", vouch)
+    status, _, err = run(capsys, *READ[command](tmp_path / "run", tmp_path / "out"))
+    assert (status, err.count("\n")) == (REFUSED, 1)
+    assert not [c for c in tree(tmp_path / "out").values() if c == b"no lines\n"]
+
+
+@pytest.mark.parametrize("command", ["merge", "convert"])
+def test_records_that_contradict_their_run_are_not_copied(tmp_path, capsys, command):
+    storage = written(tmp_path)
+    edit_json(
+        storage,
+        "_run/commits/000002.json",
+        lambda record: record["statistics"]["layer_12"].update(rows=7),
+    )
+    status, _, err = run(capsys, *READ[command](tmp_path / "run", tmp_path / "out"))
+    assert (status, err.count("\n")) == (REFUSED, 1)
+    assert not (tmp_path / "out" / "_run" / "commits" / "000002.json").exists()

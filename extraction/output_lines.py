@@ -1,0 +1,31 @@
+"""The output lines of a batch, which somebody else may have written."""
+
+import json
+from typing import Any
+
+from extraction.errors import CorruptBatchError
+
+
+def parse_lines(data: bytes) -> list[dict[str, Any]]:
+    """The output lines of a batch.
+
+    Raises:
+        CorruptBatchError: they are none.
+    """
+    lines = []
+    for number, text in enumerate(data.split(b"\n"), 1):
+        if not text:
+            continue
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise CorruptBatchError(f"line {number} is not JSON: {error}") from None
+        if (
+            type(line) is not dict
+            or type(line.get("task_id")) is not str
+            or type(line.get("sample_idx")) is not int
+            or type(line.get("generated_token_ids", [])) is not list
+        ):
+            raise CorruptBatchError(f"line {number} is no output line of a sample")
+        lines.append(line)
+    return lines
