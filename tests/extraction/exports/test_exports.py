@@ -151,7 +151,7 @@ def test_the_command_has_the_targets_flags(capsys, tmp_path):
     [
         (["run", "out"], "--to"),
         (["run", "out", "--to", "csv"], "csv"),
-        (["none", "out", "--to", "npz"], "holds no run"),
+        (["none", "out", "--to", "npz"], "no such folder"),
         (["run", "gs://bucket/out", "--to", "npz"], "local path"),
         (["run", "out", "--to", "npz", "--positions", "1"], "--positions is not for --to npz"),
         (["run", "out", "--to", "memmap", "--names", "canonical"], "takes --positions, --pad_tok"),
