@@ -1,6 +1,6 @@
 """The program as one archive, by which every worker runs exactly this version of it.
 
-    qwen_hooks/ inference/ extraction/ launch/   as they are on this machine
+    qwen_hooks/ inference/ extraction/ launch/ tensor_files/   as they are on this machine
     requirements.txt                             what they need
     constraints.txt                              the versions that are installed on this machine
 
@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 from inference.errors import InputError
 
 PROJECT = "qwen-activation-extraction"
-PACKAGES = ("extraction", "inference", "launch", "qwen_hooks")
+PACKAGES = ("extraction", "inference", "launch", "qwen_hooks", "tensor_files")
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIXES = (".py", ".typed", ".json", ".sh", ".jinja")
 

@@ -5,11 +5,10 @@ page cache's mapping, once as the array made of it), and on a network file syste
 fetches a whole chunk. Here a header scan touches only the header, and a tensor is read in pieces
 of a few MiB straight into the array that is asked for.
 
-Format: https://huggingface.co/docs/safetensors (8 bytes length, JSON header, data).
+`tensor_files` checks the headers.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from qwen_hooks.errors import ModelError
+from tensor_files.safetensors_header import HeaderError, header_bytes, parse_header
 
 DTYPES = {
     "F32": np.dtype(np.float32),
@@ -26,7 +26,6 @@ DTYPES = {
 """Stored types that are read; anything else is refused."""
 
 PIECE_BYTES = 16 << 20
-MAX_HEADER_BYTES = 100 << 20
 
 
 @runtime_checkable
@@ -71,39 +70,28 @@ def read_header(file: WeightsFile) -> dict[str, StoredTensor]:
     """The tensors of a file, from its header alone.
 
     Raises:
-        ModelError: the file is no safetensors file, or shorter than its header says.
+        ModelError: the file is no safetensors file, or not of the size that its header says.
     """
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-                raise ModelError(f"{file} is not a safetensors file, or was cut off")
-            text = stream.read(length)
+            start = stream.read(8)
+            length = header_bytes(start, size)
+            header = parse_header(stream.read(length), size - len(start) - length)
     except OSError as error:
         raise ModelError(f"{file} cannot be read: {error.strerror}") from None
-    try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
-        tensors = {}
-        for name, entry in header.items():
-            begin, end = entry["data_offsets"]
-            tensors[name] = StoredTensor(
-                file=file,
-                dtype=entry["dtype"],
-                shape=tuple(entry["shape"]),
-                offset=8 + length + begin,
-                nbytes=end - begin,
-            )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{file} has a damaged safetensors header: {error!r}") from None
-    for name, tensor in tensors.items():
-        if tensor.offset + tensor.nbytes > size:
-            raise ModelError(f"{file} was cut off: {name} ends beyond the end of the file")
-        known = DTYPES.get(tensor.dtype)
-        if known is not None and tensor.nbytes != known.itemsize * int(np.prod(tensor.shape)):
-            raise ModelError(f"{file}: the size of {name} does not fit its shape and dtype")
-    return tensors
+    except HeaderError as error:
+        raise ModelError(f"{file}: {error}") from None
+    return {
+        name: StoredTensor(
+            file=file,
+            dtype=entry.dtype,
+            shape=entry.shape,
+            offset=len(start) + length + entry.begin,
+            nbytes=entry.end - entry.begin,
+        )
+        for name, entry in header.tensors.items()
+    }
 
 
 def read_tensor(

@@ -1,16 +1,13 @@
 """The fast format: safetensors, activations in float32 or bfloat16 and the row keys beside them.
 
-The file is what the safetensors library writes and reads: the header's length (8 bytes, little-
-endian), the header (JSON: dtype, shape and place of each tensor), then the tensors one behind the
-other, https://huggingface.co/docs/safetensors. The library is not needed here, and its reader
-lets pass what this one refuses: keys that stand twice, and space before the header.
+The file is what the safetensors library writes and reads; `tensor_files` checks its header, so
+that the library is not needed here.
 
 Tensors: `activations` `[R, width]`, first and aligned to 64 bytes, and those of `key_arrays`. The
 hook point's name stands in the header's metadata.
 """
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +24,7 @@ from extraction.formats.float_types import stored_array
 from extraction.formats.key_arrays import KEY_DTYPES, KeyTable, key_arrays
 from extraction.recycled_memory import TakeMemory, fresh_memory
 from extraction.rows import RowBlock
+from tensor_files.safetensors_header import HeaderError, TensorEntry, header_bytes, parse_header
 
 ALIGNMENT = 64
 HEADER_LIMIT = 1 << 16  # ours take about 1 kB
@@ -74,23 +72,30 @@ class SafetensorsFormat:
         """See `Format.parse`."""
         with damage_refused("safetensors"):
             view = memoryview(data).cast("B")
-            header, start = _header(view)
-            metadata = header.pop("__metadata__", None)
-            if type(metadata) is not dict or type(metadata.get("hook_point")) is not str:
+            try:
+                start = 8 + header_bytes(bytes(view[:8]), len(view), HEADER_LIMIT)
+                header = parse_header(bytes(view[8:start]), len(view) - start)
+            except HeaderError as error:
+                raise CorruptBatchError(str(error)) from None
+            hook_point = header.metadata.get("hook_point")
+            if hook_point is None:
                 raise CorruptBatchError("the header's metadata does not name a hook point")
-            if set(header) != {"activations", *KEY_DTYPES}:
-                raise CorruptBatchError(f"the tensors are {str(sorted(header))[:200]}")
-            _check_places(header, len(view) - start)
-            arrays = {name: _array(view, start, name, entry) for name, entry in header.items()}
-            code = header["activations"]["dtype"]
+            tensors = header.tensors
+            if set(tensors) != {"activations", *KEY_DTYPES}:
+                raise CorruptBatchError(f"the tensors are {str(sorted(tensors))[:200]}")
+            unknown = {entry.dtype for entry in tensors.values()} - _NUMPY.keys()
+            if unknown:
+                raise CorruptBatchError(f"tensors of dtype {sorted(unknown)}")
+            arrays = {name: _array(view[start:], entry) for name, entry in tensors.items()}
+            code = tensors["activations"].dtype
             dtype = {code: dtype for dtype, code in _ACTIVATION_CODES.items()}.get(code)
             if dtype is None:
                 raise CorruptBatchError(f"activations are {code}, not F32 or BF16")
-            wrong = [n for n, kind in KEY_DTYPES.items() if header[n]["dtype"] != _CODES[kind]]
+            wrong = [n for n, kind in KEY_DTYPES.items() if tensors[n].dtype != _CODES[kind]]
             if wrong or any(arrays[name].ndim != 1 for name in KEY_DTYPES):
                 raise CorruptBatchError(f"row keys of a wrong dtype or shape: {wrong}")
             return ParsedBatch(
-                hook_point=metadata["hook_point"],
+                hook_point=hook_point,
                 dtype=dtype,
                 stored=arrays.pop("activations"),
                 row_keys=KeyTable(arrays),
@@ -102,52 +107,6 @@ def array_buffer(array: np.ndarray) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def _header(view: memoryview) -> tuple[dict[str, Any], int]:
-    """The header, and where the tensors start."""
-    length = int.from_bytes(view[:8], "little")
-    if len(view) < 8 or length > min(HEADER_LIMIT, len(view) - 8):
-        raise CorruptBatchError(f"a header of {length} bytes in a file of {len(view)}")
-    text = str(view[8 : 8 + length], "utf-8").rstrip(" ")
-    if not text.startswith("{") or not text.endswith("}"):
-        raise CorruptBatchError("the header is not JSON, padded by spaces at its end only")
-    return json.loads(text, object_pairs_hook=_no_key_twice), 8 + length
-
-
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise CorruptBatchError("a key stands twice in the header")
-    return dict(pairs)
-
-
-def _check_places(header: Mapping[str, Any], size: int) -> None:
-    """Makes sure that tensors fill the space behind the header, each byte once.
-
-    Raises:
-        CorruptBatchError: they do not, or an entry is none.
-    """
-    places = []
-    for name, entry in header.items():
-        if type(entry) is not dict or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise CorruptBatchError(f"the header's entry of {name!r} is none")
-        shape, offsets, code = entry["shape"], entry["data_offsets"], entry["dtype"]
-        if type(code) is not str or code not in _NUMPY:
-            raise CorruptBatchError(f"{name!r} is of dtype {str(code)[:50]}")
-        if type(shape) is not list or type(offsets) is not list or len(offsets) != 2:
-            raise CorruptBatchError(f"the header's entry of {name!r} is none")
-        # numpy would take the first negative number for "as many as fit".
-        if not all(type(number) is int and number >= 0 for number in (*shape, *offsets)):
-            raise CorruptBatchError(f"the header's entry of {name!r} is none")
-        places.append(offsets)
-    end = 0
-    for start, stop in sorted(places):
-        if start != end:
-            raise CorruptBatchError(f"tensors overlap or leave a hole at byte {end} of the data")
-        end = stop
-    if end != size:
-        raise CorruptBatchError(f"tensors of {end} bytes in {size}")
-
-
-def _array(view: memoryview, start: int, name: str, entry: Mapping[str, Any]) -> np.ndarray:
-    begin, end = entry["data_offsets"]
-    flat = np.frombuffer(view[start + begin : start + end], _NUMPY[entry["dtype"]])
-    return flat.reshape(entry["shape"])
+def _array(data: memoryview, entry: TensorEntry) -> np.ndarray:
+    flat = np.frombuffer(data[entry.begin : entry.end], _NUMPY[entry.dtype])
+    return flat.reshape(entry.shape)

@@ -174,7 +174,63 @@ def test_damaged_headers_are_refused(folder):
             Checkpoint.open(folder)
     header = json.dumps({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}).encode()
     file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
-    with pytest.raises(ModelError, match="size of a does not fit"):
+    with pytest.raises(ModelError, match="size of 'a' does not fit"):
+        Checkpoint.open(folder)
+
+
+def rewrite_header(file, change):
+    """Puts `change(header)` in the place of a header, as text if it gives text."""
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    changed = change(header)
+    text = (changed if isinstance(changed, str) else json.dumps(header)).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+
+
+UP, GATE = (f"model.layers.1.mlp.{name}_proj.weight" for name in ("up", "gate"))
+
+
+def overlap(header):
+    header[UP]["data_offsets"] = header[GATE]["data_offsets"]
+
+
+def move(header, by):
+    header[UP]["data_offsets"] = [offset + by for offset in header[UP]["data_offsets"]]
+
+
+def negative(header):
+    size = header[UP]["data_offsets"][1] - header[UP]["data_offsets"][0]
+    header[UP]["data_offsets"] = [-size, 0]
+
+
+def twice(header):
+    entry = json.dumps(header[GATE])
+    return json.dumps(header)[:-1] + f', "{UP}": {entry}}}'
+
+
+@pytest.mark.parametrize(
+    "change", [overlap, lambda h: move(h, 4), lambda h: move(h, -4), negative, twice]
+)
+def test_tensors_that_lie_where_others_do_are_refused(change, folder):
+    rewrite_header(folder / "model.safetensors", change)
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        Checkpoint.open(folder)
+
+
+def test_bytes_after_the_last_tensor_are_refused(folder):
+    with (folder / "model.safetensors").open("ab") as stream:
+        stream.write(b"\0")
+    with pytest.raises(ModelError, match="after the last tensor"):
+        Checkpoint.open(folder)
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path):
+    folder = make_checkpoint(tmp_path, shard="40KB")
+    first, second, *_ = sorted(folder.glob("model-*.safetensors"))
+    stray = dict(list(load_file(first).items())[:1])
+    save_file(load_file(second) | stray, second)
+    with pytest.raises(ModelError, match=f"{next(iter(stray))} stands in more than one file"):
         Checkpoint.open(folder)
 
 
