@@ -29,6 +29,7 @@ from qwen_hooks.config import QwenConfig
 from qwen_hooks.decoder_layer import QwenDecoderLayer, Surroundings
 from qwen_hooks.errors import ModelError
 from qwen_hooks.hook_points import (
+    AFTER_BLOCKS,
     blocks_needed,
     by_layer,
     check_layers,
@@ -206,7 +207,7 @@ class QwenModelWithActivations(nn.Module):
         residual, activations, keys_values = run(
             residual, around, cache, num_layers, rows, interventions
         )
-        if {"norm", "logits"} & outside.wanted and num_layers == self.config.num_hidden_layers:
+        if AFTER_BLOCKS & outside.wanted and num_layers == self.config.num_hidden_layers:
             self._logits(residual, outside.of_rows())
         computed = outside.captured | activations
         activations = {name: computed[name] for name in self.hook_points if name in computed}
@@ -319,7 +320,7 @@ class QwenModelWithActivations(nn.Module):
         return self._logits(residual, Taps(edits=edits_of(interventions, None, positions)))
 
     def _logits(self, residual: Float[Array, "*B D"], taps: Taps) -> Float[Array, "*B V"]:
-        hidden = taps("norm", self.norm(residual))
+        hidden = self.norm(residual, taps)
         if self.config.tie_word_embeddings:
             return taps("logits", self.embed_tokens.attend(hidden))
         return taps("logits", self.lm_head(hidden).astype(jnp.float32))
