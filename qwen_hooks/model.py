@@ -24,6 +24,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
+from qwen_hooks.activations import NamedActivations
 from qwen_hooks.attention_backends import check_attention
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.decoder_layer import QwenDecoderLayer, Surroundings
@@ -126,7 +127,7 @@ class QwenModelWithActivations(nn.Module):
         attention_mask: AttentionMask | None = None,
         return_activations: Literal[True] = ...,
         interventions: Interventions | None = None,
-    ) -> tuple[Float[Array, "B S V"], Activations]: ...
+    ) -> tuple[Float[Array, "B S V"], NamedActivations[Array]]: ...
 
     def __call__(
         self, input_ids, attention_mask=None, return_activations=False, interventions=None
@@ -144,7 +145,8 @@ class QwenModelWithActivations(nn.Module):
 
         Returns:
             Logits, float32 `[B, S, V]`; with `return_activations` the pair of logits and
-            `{'layer_6': [B, S, D], ...}` in the parameters' dtype.
+            `{'layer_6': [B, S, D], ...}` in the parameters' dtype, which any other name of a hook
+            point finds too (`activations["layers.6"]`).
         """
         input_ids = jnp.asarray(input_ids, jnp.int32)
         if attention_mask is not None:
@@ -158,7 +160,7 @@ class QwenModelWithActivations(nn.Module):
             interventions=interventions,
         )
         logits = self.unembed(output.residual, interventions, positions)
-        return (logits, output.activations) if return_activations else logits
+        return (logits, NamedActivations(output.activations)) if return_activations else logits
 
     def forward(
         self,
