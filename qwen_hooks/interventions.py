@@ -12,6 +12,7 @@ values or residual stream lives on in the KV cache for the generated tokens, as 
 whole sequence were run again.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.errors import ModelError
 from qwen_hooks.hook_points import by_layer, hook_widths, select, sites
+from qwen_hooks.operation_checks import check_numbers
 from qwen_hooks.taps import take_rows
 
 Where = Literal["all", "prompt", "generated"]
@@ -106,8 +108,8 @@ class Clamp(Operation):
 
     Attributes:
         direction: `[W]`, or `[B, W]`; made one long.
-        low: least component; a number, or `[B]`.
-        high: largest component; the same as `low` sets it.
+        low: least component, at most `high`; a number, or `[B]`; `-inf`: any.
+        high: largest component; the same as `low` sets it; `inf`: any.
     """
 
     direction: Float[Numbers, "*samples W"]
@@ -183,8 +185,9 @@ def intervene(
         prompt_lengths: int32 `[B]`, tokens of each prompt; the others are generated.
 
     Raises:
-        ModelError: there is no such hook point, one cannot be changed, widths differ, or what each
-            sample has of its own is not there for every sample.
+        ModelError: there is no such hook point, one cannot be changed, widths differ, what each
+            sample has of its own is not there for every sample, or an operation's numbers are none
+            that it can compute with (`operation_checks`).
     """
     lengths = jnp.asarray(prompt_lengths, jnp.int32)
     widths = hook_widths([site.name for site in sites(config)], config)
@@ -205,6 +208,7 @@ def intervene(
 
 def _with_arrays(name: str, operation: Operation, samples: int) -> Operation:
     """The operation with its numbers as arrays, of which those of samples are there for each."""
+    check_numbers(name, {f.name: getattr(operation, f.name) for f in dataclasses.fields(operation)})
     changed: dict[str, Any] = {}
     for field, axes in SHARED_AXES.items():
         value = getattr(operation, field, None)

@@ -396,3 +396,61 @@ def test_an_operation_is_frozen():
     operation = Add(vector=numbers(4))
     with pytest.raises(dataclasses.FrozenInstanceError):
         operation.coefficient = 2.0  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("operation", "words"),
+    [
+        (lambda v: Clamp(direction=v, low=1.0, high=0.5), "low must be at most high, not 1.0 and"),
+        (
+            lambda v: Clamp(direction=v, low=np.array([0.0, 2.0]), high=np.array([1.0, 1.0])),
+            "not 2.0 and 1.0",
+        ),
+        (lambda v: Clamp(direction=v, low=jnp.float32(3), high=2), "not 3.0 and 2"),
+        (lambda v: Clamp(direction=v, low=float("nan"), high=1.0), "low holds nan"),
+        (lambda v: Clamp(direction=v, low=float("inf"), high=float("inf")), "low holds inf"),
+        (lambda v: Clamp(direction=0 * v, low=0.0, high=1.0), "direction must have a length"),
+        (lambda v: Add(vector=v, coefficient=float("nan")), "coefficient holds nan"),
+        (lambda v: Add(vector=v, coefficient=float("inf")), "coefficient holds inf"),
+        (lambda v: Add(vector=v, coefficient=np.array([1, np.nan])), "coefficient holds nan"),
+        (lambda v: Add(vector=jnp.asarray(v).at[3].set(jnp.nan)), "vector holds nan"),
+        (lambda v: Add(vector=np.full(len(v), 1e39)), "vector holds 1e"),
+        (lambda v: Add(vector=0 * v, relative=True), "vector must have a length"),
+        (lambda v: Replace(values=np.full(len(v), np.nan)), "values holds nan"),
+        (lambda v: ProjectOut(directions=np.stack([v, 2 * v])), "2 directions span 1 dim"),
+        (lambda v: ProjectOut(directions=0 * v[None]), "1 directions span 0 dim"),
+        (lambda v: ProjectOut(directions=v[None], strength=float("nan")), "strength holds nan"),
+        (lambda v: Add(vector=v, positions=np.array([[1, -2]] * 2)), "from 0, or -1 to fill up"),
+        (
+            lambda v: Replace(values=np.ones((2, 3, len(v))), positions=np.array([[0, 1]] * 2)),
+            "for as many positions, not for 2",
+        ),
+        (lambda v: Replace(values=np.ones((2, 3, len(v)))), "for as many positions, not for None"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(config, operation, words):
+    vector = numbers(config.hidden_size)
+    with pytest.raises(ModelError, match=f"^layer_1: .*{words}"):
+        intervene({"layer_1": operation(vector)}, config, np.array([5, 3]))
+
+
+def test_open_bounds_clamp_on_one_side(folder, config):
+    model = create_model_with_hooks(config, hook_points=["layer_1"])
+    params, tokens = load_params(Checkpoint.open(folder)), np.array([random_tokens(6)])
+    direction = numbers(config.hidden_size)
+
+    def component(*bounds):
+        edits = None
+        if bounds:
+            clamp = Clamp(direction=direction, low=bounds[0], high=bounds[1])
+            edits = intervene({"layer_1": clamp}, config, np.array([6]))
+        _, rows = model.apply(params, tokens, return_activations=True, interventions=edits)
+        rows = np.asarray(rows["layer_1"][0], np.float64)
+        return rows @ direction / np.linalg.norm(direction.astype(np.float64))
+
+    plain = component()
+    middle = float(np.median(plain))
+    np.testing.assert_allclose(component(middle, np.inf), plain.clip(middle), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        component(-np.inf, middle), plain.clip(max=middle), rtol=1e-4, atol=1e-4
+    )
