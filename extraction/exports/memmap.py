@@ -37,10 +37,10 @@ class Memmap:
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
     needs: ClassVar[tuple[str, ...]] = ()
 
-    positions: int | None = option(
+    n_positions: int | None = option(
         None,
-        "take the last so many rows of each sample; default: all, of which every sample"
-        " must have equally many",
+        "number of rows that are taken of each sample, its last ones, such as 1; default: all, of"
+        " which every sample must have equally many",
         type=int,
     )
     pad_token_id: int = option(
@@ -48,8 +48,8 @@ class Memmap:
     )
 
     def __post_init__(self):
-        if self.positions is not None:
-            check_count("positions", self.positions)
+        if self.n_positions is not None:
+            check_count("n_positions", self.n_positions)
         if type(self.pad_token_id) is not int or not 0 <= self.pad_token_id < EXACT_IDS:
             raise StoreError(
                 f"pad_token_id must be from 0 to {EXACT_IDS - 1}, not {self.pad_token_id!r}"
@@ -102,20 +102,20 @@ class Memmap:
         """Rows that are taken of each sample."""
         samples = run.samples
         fewest, most = int(samples.rows.min()), int(samples.rows.max())
-        if self.positions is None:
+        if self.n_positions is None:
             if fewest < most:
                 raise StoreError(
                     f"samples have from {fewest} to {most} rows, and acts.dat as many of each;"
-                    f" --positions {fewest} takes the last {fewest} of each sample"
+                    f" --n_positions {fewest} takes the last {fewest} of each sample"
                 )
             return most
-        if fewest < self.positions:
-            short = samples.named(samples.rows < self.positions)
+        if fewest < self.n_positions:
+            short = samples.named(samples.rows < self.n_positions)
             raise StoreError(
-                f"there are fewer than {self.positions} rows of {short};"
-                f" --positions {fewest} is the most that every sample has"
+                f"there are fewer than {self.n_positions} rows of {short};"
+                f" --n_positions {fewest} is the most that every sample has"
             )
-        return self.positions
+        return self.n_positions
 
 
 def _check_widths(run: RunRows) -> None:

@@ -22,7 +22,7 @@ ROOT = Path(extraction.__file__).parents[1]
 OPTIONS = {
     "npz": {},
     "pt": {},
-    "memmap": {"hook_points": [6], "positions": 1},
+    "memmap": {"hook_points": [6], "n_positions": 1},
     "huggingface": {"context_size": 2},
 }
 
@@ -136,7 +136,7 @@ def test_the_command_tells_what_it_wrote(capsys, tmp_path):
 def test_the_command_has_the_targets_flags(capsys, tmp_path):
     write_ragged_run(tmp_path / "run")
     out = tmp_path / "out"
-    flags = ["--hook_points", 6, "--positions", 1, "--pad_token_id", 7]
+    flags = ["--hook_points", 6, "--n_positions", 1, "--pad_token_id", 7]
     assert run(capsys, tmp_path / "run", out, "--to", "memmap", *flags)[0] == 0
     document = json.loads((out / "export.json").read_text("utf-8"))
     assert (document["pad_token_id"], document["acts"]["shape"]) == (7, [3, 1, 1, 4])
@@ -153,8 +153,11 @@ def test_the_command_has_the_targets_flags(capsys, tmp_path):
         (["run", "out", "--to", "csv"], "csv"),
         (["none", "out", "--to", "npz"], "no such folder"),
         (["run", "gs://bucket/out", "--to", "npz"], "local path"),
-        (["run", "out", "--to", "npz", "--positions", "1"], "--positions is not for --to npz"),
-        (["run", "out", "--to", "memmap", "--names", "canonical"], "takes --positions, --pad_tok"),
+        (["run", "out", "--to", "npz", "--n_positions", "1"], "--n_positions is not for --to npz"),
+        (
+            ["run", "out", "--to", "memmap", "--names", "canonical"],
+            "takes --n_positions, --pad_tok",
+        ),
         (["run", "out", "--to", "huggingface"], "needs --context_size"),
         (["run", "out", "--to", "npz", "--dtype", "bfloat16"], "npz holds float32, not bfloat16"),
         (["run", "out", "--to", "npz", "--hook_points", "7"], "there is no layer_7"),
@@ -180,7 +183,7 @@ for name in ("jax", "torch", "transformers", "ml_dtypes", "google.cloud", "datas
     sys.modules[name] = None
 from extraction.__main__ import main
 folder = {str(tmp_path)!r}
-for to, *flags in (["npz"], ["memmap", "--positions", "1", "--hook_points", "6"]):
+for to, *flags in (["npz"], ["memmap", "--n_positions", "1", "--hook_points", "6"]):
     assert main(["export", folder + "/run", folder + "/" + to, "--to", to, *flags]) == 0
 assert main(["export", folder + "/run", folder + "/pt", "--to", "pt"]) == 2
 """

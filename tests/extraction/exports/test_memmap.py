@@ -67,7 +67,7 @@ def test_the_last_rows_of_each_sample_in_order(tmp_path):
         ((GENERATED, 2), (long, 1), (GENERATED, 4)),
     )
     write_ragged_run(tmp_path / "run", batches=batches, lines=None, hooks=("layer_6",))
-    done = export(tmp_path / "run", tmp_path / "acts", "memmap", positions=2)
+    done = export(tmp_path / "run", tmp_path / "acts", "memmap", n_positions=2)
     assert "rows before the last 2 of their samples, left out: 3" in done.notes
     acts, _ = maps(tmp_path / "acts", 1, 2, 4, 5)
     for row, (sample, positions) in zip(
@@ -92,12 +92,12 @@ def test_hook_points_stand_in_the_order_asked_for(tmp_path, monkeypatch):
     ("options", "words"),
     [
         ({}, TWO_WIDTHS),
-        ({"hook_points": [6]}, r"from 1 to 5 rows, .* --positions 1 takes the last 1 of each"),
+        ({"hook_points": [6]}, r"from 1 to 5 rows, .* --n_positions 1 takes the last 1 of each"),
         (
-            {"hook_points": [6], "positions": 4},
-            r"fewer than 4 rows of long \(sample_idx 3\), tâsk \(sample_idx 1\); --positions 1 is",
+            {"hook_points": [6], "n_positions": 4},
+            r"fewer than 4 rows of long \(sample_idx 3\), tâsk \(sample_idx 1\); --n_positions 1",
         ),
-        ({"positions": 0}, "positions must be a whole number from 1, not 0"),
+        ({"n_positions": 0}, "n_positions must be a whole number from 1, not 0"),
         ({"pad_token_id": 1 << 24}, "pad_token_id must be from 0 to 16777215, not 16777216"),
         ({"pad_token_id": -1}, "pad_token_id must be from 0"),
     ],
