@@ -48,7 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: instead of the process's own.
     """
-    settings = _parser().parse_args(arguments)
+    parser, words = _parser(), sys.argv[1:] if arguments is None else arguments
+    if not all(word.strip() for word in words):  # as a path it would be the current folder
+        parser.error("an argument is empty")
+    settings = parser.parse_args(words)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
         with ProgressLine() as progress:

@@ -101,9 +101,8 @@ class ActivationDataset:
 
     Args:
         source: folder, `gs://bucket/prefix`, or a storage.
-        layer: 12, `"layer_12"` or any name of another hook point (TransformerLens' and Hugging
-            Face's too): arrays are `[rows, width]`. Several of them: dictionaries of such arrays,
-            by the names asked with. None: the only one there is.
+        layer: 12, `"layer_12"` or another hook point's name: arrays are `[rows, width]`. Several
+            of them: dictionaries of such arrays. None: the only one there is.
         dtype: `"float32"`, which bfloat16 is widened to exactly, or `"stored"`.
         on_bad: what streams do at a damaged batch: `"raise"`, or `"skip"` it with all its hook
             points, and note it in `skipped`. Rows asked for by number are never skipped.
@@ -111,7 +110,7 @@ class ActivationDataset:
         cache_bytes: that files which rows were taken from by number are kept up to.
 
     Attributes:
-        hook_points: that are read, by their names in the run.
+        hook_points: that are read.
         skipped: why batches were left out, by batch id.
 
     Raises:
@@ -137,8 +136,7 @@ class ActivationDataset:
         self._storage = self._run.storage
         run = self._run.description
         self._single = isinstance(layer, str) or not isinstance(layer, Iterable)
-        self._asked = chosen_hook_points(layer, run.hook_points, self._storage.address)
-        self.hook_points = tuple(self._asked)
+        self.hook_points = chosen_hook_points(layer, run.hook_points, self._storage.address)
         self._stored = dtype == "stored"
         if self._stored and run.dtype is None:
             raise StoreError(f"{self._storage.address} does not tell its dtype; read it as float32")
@@ -222,7 +220,7 @@ class ActivationDataset:
                 values[there] = self._values(self._files.open(batch, hook), here)
             values = with_dtype(values, self._bits)
             result[hook] = values[0] if is_number(rows) else values
-        return self._as_asked(result)
+        return result[self.hook_points[0]] if self._single else result
 
     def keys(self, rows: Any = slice(None)) -> RowBlock:
         """Where rows come from: task ids, sample indices, steps, positions, token ids, times.
@@ -292,7 +290,7 @@ class ActivationDataset:
         """
         source = RowSource(
             read=functools.partial(self._read, memory=RecycledMemory().take),
-            present=presenter(framework, self._asked, self._single, self._bits),
+            present=presenter(framework, self.hook_points[0] if self._single else None, self._bits),
             widths=self._widths(),
             dtype=self._dtype,
             threads=threads_for(self._storage),
@@ -373,7 +371,8 @@ class ActivationDataset:
                 # Of a run whose rows are all infinite there is no median.
                 limit = np.inf if median is None else factor * median
                 found[hook].append(first + np.flatnonzero(~(norms < np.inf) | (norms > limit)))
-        return self._as_asked({hook: np.concatenate(each) for hook, each in found.items()})
+        result = {hook: np.concatenate(numbers) for hook, numbers in found.items()}
+        return result[self.hook_points[0]] if self._single else result
 
     def _all_rows(self) -> Iterator[tuple[int, Rows]]:
         """Of each batch the number of its first row, and float32 rows that hold until the next."""
@@ -423,12 +422,6 @@ class ActivationDataset:
                     continue
                 problems.setdefault(batch.batch_id, f"{place} {problem}")
         return problems
-
-    def _as_asked(self, result: dict[str, np.ndarray]) -> Any:
-        """The only array, or a dictionary by the names asked with."""
-        if self._single:
-            return result[self.hook_points[0]]
-        return {self._asked[hook]: values for hook, values in result.items()}
 
     def _widths(self) -> dict[str, int]:
         return {hook: self._files.width(hook, self._numbers.batches) for hook in self.hook_points}

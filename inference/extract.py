@@ -75,8 +75,8 @@ class ExtractedRun:
         """Files of each hook point."""
         return len({batch["batch_id"] for batch in self.metadata["batches"]})
 
-    def open(self, hook_point: int | str | None = None) -> ActivationDataset:
-        """Open the rows of a hook point, by any of its names; of the only one without a name."""
+    def open(self, hook_point: str) -> ActivationDataset:
+        """The rows of a hook point, by the name that the files have."""
         return ActivationDataset(self.address, hook_point)
 
     def outputs(self) -> list[dict[str, Any]]:
@@ -123,6 +123,8 @@ def extract(
             "extract runs in one process; for several there is"
             " python -m inference.distributed_inference_with_activations"
         )
+    if not os.fspath(base_folder).strip():
+        raise InputError("base_folder must not be empty")
     settled = sorted(settings.keys() & set(SETTLED))
     if settled:
         raise InputError(f"{settled[0]} is decided by the model and the arguments before it")

@@ -4,9 +4,9 @@ Frozen dataclass; part of every command's settings.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from inference.errors import InputError
 
@@ -94,7 +94,16 @@ class InputSettings:
         metadata=doc("Token put behind each document: none, eos, or a token id."),
     )
 
+    may_be_empty: ClassVar[Collection[str]] = ()
+    """Flags for which an empty text has a meaning."""
+
     def __post_init__(self):
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            texts = value if isinstance(value, list) else [value]
+            blank = any(isinstance(text, str) and not text.strip() for text in texts)
+            if blank and entry.name not in self.may_be_empty:
+                raise InputError(f"--{entry.name} must not be empty")
         if (self.tasks_file is None) == (self.dataset is None):
             given = "both were given" if self.dataset is not None else "neither was given"
             raise InputError(f"one of --tasks_file and --dataset is needed; {given}")

@@ -28,8 +28,7 @@ from qwen_hooks import (
     create_model_with_hooks,
     load_params,
 )
-from qwen_hooks.activations import NamedActivations
-from qwen_hooks.hook_points import sites
+from qwen_hooks.hook_points import select, sites
 from qwen_hooks.interventions import Operation, intervene
 from qwen_hooks.model import Params
 from qwen_hooks.sharding import Layout
@@ -178,7 +177,7 @@ class ActivationStore:
     def __init__(self, model: LanguageModel, hook_points: str | Sequence[object]):
         self._model = model
         self._module = model.with_hooks(hook_points)
-        self._captured = NamedActivations[np.ndarray]()
+        self._captured: dict[str, np.ndarray] = {}
 
     @property
     def hook_points(self) -> tuple[str, ...]:
@@ -231,7 +230,7 @@ class ActivationStore:
             np.pad(mask, padding),
             edits,
         )
-        self._captured = NamedActivations()
+        self._captured = {}
         for hook, values in captured.items():
             of_tokens = np.asarray(values)[:, :slots]
             is_pattern = hook.endswith(".pattern")
@@ -242,9 +241,13 @@ class ActivationStore:
         """`[B, S, ...]` of the last pass, in the dtype of the computation; by any of its names.
 
         Raises:
-            NotCapturedError: it is none of those captured, or nothing was run yet.
+            ModelError: there is no such hook point.
+            KeyError: it is not captured, or nothing was run yet.
         """
-        return self._captured[hook_point]
+        name, *others = select(hook_point, self._model.config)
+        if others:
+            raise KeyError(f"{hook_point} names {1 + len(others)} places; name one of them")
+        return self._captured[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._captured)
@@ -254,7 +257,7 @@ class ActivationStore:
 
     def clear(self) -> None:
         """Lets go of what is captured."""
-        self._captured = NamedActivations()
+        self._captured = {}
 
     def __enter__(self) -> "ActivationStore":
         return self

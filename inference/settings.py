@@ -5,7 +5,7 @@ Frozen dataclasses, read from the command line by `transformers.HfArgumentParser
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import field
 from typing import ClassVar, Literal
 
@@ -243,6 +243,8 @@ class DistributedSettings(ExtractionSettings):
             " $JAX_COMPILATION_CACHE_DIR, else a folder in ~/.cache."
         ),
     )
+
+    may_be_empty: ClassVar[Collection[str]] = ("compilation_cache_dir",)
 
     minimum: ClassVar[Mapping[str, float]] = {
         **ExtractionSettings.minimum,

@@ -28,6 +28,8 @@ class LocalStorage:
 
     def __init__(self, folder: str | Path, *, writable: bool = True):
         self.address = str(folder)
+        if not self.address.strip():
+            raise StoreError("the folder's name is empty; . is the current folder")
         try:
             self.folder = Path(folder).expanduser()
             path = self.folder.absolute()

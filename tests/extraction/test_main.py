@@ -74,6 +74,35 @@ def test_wrong_flags_are_refused_in_one_line(capsys, arguments):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["verify", ""],
+        ["verify", "RUN", "--json", ""],
+        ["inspect", " "],
+        ["repair", ""],
+        ["merge", "", "RUN"],
+        ["merge", "OUT", "RUN", ""],
+        ["convert", "RUN", "", "--format", "npz"],
+        ["export", "RUN", "OUT", "--to", "npz", "--hook_points", ""],
+        ["upload", "", "gs://bucket/x"],
+        ["selftest", ""],
+    ],
+    ids=" ".join,
+)
+def test_empty_arguments_are_refused(capsys, tmp_path, monkeypatch, arguments):
+    """The current folder holds a run, which none of them may take for theirs."""
+    write_run(tmp_path / "run")
+    write_run(tmp_path / "RUN")
+    monkeypatch.chdir(tmp_path / "run")
+    before = sorted(tmp_path.rglob("*"))
+    status, out, err = run(capsys, *[a.replace("RUN", str(tmp_path / "RUN")) for a in arguments])
+    assert (status, out) == (2, "")
+    assert "empty" in err
+    assert err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_verify_tells_good_damaged_foreign_and_incomplete(capsys, tmp_path):
     storage = write_run(tmp_path / "run", planned=4)
     assert run(capsys, "verify", tmp_path / "run")[0] == 4

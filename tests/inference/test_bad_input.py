@@ -281,6 +281,11 @@ def test_folder_that_cannot_be_made(bench, refused, flag, path):
     assert path in refused(**{flag: bench / path})
 
 
+@pytest.mark.parametrize("flag", ["output_dir", "activations_dir", "tasks_file", "model_path"])
+def test_an_empty_name(refused, flag):
+    assert f"--{flag} must not be empty" in refused(**{flag: ""})
+
+
 @pytest.mark.parametrize("flag", ["output_dir", "activations_dir"])
 def test_folder_of_an_unknown_user(refused, flag):
     assert "~nosuchuser/x" in refused(**{flag: "~nosuchuser/x"})

@@ -176,6 +176,8 @@ def test_what_the_loaded_model_decides_is_told(model, tmp_path):
 def test_what_is_wrong_is_told(model, tmp_path):
     with pytest.raises(InputError, match="cannot be written as JSON"):
         extract(model, [object()], tmp_path, ["layer_0"])
+    with pytest.raises(InputError, match="base_folder must not be empty"):
+        extract(model, IDS, "", ["layer_0"])
     with pytest.raises(InputError, match="a run_id is"):
         extract(model, IDS, tmp_path, ["layer_0"], run_id="../elsewhere")
     with pytest.raises(InputError, match="holds no document"):

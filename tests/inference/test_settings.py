@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from inference.errors import InputError
+from inference.settings import DistributedSettings
 
 
 def test_defaults(settings):
@@ -55,3 +56,25 @@ def test_border_of_the_range(settings, name, value):
 def test_settings_do_not_change(settings):
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings().max_new_tokens = 5
+
+
+@pytest.mark.parametrize("value", ["", "  "])
+@pytest.mark.parametrize(
+    "name",
+    ["model_path", "tasks_file", "dataset", "activations_dir", "output_dir", "gcs_bucket",
+     "revision", "text_field", "id_field", "dataset_split"],
+)  # fmt: skip
+def test_empty_texts_are_refused(settings, name, value):
+    with pytest.raises(InputError, match=f"^--{name} must not be empty"):
+        settings(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["positions", "hook_points"])
+def test_empty_texts_in_lists_are_refused(settings, name):
+    with pytest.raises(InputError, match=f"^--{name} must not be empty"):
+        settings(**{name: ["all", ""]})
+
+
+def test_an_empty_cache_folder_means_none():
+    ours = DistributedSettings(model_path="m", tasks_file="t", compilation_cache_dir="")
+    assert ours.compilation_cache_dir == ""

@@ -4,7 +4,7 @@ import stat
 import pytest
 
 from extraction import StoreError
-from extraction.storage import file_operations
+from extraction.storage import file_operations, open_storage
 from extraction.storage.local import LocalStorage
 
 
@@ -74,3 +74,9 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path, write):
     with pytest.raises(StoreError, match="runs"):
         write(storage, "a", b"1")
     assert (tmp_path / "runs").read_text() == "mine"
+
+
+@pytest.mark.parametrize("address", ["", "  "])
+def test_an_empty_name_is_not_the_current_folder(address):
+    with pytest.raises(StoreError, match="empty"):
+        open_storage(address)
