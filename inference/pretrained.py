@@ -1,6 +1,7 @@
 """A model as a command uses it, checked but not loaded: checkpoint, tokenizer, layers, dtype."""
 
 import dataclasses
+import itertools
 import logging
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from extraction.errors import first_line
 from inference.bucket_checkpoint import open_bucket_checkpoint
 from inference.errors import InputError
+from inference.generation_config import followed_penalty
 from inference.input_files import is_in_bucket
+from inference.prompt_tokens import special_ids
 from inference.settings import ExtractionSettings
 from qwen_hooks import (
     Checkpoint,
@@ -25,6 +28,9 @@ from qwen_hooks.hook_points import default_layers
 log = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+PROBE = "The quick brown fox jumps over the lazy dog. 0123456789"
+OWN_PROBES = 100
+"""Tokens of a vocabulary without any of the probe's words that are tried in its place."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,12 +42,14 @@ class Pretrained:
         model: that captures the wanted layers.
         tokenizer: None where the checkpoint has none.
         dtype: to compute in.
+        repetition_penalty: of the logits of tokens that have occurred; 1: none.
     """
 
     checkpoint: Checkpoint
     model: QwenModelWithActivations
     tokenizer: PreTrainedTokenizerBase | None
     dtype: jnp.dtype
+    repetition_penalty: float = 1.0
 
 
 def open_pretrained(settings: ExtractionSettings) -> Pretrained:
@@ -49,7 +57,7 @@ def open_pretrained(settings: ExtractionSettings) -> Pretrained:
 
     Raises:
         ModelError: no such checkpoint, or one this package cannot compute.
-        InputError: the tokenizer is damaged.
+        InputError: the tokenizer is damaged, or the penalty that the checkpoint asks for.
         StoreError: the bucket that it lies in cannot be used.
     """
     checkpoint = open_checkpoint(settings.model_path, settings.revision)
@@ -64,6 +72,11 @@ def open_pretrained(settings: ExtractionSettings) -> Pretrained:
         ),
         tokenizer=load_tokenizer(checkpoint.folder),
         dtype=dtype,
+        repetition_penalty=followed_penalty(
+            checkpoint.folder,
+            settings.repetition_penalty,
+            predicts=settings.max_new_tokens > 0,
+        ),
     )
 
 
@@ -107,11 +120,37 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a checkpoint's folder; None if it has none.
 
     Raises:
-        InputError: it is damaged.
+        InputError: it is damaged, or knows no token but special ones.
     """
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         return None
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        is_whole = _knows_text(tokenizer)
     except Exception as error:  # every kind, depending on which of its files is damaged
         raise InputError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from None
+    if not is_whole:
+        found = ", ".join(name for name in TOKENIZER_FILES if (folder / name).exists())
+        raise InputError(
+            f"{folder}: the tokenizer has no vocabulary: it makes no token of any text but special"
+            f" and unknown ones. Found {found}; a whole one has tokenizer.json, or vocab.json and"
+            " merges.txt"
+        )
+    return tokenizer
+
+
+def _knows_text(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Says whether the tokenizer makes a known token, not a special one, of any text.
+
+    transformers makes a tokenizer of a folder without a vocabulary, too.
+    """
+    unknown = tokenizer.unk_token_id
+    others = special_ids(tokenizer) | ({unknown} if isinstance(unknown, int) else set())
+
+    def is_known(text: str) -> bool:
+        return not others.issuperset(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    if is_known(PROBE):
+        return True
+    own = (token for token, number in tokenizer.get_vocab().items() if number not in others)
+    return any(is_known(token) for token in itertools.islice(own, OWN_PROBES))

@@ -70,10 +70,11 @@ def make_samples(
     for task in tasks:
         prompts = _arc_prompts(task, settings) if isinstance(task, ArcTask) else [_own_prompt(task)]
         for sample_idx, (content, extra) in enumerate(prompts):
+            where = f"task {task.task_id!r}, sample_idx {sample_idx}"
             if isinstance(content, tuple):  # before the tokenizer, which cannot take them all
-                _check_token_ids(f"task {task.task_id!r}", content, vocab_size)
+                _check_token_ids(where, content, vocab_size)
             prompt, token_ids, chat = _tokenise(task.task_id, content, tokenizer, settings)
-            _check_token_ids(f"task {task.task_id!r}", token_ids, vocab_size)
+            _check_token_ids(where, token_ids, vocab_size, tokenizer)
             entity = task.extra.get("entity") if isinstance(task, PromptTask) else None
             tokens = PromptTokens(
                 task_id=task.task_id,
@@ -155,11 +156,28 @@ def _place_in_document(piece: PromptTokens, whole: PromptTokens) -> dict[str, in
     return {"first_document_token": piece.first, "document_tokens": len(whole.token_ids)}
 
 
-def _check_token_ids(where: str, token_ids: Sequence[int], vocab_size: int) -> None:
+def _check_token_ids(
+    where: str,
+    token_ids: Sequence[int],
+    vocab_size: int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> None:
+    """Makes sure that the model has an embedding of every token.
+
+    Args:
+        where: the sample or flag that the tokens are of.
+        token_ids: any numbers.
+        vocab_size: rows of the embedding.
+        tokenizer: that made the tokens, to name one; None: they were given as numbers.
+
+    Raises:
+        InputError: it has none of one of them.
+    """
     unknown = [token for token in token_ids if not 0 <= token < vocab_size]
     if unknown:
+        name = "" if tokenizer is None else f" ({tokenizer.convert_ids_to_tokens(unknown[0])!r})"
         raise InputError(
-            f"{where}: token id {unknown[0]} is not in the model's vocabulary of {vocab_size}"
+            f"{where}: token id {unknown[0]}{name} is not in the model's vocabulary of {vocab_size}"
         )
 
 

@@ -15,7 +15,12 @@ from inference.input_settings import InputSettings, doc
 from inference.position_selectors import KNOWN
 from inference.positions import Positions
 
-MAX_SEED = 2**31 - 1
+MAX_NUMBER = 2**31 - 1
+"""Largest value of a numeric flag: the largest that an int32 on a device holds."""
+
+AUTO_PENALTY = "auto"
+LEAST_PENALTY, LARGEST_PENALTY = 1e-3, 1e3
+"""Beyond them a penalised float32 logit may be infinite, or 0."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,6 +113,15 @@ class ExtractionSettings(InputSettings):
         default=1.0,
         metadata=doc("Sample among the likeliest tokens that make up this probability."),
     )
+    repetition_penalty: str = field(
+        default="1.0",
+        metadata=doc(
+            "Divide the positive logits of all tokens that occur in the prompt or were generated,"
+            " and multiply the negative ones, by this number (transformers' definition), before"
+            " the next token is chosen. auto: the number in the checkpoint's"
+            " generation_config.json. 1.0: leave the logits as they are."
+        ),
+    )
     random_seed: int = field(default=0, metadata=doc("Of sampling and ARC augmentations."))
     predictions_per_task: int = field(
         default=1,
@@ -137,6 +151,9 @@ class ExtractionSettings(InputSettings):
     }
     """Least values of the flags that have one."""
 
+    maximum: ClassVar[Mapping[str, float]] = {"temperature": 1e30}
+    """Largest values of the flags whose is not `MAX_NUMBER`."""
+
     def __post_init__(self):
         super().__post_init__()
         Positions(self.positions)
@@ -144,14 +161,14 @@ class ExtractionSettings(InputSettings):
             value = getattr(self, name)
             if value is not None and not value >= minimum:  # also refuses NaN
                 raise InputError(f"--{name} must be at least {minimum}, not {value}")
-        if self.random_seed > MAX_SEED:
-            raise InputError(
-                f"--random_seed must be at most {MAX_SEED} (32 bits), not {self.random_seed}"
-            )
-        if self.temperature == math.inf:
-            raise InputError("--temperature must be a finite number, not inf")
+        for entry in dataclasses.fields(self):
+            value, maximum = getattr(self, entry.name), self.maximum.get(entry.name, MAX_NUMBER)
+            if isinstance(value, int | float) and value > maximum:
+                raise InputError(f"--{entry.name} must be at most {maximum}, not {value}")
         if not 0 < self.top_p <= 1:
             raise InputError(f"--top_p must be above 0 and at most 1, not {self.top_p}")
+        if self.repetition_penalty != AUTO_PENALTY:
+            check_penalty("--repetition_penalty", self.repetition_penalty)
         if self.upload_to_cloud and self.gcs_bucket is None:
             raise InputError("--upload_to_cloud True needs --gcs_bucket gs://bucket/prefix")
         if self.store_dtype == "bfloat16" and self.format in ("pickle", "npz"):
@@ -253,6 +270,8 @@ class DistributedSettings(ExtractionSettings):
         "pack_length": 0,
         "self_check": 0,
         "initialization_timeout": 1,
+        "num_processes": 1,
+        "process_id": 0,
     }
 
     def __post_init__(self):
@@ -278,3 +297,25 @@ class DistributedSettings(ExtractionSettings):
         if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
             raise InputError(f"--mesh_shape must look like 8,8, not {self.mesh_shape!r}")
         return int(parts[0]), int(parts[1])
+
+
+def check_penalty(where: str, value: object) -> float:
+    """Returns a repetition penalty as a number.
+
+    Args:
+        where: the flag or field that it comes from, for the message.
+        value: a number, or its digits.
+
+    Raises:
+        InputError: it is no number, or one that no logit can be divided by.
+    """
+    try:
+        penalty = float(value) if isinstance(value, str | float | int) else math.nan
+    except (ValueError, OverflowError):
+        penalty = math.nan
+    if isinstance(value, bool) or not LEAST_PENALTY <= penalty <= LARGEST_PENALTY:
+        raise InputError(
+            f"{where} must be a number from {LEAST_PENALTY} to {LARGEST_PENALTY:.0f}"
+            f"{' or auto' if where.startswith('--') else ''}, not {value!s:.60}"
+        )
+    return penalty
