@@ -206,7 +206,7 @@ class ActivationStore:
         """
         ids = np.asarray(input_ids)
         mask = np.ones(ids.shape, np.int32) if attention_mask is None else attention_mask
-        mask = np.asarray(mask).astype(np.int32)
+        mask = (np.asarray(mask) != 0).astype(np.int32)
         if ids.ndim != 2 or ids.dtype.kind not in "iu" or mask.shape != ids.shape:
             raise InputError(
                 f"input_ids must be whole numbers [B, S], not {ids.dtype} {list(ids.shape)}, and"

@@ -134,10 +134,10 @@ class QwenModelWithActivations(nn.Module):
 
         Args:
             input_ids: `[B, S]` of any integer type, numpy or JAX.
-            attention_mask: `[B, S]`, integer or bool, 1 for tokens and 0 for padding, on either
-                side; None: all are tokens. Positions count the tokens, so padding changes no
-                token's row. With a mask `xla` runs in place of `cudnn`, which cannot skip
-                padding on the left.
+            attention_mask: `[B, S]` of any type, 0 for padding, on either side, and 1 or any
+                other number for tokens; None: all are tokens. Positions count the tokens, so
+                padding changes no token's row. With a mask `xla` runs in place of `cudnn`, which
+                cannot skip padding on the left.
             return_activations: also return the activations.
             interventions: that change what is computed; see `interventions`.
 
@@ -147,7 +147,7 @@ class QwenModelWithActivations(nn.Module):
         """
         input_ids = jnp.asarray(input_ids, jnp.int32)
         if attention_mask is not None:
-            attention_mask = jnp.asarray(attention_mask, jnp.int32)
+            attention_mask = jnp.asarray(attention_mask).astype(jnp.bool_)
         any_side = self.attention == "cudnn" and attention_mask is not None
         positions = positions_from_mask(input_ids, attention_mask)
         output = self.forward(
@@ -352,12 +352,13 @@ class Embedding(nn.Module):
 
 
 def positions_from_mask(
-    input_ids: Int[Array, "B S"], attention_mask: Int[Array, "B S"] | None
+    input_ids: Int[Array, "B S"], attention_mask: AttentionMask | None
 ) -> Int[Array, "B S"]:
-    """Positions of the tokens, counted from 0 in each row; -1 on padding."""
+    """Positions of the tokens, counted from 0 in each row; -1 on padding, where the mask is 0."""
     if attention_mask is None:
         return jnp.broadcast_to(jnp.arange(input_ids.shape[1], dtype=jnp.int32), input_ids.shape)
-    return jnp.where(attention_mask > 0, jnp.cumsum(attention_mask, axis=1) - 1, -1)
+    is_token = jnp.asarray(attention_mask).astype(jnp.bool_)
+    return jnp.where(is_token, jnp.cumsum(is_token, axis=1, dtype=jnp.int32) - 1, -1)
 
 
 def create_model_with_hooks(

@@ -89,7 +89,7 @@ def test_texts_of_records(tmp_path, name):
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_token_ids_of_records(tmp_path, name):
-    padded = [{"input_ids": [1, 2, 0, 0], "attention_mask": [1, 1, 0, 0]},
+    padded = [{"input_ids": [1, 2, 0, 0], "attention_mask": [1, -2, 0, 0]},
               {"input_ids": [0, 0, 3, 4], "attention_mask": [0, 0, 1, 1]}]  # fmt: skip
     write_records(tmp_path / name, padded)
     assert token_ids(tmp_path / name) == [[1, 2], [3, 4]]

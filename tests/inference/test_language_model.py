@@ -48,6 +48,8 @@ def test_logits_and_activations_are_torchs(model, checkpoint, side):
         assert row_error(store["layer_1"][i, row], layers[1]) < 1e-4
         assert row_error(store["blocks.3.hook_resid_post"][i, row], layers[3]) < 1e-4
     np.testing.assert_allclose(model(ids, mask), logits, rtol=1e-4, atol=1e-4)
+    for other in (-3 * mask, 0.5 * mask, mask == 1):  # any number but 0 is a token, as in torch
+        np.testing.assert_allclose(model(ids, other), logits, rtol=1e-4, atol=1e-4)
 
 
 def test_every_hook_point_of_a_block(model, checkpoint):

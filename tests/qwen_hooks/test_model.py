@@ -7,22 +7,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.shapes import SHAPES
 from qwen_hooks import Checkpoint, KVCache, create_model_with_hooks, load_params
 from qwen_hooks import model as qwen_model
 from qwen_hooks.model import unembed
-from tests.oracle import make_checkpoint, random_tokens, row_error
+from tests.oracle import load_torch, make_checkpoint, random_tokens, row_error
 
 TOLERANCE = 1e-5
 LENGTHS = (3, 17, 150)
 
 
 @pytest.fixture(scope="module", params=["full attention", "sliding window"])
-def loaded(request, tmp_path_factory):
+def folder(request, tmp_path_factory):
     sliding = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2}
     shape = sliding if request.param == "sliding window" else {}
-    folder = make_checkpoint(tmp_path_factory.mktemp("model"), **shape)
+    return make_checkpoint(tmp_path_factory.mktemp("model"), **shape)
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
     checkpoint = Checkpoint.open(folder)
     return create_model_with_hooks(checkpoint.config), load_params(checkpoint)
 
@@ -60,6 +65,21 @@ def test_padding_changes_no_row(loaded, side):
         assert row_error(logits[row, place], true_logits) < TOLERANCE
         for layer, values in enumerate(activations.values()):
             assert row_error(values[row, place], true_layers[layer]) < TOLERANCE
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_any_number_but_0_in_a_mask_is_a_token_as_in_torch(side, loaded, folder):
+    (model, params), judge = loaded, load_torch(folder)
+    tokens, start = random_tokens(9, seed=3), 5 if side == "left" else 0
+    ids, ones = np.full((1, 14), 7), np.zeros((1, 14), np.int64)
+    ids[0, start : start + 9], ones[0, start : start + 9] = tokens, 1
+    is_token = ones[0] == 1
+    for value in (2, -1, 255, 0.5, -0.25, np.nan, True):
+        mask = np.where(ones == 1, value, 0)
+        with torch.inference_mode():
+            theirs = judge(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
+        ours, _ = compiled(model, params, jnp.array(ids), jnp.asarray(mask))
+        assert row_error(ours[0, is_token], theirs.logits[0, is_token].numpy()) < TOLERANCE
 
 
 def test_without_the_flag_logits_alone(loaded):
