@@ -17,6 +17,7 @@ import numpy as np
 from inference.batch_plan import PlannedSample, PlanSettings, Unit, pack_batches, plan_units
 from inference.errors import InputError
 from inference.generation import GenerationSettings
+from inference.generation_config import followed_penalty
 from inference.language_model import LanguageModel
 from inference.memory_estimate import check_memory
 from inference.multihost import device_memory
@@ -86,6 +87,7 @@ def capture(
     *,
     attention_mask: np.ndarray | None = None,
     max_new_tokens: int = 0,
+    repetition_penalty: float | str = 1.0,
     interventions: Mapping[str, Operation | Sequence[Operation]] | None = None,
     add_special_tokens: bool = True,
     batch_size: int = 32,
@@ -103,6 +105,9 @@ def capture(
         positions: selectors of tokens; see docs/positions.md.
         attention_mask: `[inputs, slots]`, with an array: 1 for tokens, 0 for padding on any side.
         max_new_tokens: to generate, with the likeliest token each time; 0: none.
+        repetition_penalty: divides the positive logits of all tokens that occur in the input or
+            were generated, and multiplies the negative ones; `auto`: the number in the
+            checkpoint's generation_config.json.
         interventions: operations by hook point, whose arrays may have an axis of inputs; see
             docs/interventions.md.
         add_special_tokens: let the tokenizer put its special tokens around a text.
@@ -123,6 +128,7 @@ def capture(
         batch_size=batch_size,
         tokens_per_batch=tokens_per_batch,
         random_seed=random_seed,
+        repetition_penalty=str(repetition_penalty),
         add_special_tokens=add_special_tokens,
     )
     module, chosen = model.for_rows(hook_points), Positions(settings.positions)
@@ -145,6 +151,9 @@ def capture(
             max_new_tokens=max_new_tokens,
             capture_generated=chosen.any_generated,
             stop_token_ids=model.checkpoint.stop_token_ids,
+            repetition_penalty=followed_penalty(
+                model.checkpoint.folder, settings.repetition_penalty, predicts=max_new_tokens > 0
+            ),
         ),
         mesh=model.layout.mesh,
         row_slots=row_slots(units.values(), samples, predicts=max_new_tokens > 0),

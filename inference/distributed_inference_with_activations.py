@@ -348,6 +348,7 @@ def generation_settings(job: Job) -> GenerationSettings:
         stop_token_ids=job.pretrained.checkpoint.stop_token_ids,
         temperature=settings.temperature,
         top_p=settings.top_p,
+        repetition_penalty=job.pretrained.repetition_penalty,
         seed=settings.random_seed,
     )
 

@@ -149,6 +149,7 @@ def extract(
             "output_dir": str(folder / OUTPUTS),
             "resume": resume,
             **settings,
+            "repetition_penalty": str(settings.get("repetition_penalty", 1.0)),
         }
     )
     if given is None:

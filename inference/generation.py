@@ -21,7 +21,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from inference.token_choice import choose_tokens, step_keys
+from inference.token_choice import (
+    choose_tokens,
+    occurring_tokens,
+    penalise_repetition,
+    step_keys,
+    with_tokens,
+)
 from qwen_hooks import KVCache, QwenModelWithActivations
 from qwen_hooks.interventions import Interventions
 from qwen_hooks.model import Params, forward, unembed
@@ -37,6 +43,7 @@ class GenerationSettings:
         stop_token_ids: end a row.
         temperature: 0 for the likeliest token.
         top_p: nucleus.
+        repetition_penalty: of the logits of tokens that have occurred; 1: none.
         seed: of sampling.
     """
 
@@ -45,6 +52,7 @@ class GenerationSettings:
     stop_token_ids: tuple[int, ...] = ()
     temperature: float = 0.0
     top_p: float = 1.0
+    repetition_penalty: float = 1.0
     seed: int = 0
 
 
@@ -93,6 +101,7 @@ class _LoopState:
     step: Int[Array, ""]
     ended: Bool[Array, " B"]
     cache: KVCache
+    occurring: Bool[Array, "B V"] | None
     output: BatchOutput
 
 
@@ -200,13 +209,21 @@ def _generate(
             counts=jnp.zeros(size, jnp.int32),
         )
 
-    def choose(residual: Float[Array, "B R D"], step: int | Array) -> Int[Array, " B"]:
+    penalty, occurring = settings.repetition_penalty, None
+    if penalty != 1:
+        occurring = occurring_tokens(batch.input_ids, batch.lengths, model.config.vocab_size)
+
+    def choose(
+        residual: Float[Array, "B R D"], step: int | Array, occurring: Bool[Array, "B V"] | None
+    ) -> Int[Array, " B"]:
         at = (batch.lengths - 1 + step)[:, None]
         logits = unembed(model, params, residual[:, -1:], interventions, at)[:, 0]
+        if occurring is not None:
+            logits = penalise_repetition(logits, occurring, penalty)
         keys = step_keys(settings.seed, batch.numbers, step)
         return choose_tokens(logits, keys, settings.temperature, settings.top_p)
 
-    first = choose(prompt.residual, 0)
+    first = choose(prompt.residual, 0, occurring)
     is_dummy = batch.lengths == 0
     if steps == 1:
         counts = jnp.where(is_dummy, 0, 1).astype(jnp.int32)
@@ -221,6 +238,7 @@ def _generate(
         step=jnp.ones((), jnp.int32),
         ended=is_dummy | _stops(first, settings),
         cache=KVCache.from_prefill(prompt.keys_values, positions, capacity=slots + steps - 1),
+        occurring=occurring,
         output=BatchOutput(
             prompt_rows={},
             generated_rows=generated_rows,
@@ -238,12 +256,16 @@ def _generate(
         at = (batch.lengths - 1 + step)[:, None]
         now = forward(model, params, token, at, cache=state.cache, interventions=interventions)
         assert now.cache is not None
-        chosen = choose(now.residual, step)
+        occurring = state.occurring
+        if occurring is not None:
+            occurring = with_tokens(occurring, token[:, 0])
+        chosen = choose(now.residual, step, occurring)
         rows = {hook: _flat(values)[:, 0] for hook, values in now.activations.items()}
         return _LoopState(
             step=step + 1,
             ended=state.ended | _stops(chosen, settings),
             cache=now.cache,
+            occurring=occurring,
             output=BatchOutput(
                 prompt_rows={},
                 generated_rows={

@@ -25,6 +25,11 @@ def doc(text: str) -> dict[str, str]:
     return {"help": text}
 
 
+def is_token_id(text: str) -> bool:
+    """Says whether a text is a number that fits into an int32, as token ids must."""
+    return text.isdecimal() and len(text) <= 10 and int(text) < 2**31
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputSettings:
     """Where the samples come from.
@@ -111,7 +116,7 @@ class InputSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name} must be at least 1, not {value}")
-        if self.separator not in ("none", "eos") and not self.separator.isdecimal():
+        if self.separator not in ("none", "eos") and not is_token_id(self.separator):
             raise InputError(
                 f"--separator is none, eos or the number of a token, not {self.separator!r}"
             )

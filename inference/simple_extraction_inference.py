@@ -41,7 +41,13 @@ from inference.pretrained import open_pretrained
 from inference.samples import Sample, decode_text, make_samples, reason_to_skip
 from inference.settings import ExtractionSettings
 from inference.shown_positions import print_samples
-from inference.token_choice import choose_tokens, step_keys
+from inference.token_choice import (
+    choose_tokens,
+    occurring_tokens,
+    penalise_repetition,
+    step_keys,
+    with_tokens,
+)
 from inference.unit_run import UnitRun, with_file_size
 from qwen_hooks import KVCache, QwenModelWithActivations, load_params
 from qwen_hooks.model import Params, forward, unembed
@@ -122,6 +128,7 @@ def generate(
     settings: ExtractionSettings,
     choose_generated: ChooseGenerated,
     pad_to: int | None = None,
+    repetition_penalty: float = 1.0,
 ) -> Generated:
     """Generates for one sample and captures the chosen tokens.
 
@@ -133,6 +140,7 @@ def generate(
         settings: number of tokens, temperature, nucleus and seed.
         choose_generated: says of which generated tokens the rows are kept.
         pad_to: length to pad the prompt to; None: not padded.
+        repetition_penalty: of the logits of tokens that have occurred; 1: none.
     """
     length, steps = len(sample.token_ids), settings.max_new_tokens
     input_ids = np.zeros((1, pad_to or length), np.int32)
@@ -154,9 +162,17 @@ def generate(
     )
     captured = [{hook: np.asarray(values)[: len(chosen)] for hook, values in rows.items()}]
     tokens: list[int] = []
+    occurring = None
+    if repetition_penalty != 1:
+        lengths = np.array([length], np.int32)
+        occurring = occurring_tokens(input_ids, lengths, model.config.vocab_size)
     while logits is not None:
+        if occurring is not None:
+            logits = penalise_repetition(logits, occurring, repetition_penalty)
         keys = step_keys(settings.random_seed, jnp.array([sample.number]), len(tokens))
         token = choose_tokens(logits, keys, settings.temperature, settings.top_p)
+        if occurring is not None:
+            occurring = with_tokens(occurring, token)
         tokens.append(int(token[0]))
         if tokens[-1] in stop_token_ids or len(tokens) == steps:
             break
@@ -240,8 +256,9 @@ def run(settings: ExtractionSettings) -> None:
                     params = load_params(pretrained.checkpoint, pretrained.dtype)
                 pad_to = bucket_length(len(sample.token_ids))
                 stops = pretrained.checkpoint.stop_token_ids
+                penalty = pretrained.repetition_penalty
                 generated = generate(
-                    model, params, sample, stops, settings, choose_generated, pad_to
+                    model, params, sample, stops, settings, choose_generated, pad_to, penalty
                 )
                 if len(generated.positions):
                     blocks.append(row_block(sample, generated))

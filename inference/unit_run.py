@@ -298,6 +298,7 @@ def _fingerprint(
         "stop_token_ids": list(pretrained.checkpoint.stop_token_ids),
         "samples_sha256": digest.hexdigest(),
         "compute_dtype": str(pretrained.dtype),
+        "repetition_penalty": pretrained.repetition_penalty,
         **{name: values[name] for name in DECIDING if name in values},
     }
 

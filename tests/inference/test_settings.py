@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from inference.errors import InputError
@@ -51,6 +52,59 @@ def test_out_of_range(settings, name, value):
 )
 def test_border_of_the_range(settings, name, value):
     assert getattr(settings(**{name: value}), name) == value
+
+
+NASTY_NUMBERS = (
+    "-inf", "-1", "-0.0", "0", "1e-320", "1e-45", "1e-39", "1e39", "1e308", "inf", "nan",
+    "2147483647", "2147483648", str(2**63), "1" + "0" * 40,
+)  # fmt: skip
+
+
+def numeric_flags():
+    """Names and types of all flags that take a number."""
+    for entry in dataclasses.fields(DistributedSettings):
+        if entry.type in (int, int | None):
+            yield entry.name, int
+        elif entry.type is float:
+            yield entry.name, float
+
+
+@pytest.mark.parametrize(("name", "kind"), [*numeric_flags()])
+def test_a_numeric_flag_is_refused_by_name_or_fits_the_device(name, kind):
+    inputs = {"dataset": "a.jsonl"} if name == "context_length" else {"tasks_file": "tasks.json"}
+    refused = 0
+    for text in NASTY_NUMBERS:
+        try:
+            value = kind(text)
+        except ValueError:  # as argparse refuses it
+            continue
+        words = ""
+        try:
+            DistributedSettings(model_path="m", **{"max_new_tokens": 0} | inputs | {name: value})
+        except InputError as error:
+            words = str(error)
+        refused += words.startswith(f"--{name} must be ")
+        assert words.startswith(f"--{name} must be ") or 0 <= np.float32(value) < np.inf
+    assert refused >= 4
+
+
+@pytest.mark.parametrize("separator", ["-1", "2147483648", "9" * 5000, "1.0", "١" * 11])
+def test_a_separator_is_a_token_id(settings, separator):
+    with pytest.raises(InputError, match=r"^--separator"):
+        settings(tasks_file=None, dataset="a.jsonl", separator=separator)
+
+
+@pytest.mark.parametrize(
+    "penalty", ["0", "-1", "nan", "inf", "1e-39", "1e39", "automatic", "", "٣x"]
+)
+def test_a_repetition_penalty_is_a_number_that_logits_survive(settings, penalty):
+    with pytest.raises(InputError, match=r"^--repetition_penalty"):
+        settings(repetition_penalty=penalty)
+
+
+@pytest.mark.parametrize("penalty", ["auto", "1.0", "1.05", "0.8", "1000", "0.001"])
+def test_repetition_penalties(settings, penalty):
+    assert settings(repetition_penalty=penalty).repetition_penalty == penalty
 
 
 def test_settings_do_not_change(settings):

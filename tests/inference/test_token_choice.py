@@ -53,6 +53,19 @@ def test_a_low_temperature_is_as_good_as_greedy(temperature):
     assert set(draw([1, 5, 3, 2], temperature, 1.0)) == {1}
 
 
+@pytest.mark.parametrize("top_p", [1e-45, 1e-6, 0.9, 1.0])
+@pytest.mark.parametrize("temperature", [1e-320, 1e-45, 1e-39, 1.1e-38, 1.2e-38, 1e-30])
+def test_no_temperature_is_too_low_for_any_nucleus(temperature, top_p):
+    # A quotient 0/0 would make every token 0.
+    assert set(draw([1, 5, 3, 2], temperature, top_p)) == {1}
+
+
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_at_the_highest_temperature_all_tokens_are_alike(top_p):
+    counts = np.bincount(draw([1, 5, 3, 2], 1e30, top_p), minlength=4)
+    assert counts.min() > DRAWS / 5
+
+
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 3.0])
 def test_draws_follow_the_softmax(temperature):
     logits = random_logits(seed=1)
