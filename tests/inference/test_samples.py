@@ -114,7 +114,8 @@ def test_token_ids_are_shown_with_their_special_tokens(tokenizer, settings):
 @pytest.mark.parametrize("with_tokenizer", [True, False])
 def test_unknown_token_ids_are_refused(tokenizer, settings, token, with_tokenizer):
     task = PromptTask(task_id="bad", token_ids=(1, token, 2))
-    with pytest.raises(InputError, match=f"'bad': token id {token} .* vocabulary of {V}"):
+    words = f"'bad', sample_idx 0: token id {token} .* vocabulary of {V}"
+    with pytest.raises(InputError, match=words):
         only_sample(task, tokenizer if with_tokenizer else None, settings())
 
 
