@@ -37,7 +37,7 @@ from extraction.repair import repair
 from extraction.run_identity import read_identity
 from extraction.run_totals import RunTotals
 from extraction.selftest import selftest
-from extraction.storage import CloudStorage, Storage, open_storage
+from extraction.storage import CloudStorage, Storage, open_storage, scheme_of
 from extraction.storage.local import LocalStorage
 from extraction.verify import verify
 
@@ -191,10 +191,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _open(address: str, *, writable: bool = False) -> Storage:
     """The storage of an address that a user gave."""
-    if "://" not in address:
-        return LocalStorage(address, writable=writable)
     try:
-        return open_storage(address)
+        return open_storage(address, writable=writable)
     except ImportError as error:
         raise StoreError(
             f"{address} needs google-cloud-storage, which is not installed ({error}); run"
@@ -357,7 +355,9 @@ def _refuse_same(out: str, sources: Sequence[str]) -> None:
 
 
 def _canonical(address: str) -> str:
-    return address.rstrip("/") if "://" in address else str(Path(address).expanduser().resolve())
+    if scheme_of(address) is not None:
+        return address.rstrip("/")
+    return str(Path(address).expanduser().resolve())
 
 
 def _summary(storage: Storage, totals: RunTotals) -> str:

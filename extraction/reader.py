@@ -39,7 +39,6 @@ from extraction.run_contents import CommittedRun, RunContents, StoredBatch, chos
 from extraction.run_identity import read_identity
 from extraction.statistics import OUTLIER_FACTOR, RowStatistics
 from extraction.storage import Storage, open_storage
-from extraction.storage.local import LocalStorage
 from extraction.stored_files import StoredFiles
 
 if TYPE_CHECKING:
@@ -441,11 +440,7 @@ def open_run(source: str | Path | Storage) -> RunContents:
     Raises:
         StoreError: there is no run that can be read.
     """
-    if not isinstance(source, str | Path):
-        storage = source
-    elif "://" in str(source):
-        storage = open_storage(source)
-    else:
-        storage = LocalStorage(source, writable=False)
+    is_address = isinstance(source, str | Path)
+    storage = open_storage(source, writable=False) if is_address else source
     identity = read_identity(storage)
     return ListedRun(storage) if identity is None else CommittedRun(storage, identity)

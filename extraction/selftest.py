@@ -11,7 +11,7 @@ from pathlib import Path
 
 from extraction.checksums import crc32c
 from extraction.errors import StorageUnavailableError, StoreError
-from extraction.storage import CloudStorage, Storage
+from extraction.storage import CloudStorage, Storage, open_storage, scheme_of
 from extraction.storage.local import LocalStorage
 
 DEADLINE = 60.0
@@ -57,8 +57,8 @@ def selftest(address: str, say: Callable[[str], None] = print) -> bool:
 
 def _open(address: str) -> tuple[Storage, Callable[[], list[str]] | None]:
     """The storage, and for a bucket a listing in pages of a few objects."""
-    if not address.startswith("gs://"):
-        return LocalStorage(address), None
+    if scheme_of(address) != "gs" or "://" not in address:
+        return open_storage(address), None
     from google.cloud import storage as google_storage  # only where it is used
 
     from extraction.storage.gcs import GcsStorage
@@ -126,7 +126,8 @@ def _refuse_second(storage: Storage) -> None:
 
 def _keep_attributes(storage: CloudStorage) -> None:
     storage.put_new("attributes", b"1", {"run_id": "7"})
-    _expect(dict(storage.attributes("attributes")), {"run_id": "7"}, "what came back")
+    # A bucket may add attributes of its own.
+    _expect(storage.attributes("attributes").get("run_id"), "7", "the attribute that came back")
 
 
 def _together(*tasks: Callable[[], None]) -> None:

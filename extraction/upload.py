@@ -16,6 +16,7 @@ import re
 import threading
 from collections.abc import Callable
 
+from extraction.checks.records import OUTPUTS_FOLDER
 from extraction.checksums import crc32c
 from extraction.commit_log import CommitLog, CommitRecord, CommittedFile, record_name
 from extraction.errors import ConflictError, CorruptBatchError, StoreError
@@ -53,7 +54,7 @@ def upload_unit(local: Storage, cloud: CloudStorage, record: CommitRecord, run_i
             raise CorruptBatchError(f"{local.address}/{file.file} is missing") from None
         if crc32c(data) != file.crc32c:
             raise CorruptBatchError(f"{local.address}/{file.file} is damaged; run verify there")
-        attributes = {"run_id": run_id, "keys_sha256": record.keys_sha256, "sha256": file.sha256}
+        attributes = _attributes(record, file, run_id)
         try:
             cloud.put_new(file.file, data, attributes)
         except FileExistsError:
@@ -206,13 +207,15 @@ def upload_folder(
 ) -> RunTotals:
     """Uploads every unit of a local folder that the cloud has not; the folder stays as it is.
 
-    It can be repeated, and goes on where it was cut off.
+    It can be repeated, and goes on where it was cut off. Objects that have gone are uploaded again
+    where the folder has them.
 
     Returns:
         Totals of what is in the cloud then.
 
     Raises:
         StoreError: the folder holds no run, or the cloud another one.
+        CorruptBatchError: an object that a record in the cloud names has gone, or is another.
     """
     identity = read_identity(local)
     if identity is None:
@@ -225,7 +228,53 @@ def upload_folder(
         if record.batch_id not in in_cloud:
             upload_unit(local, cloud, record, identity.run_id)
         progress(record)
+    _check_listing(local, cloud, identity.run_id)
     closed = [name for name in local.names("_run/") if name == CLOSED_FILE]
     for name in (*closed, *local.names(SELF_CHECKS)):
         cloud.replace(name, local.get(name))
     return write_metadata(cloud)
+
+
+def _check_listing(local: Storage, cloud: CloudStorage, run_id: str) -> None:
+    """Compares the cloud's listing with its records, and uploads again what has gone.
+
+    Raises:
+        CorruptBatchError: an object is not what its record says, or cannot be made good.
+    """
+    log = CommitLog(cloud)
+    # Batches may come while this goes on: what has a record now is in the listing afterwards.
+    batch_ids = sorted(log.batch_ids())
+    listed = cloud.infos() | cloud.infos(OUTPUTS_FOLDER)
+    for record in log.read_all(batch_ids):
+        for file in record.all_files():
+            place, info = f"{cloud.address}/{file.file}", listed.get(file.file)
+            if info is None:
+                _put_back(local, cloud, record, file, run_id)
+            elif (info.bytes, info.crc32c) != (file.bytes, file.crc32c):
+                raise CorruptBatchError(
+                    f"{place} has {info.bytes} bytes and the crc32c {info.crc32c}, by its record"
+                    f" {file.bytes} and {file.crc32c}: it was changed after it was uploaded, and"
+                    " was left as it is; take it away, and upload again"
+                )
+
+
+def _put_back(
+    local: Storage, cloud: CloudStorage, record: CommitRecord, file: CommittedFile, run_id: str
+) -> None:
+    """Uploads a file that the cloud has a record of, but no longer has."""
+    try:
+        data = local.get(file.file)
+    except FileNotFoundError:
+        data = None
+    if data is None or CommittedFile.of(file.file, data) != file:
+        raise CorruptBatchError(
+            f"{cloud.address}/{file.file} has gone, and {local.address} has no such file to upload"
+            " again; its batch is lost here"
+        )
+    cloud.put_new(file.file, data, _attributes(record, file, run_id))
+    log.warning("%s/%s had gone and was uploaded again", cloud.address, file.file)
+
+
+def _attributes(record: CommitRecord, file: CommittedFile, run_id: str) -> dict[str, str]:
+    """What is kept beside an object."""
+    return {"run_id": run_id, "keys_sha256": record.keys_sha256, "sha256": file.sha256}

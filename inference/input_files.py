@@ -5,13 +5,13 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from extraction.storage import open_storage
+from extraction.storage import open_storage, scheme_of
 from inference.errors import InputError
 
 
 def is_in_bucket(address: str) -> bool:
     """Whether it is `gs://...` and no local path."""
-    return "://" in address
+    return scheme_of(address) is not None
 
 
 @dataclasses.dataclass(frozen=True)

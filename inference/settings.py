@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import field
 from typing import ClassVar, Literal
 
+from extraction.storage import scheme_of
 from inference.arc_grids import GRID_ENCODERS
 from inference.errors import InputError
 from inference.input_settings import InputSettings, doc
@@ -169,6 +170,12 @@ class ExtractionSettings(InputSettings):
             raise InputError(f"--top_p must be above 0 and at most 1, not {self.top_p}")
         if self.repetition_penalty != AUTO_PENALTY:
             check_penalty("--repetition_penalty", self.repetition_penalty)
+        for name in ("output_dir", "activations_dir"):
+            if scheme_of(getattr(self, name)) is not None:
+                raise InputError(
+                    f"--{name} must be a folder on this machine, not {getattr(self, name)};"
+                    " --gcs_bucket gs://bucket/prefix uploads the activations"
+                )
         if self.upload_to_cloud and self.gcs_bucket is None:
             raise InputError("--upload_to_cloud True needs --gcs_bucket gs://bucket/prefix")
         if self.store_dtype == "bfloat16" and self.format in ("pickle", "npz"):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from extraction.errors import StoreError
-from extraction.storage import file_operations
+from extraction.storage import file_operations, scheme_of
 
 
 @contextlib.contextmanager
@@ -55,7 +55,7 @@ def local_place(out: str | Path) -> Path:
     Raises:
         StoreError: it cannot be one.
     """
-    if "://" in str(out):
+    if scheme_of(out) is not None:
         raise StoreError(f"an export goes to a local path, not to {out}; copy it there afterwards")
     path = Path(out).expanduser()
     if not path.name:

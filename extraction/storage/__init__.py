@@ -10,6 +10,7 @@ attempt at a unit left that came to no record.
 
 import dataclasses
 import importlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
@@ -133,19 +134,37 @@ BACK_ENDS = {
 """Scheme of an address, and the class for it; imported when it is needed."""
 
 
-def open_storage(address: str | Path) -> Storage:
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*[A-Za-z0-9]):/")
+"""Begins an address; a single slash is what a `Path` leaves of two."""
+
+
+def scheme_of(address: str | Path) -> str | None:
+    """Return the scheme of an address (`gs`), or None for a path on this machine."""
+    match = _SCHEME.match(str(address))
+    return None if match is None else match[1]
+
+
+def open_storage(address: str | Path, *, writable: bool = True) -> Storage:
     """The back end for an address.
+
+    Args:
+        address: a folder or `gs://bucket/prefix`.
+        writable: False: nothing is written, so a folder need not permit it.
 
     Raises:
         StoreError: there is none for its scheme, or the address cannot be used.
     """
-    scheme, separator, _ = str(address).partition("://")
-    key = scheme if separator else ""
-    if key not in BACK_ENDS:
-        known = ", ".join(f"{name}://" for name in BACK_ENDS if name)
-        raise StoreError(f"{address}: there is no storage for {scheme}://, but folders and {known}")
-    module, name = BACK_ENDS[key]
-    return getattr(importlib.import_module(module), name)(address)
+    scheme = scheme_of(address)
+    module, name = BACK_ENDS.get(scheme or "", (None, ""))
+    if module is None or (scheme and "://" not in str(address)):
+        known = " or ".join(f"{name}://bucket/prefix" for name in BACK_ENDS if name)
+        raise StoreError(
+            f"{address}: there is no storage for {scheme}://; give a folder or {known}, as text"
+            if module is None
+            else f"{address} lacks a slash: give {known}, as text"
+        )
+    back_end = getattr(importlib.import_module(module), name)
+    return back_end(address) if scheme else back_end(address, writable=writable)
 
 
 def open_cloud(address: str) -> CloudStorage:

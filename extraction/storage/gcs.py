@@ -19,6 +19,7 @@ from typing import Any
 
 import requests
 from google.api_core import exceptions as api_errors
+from google.api_core.retry import Retry
 from google.auth import exceptions as auth_errors
 from google.cloud import storage as google_storage
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
@@ -86,6 +87,7 @@ class GcsStorage:
             "retry": retry.with_timeout(deadline),
             "timeout": REQUEST_TIMEOUT,
         }
+        self._whole = Retry(predicate=_broke_off, initial=0.5, maximum=32.0, timeout=deadline)
 
     @property
     def _client(self) -> google_storage.Client:
@@ -123,18 +125,21 @@ class GcsStorage:
         if prefix:
             check_name(prefix.removesuffix("/"))
         with self._explained():
-            blobs = self._client.list_blobs(
-                self._bucket,
-                prefix=self._prefix + prefix,
-                delimiter="/",
-                fields="items(name,size,crc32c),nextPageToken",
-                **self._options,
-            )
-            return {
-                blob.name.removeprefix(self._prefix): _info(blob)
-                for blob in blobs
-                if not blob.name.endswith("/")  # "folders" that the console makes
-            }
+            return self._whole(self._list)(prefix)
+
+    def _list(self, prefix: str) -> dict[str, FileInfo]:
+        blobs = self._client.list_blobs(
+            self._bucket,
+            prefix=self._prefix + prefix,
+            delimiter="/",
+            fields="items(name,size,crc32c),nextPageToken",
+            **self._options,
+        )
+        return {
+            blob.name.removeprefix(self._prefix): _info(blob)
+            for blob in blobs
+            if not blob.name.endswith("/")  # "folders" that the console makes
+        }
 
     def get(self, name: str) -> bytes:
         """See `Storage.get`."""
@@ -173,7 +178,7 @@ class GcsStorage:
         """See `CloudStorage.missing_permissions`."""
         retry = self._options["retry"].with_timeout(PERMISSIONS_DEADLINE)
         with self._explained():
-            granted = self._bucket.test_iam_permissions(
+            granted = self._whole(self._bucket.test_iam_permissions)(
                 PERMISSIONS, retry=retry, timeout=REQUEST_TIMEOUT[1]
             )
         return [name for name in PERMISSIONS if name not in granted]
@@ -186,7 +191,7 @@ class GcsStorage:
         blob = self._blob(name)
         blob.metadata = dict(attributes or {})
         try:
-            self._upload(blob, content, generation=0)
+            self._upload(name, blob, content, generation=0)
         except api_errors.PreconditionFailed:
             if not self._is(name, content):
                 raise FileExistsError(f"{self.address}/{name} exists") from None
@@ -200,7 +205,7 @@ class GcsStorage:
             except FileNotFoundError:
                 generation = 0
             try:
-                self._upload(self._blob(name), content, generation)
+                self._upload(name, self._blob(name), content, generation)
                 return
             except api_errors.PreconditionFailed:  # another process wrote it, or we did
                 with contextlib.suppress(FileNotFoundError):
@@ -228,7 +233,7 @@ class GcsStorage:
     def _stat(self, name: str) -> google_storage.Blob:
         with self._explained(name):
             blob = self._blob(name)
-            blob.reload(**self._options)
+            self._whole(blob.reload)(**self._options)
             return blob
 
     def _is(self, name: str, content: bytes) -> bool:
@@ -236,7 +241,9 @@ class GcsStorage:
         wanted = FileInfo(bytes=len(content), crc32c=crc32c(content))
         return self.info(name) == wanted
 
-    def _upload(self, blob: google_storage.Blob, content: bytes, generation: int) -> None:
+    def _upload(
+        self, name: str, blob: google_storage.Blob, content: bytes, generation: int
+    ) -> None:
         # Downloads must not have it: in chunks, neither empty objects nor checksums work.
         blob.chunk_size = CHUNK if len(content) > CHUNK else None
         with self._explained():
@@ -253,6 +260,13 @@ class GcsStorage:
                 except api_errors.BadRequest as error:
                     # Damaged on the way: the server found another checksum and stored nothing.
                     if not left or "crc32c" not in str(error).lower():
+                        raise
+                except requests.exceptions.JSONDecodeError:
+                    # The answer broke off, after the client's own retries: what has arrived?
+                    with contextlib.suppress(FileNotFoundError):
+                        if self._is(name, content):
+                            return
+                    if not left:
                         raise
 
     @contextlib.contextmanager
@@ -290,6 +304,11 @@ class GcsStorage:
             raise StorageUnavailableError(
                 f"{self.address} could not be used: {first_line(error)}"
             ) from None
+
+
+def _broke_off(error: BaseException) -> bool:
+    """Whether an answer ended amid its JSON, which Google's client does not ask again for."""
+    return isinstance(error, requests.exceptions.JSONDecodeError)
 
 
 def _info(blob: google_storage.Blob) -> FileInfo:

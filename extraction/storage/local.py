@@ -10,7 +10,7 @@ from pathlib import Path
 
 from extraction.errors import StoreError
 from extraction.patience import FULL, patiently
-from extraction.storage import Content, FileInfo, file_operations, regular_files
+from extraction.storage import Content, FileInfo, file_operations, regular_files, scheme_of
 from extraction.storage.names import check_name
 
 MAY_PASS = (*FULL, errno.EIO, errno.EMFILE, errno.ENFILE)
@@ -21,12 +21,18 @@ class LocalStorage:
     """Files in `folder`, which is made when the first file is written.
 
     Raises:
-        StoreError: the path is a file, or nothing can be written there.
+        StoreError: it is an address or a file, or nothing can be written there.
     """
 
     is_local = True
 
     def __init__(self, folder: str | Path, *, writable: bool = True):
+        scheme = scheme_of(folder)
+        if scheme is not None:
+            raise StoreError(
+                f"{folder} is an address of {scheme}://, and a folder on this machine is needed"
+                " here; --gcs_bucket gs://bucket/prefix (gcs_bucket in Python) uploads a run"
+            )
         self.address = str(folder)
         if not self.address.strip():
             raise StoreError("the folder's name is empty; . is the current folder")

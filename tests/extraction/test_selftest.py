@@ -23,6 +23,28 @@ def test_a_good_bucket_passes(bucket):  # noqa: F811
     assert all(name.startswith("a/_selftest-") for name in written)
 
 
+def test_a_bucket_that_adds_attributes_passes(bucket, monkeypatch):  # noqa: F811
+    from tests.fake_gcs import objects
+
+    insert = objects.Store.insert
+
+    def insert_and_label(self, *arguments, fields, **more):
+        kept = fields.get("metadata", {}) | {"added-by": "the bucket"}
+        return insert(self, *arguments, fields=fields | {"metadata": kept}, **more)
+
+    monkeypatch.setattr(objects.Store, "insert", insert_and_label)
+    passed, lines = run("gs://bucket/a")
+    assert passed, lines
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/a", "gs:/bucket/a", "gs://"])
+def test_an_address_of_no_storage_is_refused(tmp_path, monkeypatch, address):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match="gs://bucket/prefix"):
+        selftest(address)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_listing_is_read_in_pages(bucket):  # noqa: F811
     run("gs://bucket")
     pages = [r for r in bucket.requests if "maxResults=3" in r.target]

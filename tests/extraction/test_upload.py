@@ -22,6 +22,7 @@ from extraction.run_identity import begin, read_identity
 from extraction.storage.gcs import GcsStorage
 from extraction.storage.local import LocalStorage
 from extraction.upload import Uploader, upload_folder, upload_unit
+from extraction.verify import verify
 from tests.extraction.known_rows import bytes_of
 from tests.extraction.uploads import (
     FILES,
@@ -150,6 +151,37 @@ def test_a_damaged_file_is_not_uploaded(tmp_path, fake_gcs, damage, which):
         upload_folder(LocalStorage(tmp_path), cloud_of(fake_gcs))
     assert_cloud_is_whole(fake_gcs, {1})
     assert FILES[which].format(2) not in objects(fake_gcs)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_an_object_that_has_gone_is_uploaded_again(tmp_path, fake_gcs, file):
+    make_folder(tmp_path, 2)
+    cloud = cloud_of(fake_gcs)
+    upload_folder(LocalStorage(tmp_path), cloud)
+    before = objects(fake_gcs)[file.format(1)]
+    cloud.remove(file.format(1))
+    upload_folder(LocalStorage(tmp_path), cloud)
+    after = objects(fake_gcs)[file.format(1)]
+    assert (after.data, after.metadata) == (before.data, before.metadata)
+    assert verify(cloud, 2).problems == []
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("change", ["gone from both", "cut", "flipped"])
+def test_no_upload_is_complete_over_an_object_that_changed(tmp_path, fake_gcs, file, change):
+    make_folder(tmp_path, 2)
+    cloud = cloud_of(fake_gcs)
+    upload_folder(LocalStorage(tmp_path), cloud)
+    name = file.format(2)
+    data = objects(fake_gcs)[name].data
+    if change == "gone from both":
+        cloud.remove(name)
+        (tmp_path / record_name(2)).unlink()
+        (tmp_path / name).unlink()
+    else:
+        cloud.replace(name, data[:-1] if change == "cut" else bytes([data[0] ^ 1]) + data[1:])
+    with pytest.raises(CorruptBatchError, match=name):
+        upload_folder(LocalStorage(tmp_path), cloud)
 
 
 class OrderedSpool(LocalStorage):

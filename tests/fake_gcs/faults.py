@@ -13,6 +13,7 @@ Kinds:
     "stall_response"              carried out at once; the answer pauses for `seconds`, before its
                                   first byte or, with `after_bytes`, after so many of its body
     "truncate"                    the answer ends after `after_bytes` of its body
+    "cut"                         the same, and its Content-Length says so: it looks complete
     "corrupt_upload"              one bit of the object flips before checksums are compared
     "corrupt_download"            one bit of the object flips after X-Goog-Hash was computed
 
@@ -37,6 +38,7 @@ _KINDS = frozenset(
         "stall",
         "stall_response",
         "truncate",
+        "cut",
         "corrupt_upload",
         "corrupt_download",
     }
@@ -80,7 +82,10 @@ class Fault:
             raise ValueError(f"no such kind of fault: {self.kind}")
         if self.early and self.name_contains:
             raise ValueError(f"{self.kind} comes before names are known")
-        if self.kind in ("truncate", "reset_in_body", "503_in_body") and self.after_bytes is None:
+        if (
+            self.kind in ("truncate", "cut", "reset_in_body", "503_in_body")
+            and self.after_bytes is None
+        ):
             raise ValueError(f"{self.kind} needs after_bytes")
         if self.kind in ("stall", "stall_response") and not self.seconds:
             raise ValueError(f"{self.kind} needs seconds")

@@ -298,6 +298,8 @@ class _Connection(BaseHTTPRequestHandler):
     def _send(self, response: Response, fault: Fault | None) -> None:
         kind = fault.kind if fault else None
         after = fault.after_bytes if fault and kind in ("truncate", "stall_response") else None
+        if fault and kind == "cut":
+            response = replace(response, body=response.body[: fault.after_bytes])
         if fault and kind == "stall_response" and after is None:
             self.owner.stopping.wait(fault.seconds)
         self.send_response(response.status)

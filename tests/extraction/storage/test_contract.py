@@ -107,6 +107,41 @@ def test_a_transient_fault_costs_nothing(kind, size, fake_gcs):  # noqa: F811
     assert fake_gcs.writes("bucket") == {"run/x": 1}
 
 
+@pytest.mark.parametrize("size", [10, 9 << 20], ids=["one request", "resumable"])
+@pytest.mark.parametrize("write", [GcsStorage.put_new, GcsStorage.replace])
+def test_an_upload_whose_answer_is_cut_is_asked_for(size, write, fake_gcs):  # noqa: F811
+    storage = GcsStorage("gs://bucket/run", fake_gcs.client(), deadline=30)
+    cut = fake_gcs.faults.add(Fault(kind="cut", path_contains="/upload/", after_bytes=20, times=2))
+    data = bytes(range(256)) * (size // 256 + 1)
+    write(storage, "x", data)
+    assert fake_gcs.faults.hits(cut) >= 1
+    assert storage.get("x") == data
+    assert fake_gcs.writes("bucket") == {"run/x": 1}
+
+
+def test_an_answer_cut_under_another_s_object_is_no_success(fake_gcs):  # noqa: F811
+    fake_gcs.put("bucket", "run/x", b"theirs")
+    storage = GcsStorage("gs://bucket/run", fake_gcs.client(), deadline=30)
+    fake_gcs.faults.add(Fault(kind="cut", path_contains="/upload/", after_bytes=0, times=1))
+    with pytest.raises(FileExistsError):
+        storage.put_new("x", b"mine!!")
+    assert storage.get("x") == b"theirs"
+
+
+@pytest.mark.parametrize("after", [1, 30])
+def test_other_answers_that_are_cut_are_asked_for_again(after, fake_gcs):  # noqa: F811
+    storage = GcsStorage("gs://bucket/run", fake_gcs.client(), deadline=30)
+    storage.put_new("x", b"1")
+    for ask, found in (
+        (storage.names, ["x"]),
+        (lambda: storage.info("x").bytes, 1),
+        (storage.missing_permissions, []),
+    ):
+        cut = fake_gcs.faults.add(Fault(kind="cut", after_bytes=after, times=1))
+        assert ask() == found
+        assert fake_gcs.faults.hits(cut) == 1
+
+
 def test_damage_on_the_way_is_found(fake_gcs):  # noqa: F811
     storage = GcsStorage("gs://bucket/run", fake_gcs.client(), deadline=5)
     storage.put_new("x", b"right")
