@@ -10,6 +10,7 @@
 # make test-newest   the same with the newest versions that there are today
 # make test-random   the tests in random order; SEED=N repeats an order
 # make lock   renew constraints.txt and constraints-lowest.txt, the versions that are tested
+# make test-peers  TransformerLens and nnsight, in their own environment: do our names mean theirs?
 # make tpu-smoke  on a machine with a TPU or GPU: does it give the CPU's rows?
 
 PYTHON ?= python3
@@ -32,7 +33,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTEST := $(BIN)/python -m pytest --quiet
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-lowest test-newest test-random lock lint bench test-tpu test-faults tpu-smoke clean
+.PHONY: demo test test-lowest test-newest test-random lock lint bench test-tpu test-faults test-peers tpu-smoke clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/run.stamp: pyproject.toml $(CONSTRAINTS)
@@ -93,6 +94,16 @@ test-tpu:
 test-faults: $(VENV)/test.stamp
 	FAULTS=all FUZZ_MUTATIONS=100000 $(PYTEST) -s tests/faults \
 		tests/extraction/formats/test_mutations.py tests/qwen_hooks/test_config_against_torch.py
+
+PEERS := .venv-peers/bin/python
+PIP_PEERS := PIP_CONSTRAINT= PIP_BUILD_CONSTRAINT= $(PEERS) -m pip install --quiet
+
+test-peers:
+	test -x $(PEERS) || $(PYTHON) -m venv .venv-peers
+	$(PIP_PEERS) --requirement tests/peers/requirements.txt
+	HF_HUB_OFFLINE=1 $(PEERS) -m tests.peers.write_values
+	$(PIP_PEERS) --no-deps --upgrade --target .venv-peers/transformer_lens_4 transformer-lens==4.3.0
+	HF_HUB_OFFLINE=1 PYTHONPATH=.venv-peers/transformer_lens_4 $(PEERS) -m tests.peers.write_values
 
 tpu-smoke: $(VENV)/run.stamp
 	$(BIN)/python -m tests.tpu.smoke

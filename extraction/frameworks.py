@@ -1,6 +1,6 @@
 """Rows as numpy's, JAX's or torch's arrays; neither is imported before somebody asks for it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,15 @@ Rows = dict[str, np.ndarray]
 """`[rows, width]` of each hook point."""
 
 
-def presenter(framework: str, single: str | None, bfloat16: bool) -> Callable[[Rows], Any]:
+def presenter(
+    framework: str, names: Mapping[str, str], single: bool, bfloat16: bool
+) -> Callable[[Rows], Any]:
     """From a stream's rows to what the user gets.
 
     Args:
         framework: numpy, jax or torch; it is imported here.
-        single: the hook point whose array is given alone; None: a dictionary of all.
+        names: of each hook point its key in a dictionary of all.
+        single: the array of the only hook point is given alone.
         bfloat16: the rows are the bits of bfloat16, in uint16.
 
     Raises:
@@ -44,9 +47,10 @@ def presenter(framework: str, single: str | None, bfloat16: bool) -> Callable[[R
         def convert(rows: np.ndarray) -> Any:
             return with_dtype(rows, bfloat16)
 
-    if single is not None:
-        return lambda rows: convert(rows[single])
-    return lambda rows: {hook: convert(values) for hook, values in rows.items()}
+    if single:
+        (only,) = names
+        return lambda rows: convert(rows[only])
+    return lambda rows: {names[hook]: convert(values) for hook, values in rows.items()}
 
 
 def with_dtype(rows: np.ndarray, bfloat16: bool) -> np.ndarray:

@@ -100,8 +100,9 @@ class ActivationDataset:
 
     Args:
         source: folder, `gs://bucket/prefix`, or a storage.
-        layer: 12, `"layer_12"` or another hook point's name: arrays are `[rows, width]`. Several
-            of them: dictionaries of such arrays. None: the only one there is.
+        layer: 12, `"layer_12"` or any name of another hook point (TransformerLens' and Hugging
+            Face's too): arrays are `[rows, width]`. Several of them: dictionaries of such arrays,
+            by the names asked with. None: the only one there is.
         dtype: `"float32"`, which bfloat16 is widened to exactly, or `"stored"`.
         on_bad: what streams do at a damaged batch: `"raise"`, or `"skip"` it with all its hook
             points, and note it in `skipped`. Rows asked for by number are never skipped.
@@ -109,7 +110,7 @@ class ActivationDataset:
         cache_bytes: that files which rows were taken from by number are kept up to.
 
     Attributes:
-        hook_points: that are read.
+        hook_points: that are read, by their names in the run.
         skipped: why batches were left out, by batch id.
 
     Raises:
@@ -135,7 +136,8 @@ class ActivationDataset:
         self._storage = self._run.storage
         run = self._run.description
         self._single = isinstance(layer, str) or not isinstance(layer, Iterable)
-        self.hook_points = chosen_hook_points(layer, run.hook_points, self._storage.address)
+        self._asked = chosen_hook_points(layer, run.hook_points, self._storage.address)
+        self.hook_points = tuple(self._asked)
         self._stored = dtype == "stored"
         if self._stored and run.dtype is None:
             raise StoreError(f"{self._storage.address} does not tell its dtype; read it as float32")
@@ -219,7 +221,7 @@ class ActivationDataset:
                 values[there] = self._values(self._files.open(batch, hook), here)
             values = with_dtype(values, self._bits)
             result[hook] = values[0] if is_number(rows) else values
-        return result[self.hook_points[0]] if self._single else result
+        return self._as_asked(result)
 
     def keys(self, rows: Any = slice(None)) -> RowBlock:
         """Where rows come from: task ids, sample indices, steps, positions, token ids, times.
@@ -289,7 +291,7 @@ class ActivationDataset:
         """
         source = RowSource(
             read=functools.partial(self._read, memory=RecycledMemory().take),
-            present=presenter(framework, self.hook_points[0] if self._single else None, self._bits),
+            present=presenter(framework, self._asked, self._single, self._bits),
             widths=self._widths(),
             dtype=self._dtype,
             threads=threads_for(self._storage),
@@ -370,8 +372,7 @@ class ActivationDataset:
                 # Of a run whose rows are all infinite there is no median.
                 limit = np.inf if median is None else factor * median
                 found[hook].append(first + np.flatnonzero(~(norms < np.inf) | (norms > limit)))
-        result = {hook: np.concatenate(numbers) for hook, numbers in found.items()}
-        return result[self.hook_points[0]] if self._single else result
+        return self._as_asked({hook: np.concatenate(each) for hook, each in found.items()})
 
     def _all_rows(self) -> Iterator[tuple[int, Rows]]:
         """Of each batch the number of its first row, and float32 rows that hold until the next."""
@@ -421,6 +422,12 @@ class ActivationDataset:
                     continue
                 problems.setdefault(batch.batch_id, f"{place} {problem}")
         return problems
+
+    def _as_asked(self, result: dict[str, np.ndarray]) -> Any:
+        """The only array, or a dictionary by the names asked with."""
+        if self._single:
+            return result[self.hook_points[0]]
+        return {self._asked[hook]: values for hook, values in result.items()}
 
     def _widths(self) -> dict[str, int]:
         return {hook: self._files.width(hook, self._numbers.batches) for hook in self.hook_points}

@@ -14,9 +14,13 @@ from extraction.commit_log import CommitLog, CommitRecord, CommittedFile
 from extraction.errors import StoreError
 from extraction.finalise import planned_batches
 from extraction.formats import FORMATS
+from extraction.hook_point_names import nearest, spellings
 from extraction.run_identity import RUN_FILE, RunIdentity
 from extraction.run_totals import RunTotals
 from extraction.storage import Storage
+
+MOST_NAMED = 8
+"""Hook points that an error lists."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,29 +182,39 @@ def _committed_batch(record: CommitRecord, hook_points: Sequence[str]) -> Stored
 
 def chosen_hook_points(
     layer: int | str | Iterable[int | str] | None, captured: Sequence[str], address: str
-) -> tuple[str, ...]:
-    """The hook points that a user asks for.
+) -> dict[str, str]:
+    """Map the hook points that a user asks for, by their names in the run, to the names asked with.
 
     Args:
-        layer: a block's number, a hook point's name, several of them, or None for the only one.
-        captured: that there are.
+        layer: a block's number, any name of a hook point, several of them, or None for the only
+            one.
+        captured: names in the run of all that there are.
         address: of the run.
 
     Raises:
-        StoreError: there is no such one, it is named twice, or none is named of several.
+        StoreError: there is no such one (the nearest are named), it is named twice, or none is
+            named of several.
     """
-    there = f"{address} has {', '.join(captured)}"
+    more = len(captured) - MOST_NAMED
+    there = f"{address} has {', '.join(captured[:MOST_NAMED])}"
+    there += f" and {more} more" if more > 0 else ""
     if layer is None:
         if len(captured) != 1:
             raise StoreError(f"name a layer; {there}")
-        return tuple(captured)
+        return {captured[0]: captured[0]}
     asked = [layer] if isinstance(layer, str) or not isinstance(layer, Iterable) else list(layer)
-    chosen = tuple(entry if isinstance(entry, str) else _layer_name(entry) for entry in asked)
-    unknown = [name for name in chosen if name not in captured]
-    if unknown or not chosen:
-        raise StoreError(f"there is no {', '.join(unknown) or 'layer to read'}; {there}")
-    if len(set(chosen)) < len(chosen):
-        raise StoreError(f"a layer is named twice: {', '.join(chosen)}")
+    if not asked:
+        raise StoreError(f"there is no layer to read; {there}")
+    known = spellings(captured)
+    chosen: dict[str, str] = {}
+    for name in (entry if isinstance(entry, str) else _layer_name(entry) for entry in asked):
+        if name not in known:
+            near = nearest(name, known)
+            hint = f"did you mean {', '.join(near)}? " if near else ""
+            raise StoreError(f"there is no {name}; {hint}{there}")
+        if known[name] in chosen:
+            raise StoreError(f"a layer is named twice: {chosen[known[name]]}, {name}")
+        chosen[known[name]] = name
     return chosen
 
 

@@ -27,6 +27,7 @@ from inference.run_loop import Drain, Program, SampleResult, place_batch, row_sl
 from inference.samples import make_samples, reason_to_skip
 from inference.settings import DistributedSettings
 from inference.tasks import PromptTask, read_entry
+from qwen_hooks.activations import NamedActivations
 from qwen_hooks.hook_points import hook_widths
 from qwen_hooks.interventions import Operation, intervene
 
@@ -40,7 +41,8 @@ class Captured:
     """Rows of the chosen tokens of some inputs, input by input and token by token.
 
     Attributes:
-        activations: `[rows, width]` of each hook point, in the dtype of the computation.
+        activations: `[rows, width]` of each hook point, in the dtype of the computation, by any
+            of its names.
         sample: int32 `[rows]`, number of the input.
         position: int32 `[rows]`, of the token among the input's, padding not counted.
         slot: int32 `[rows]`, where the token stands in the input as it was given: its position,
@@ -51,7 +53,7 @@ class Captured:
         width: slots of the inputs as they were given, and behind them of what was generated.
     """
 
-    activations: Mapping[str, np.ndarray]
+    activations: NamedActivations[np.ndarray]
     sample: np.ndarray
     position: np.ndarray
     slot: np.ndarray
@@ -64,7 +66,11 @@ class Captured:
         return len(self.sample)
 
     def __getitem__(self, hook_point: str) -> np.ndarray:
-        """`[rows, width]` of a hook point, by its canonical name."""
+        """`[rows, width]` of a hook point, by any of its names.
+
+        Raises:
+            NotCapturedError: it is none of those captured; the nearest are named.
+        """
         return self.activations[hook_point]
 
     def dense(self, hook_point: str) -> tuple[np.ndarray, np.ndarray]:
@@ -238,12 +244,15 @@ def _captured(
     counts = [len(result.positions) for result in results]
     empty = np.zeros(0, np.int32)
     return Captured(
-        activations={
-            hook: np.concatenate([result.rows[hook] for result in results])
-            if results
-            else np.empty((0, width), np.float32)
+        activations=NamedActivations(
+            (
+                hook,
+                np.concatenate([result.rows[hook] for result in results])
+                if results
+                else np.empty((0, width), np.float32),
+            )
             for hook, width in widths.items()
-        },
+        ),
         sample=np.repeat(np.arange(len(results), dtype=np.int32), counts),
         position=np.concatenate([empty, *(result.positions for result in results)]),
         slot=np.concatenate([empty, *slots]),

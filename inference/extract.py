@@ -75,8 +75,8 @@ class ExtractedRun:
         """Files of each hook point."""
         return len({batch["batch_id"] for batch in self.metadata["batches"]})
 
-    def open(self, hook_point: str) -> ActivationDataset:
-        """The rows of a hook point, by the name that the files have."""
+    def open(self, hook_point: int | str | None = None) -> ActivationDataset:
+        """Open the rows of a hook point, by any of its names; of the only one without a name."""
         return ActivationDataset(self.address, hook_point)
 
     def outputs(self) -> list[dict[str, Any]]:

@@ -28,7 +28,8 @@ from qwen_hooks import (
     create_model_with_hooks,
     load_params,
 )
-from qwen_hooks.hook_points import select, sites
+from qwen_hooks.activations import NamedActivations
+from qwen_hooks.hook_points import sites
 from qwen_hooks.interventions import Operation, intervene
 from qwen_hooks.model import Params
 from qwen_hooks.sharding import Layout
@@ -177,7 +178,7 @@ class ActivationStore:
     def __init__(self, model: LanguageModel, hook_points: str | Sequence[object]):
         self._model = model
         self._module = model.with_hooks(hook_points)
-        self._captured: dict[str, np.ndarray] = {}
+        self._captured = NamedActivations[np.ndarray]()
 
     @property
     def hook_points(self) -> tuple[str, ...]:
@@ -230,7 +231,7 @@ class ActivationStore:
             np.pad(mask, padding),
             edits,
         )
-        self._captured = {}
+        self._captured = NamedActivations()
         for hook, values in captured.items():
             of_tokens = np.asarray(values)[:, :slots]
             is_pattern = hook.endswith(".pattern")
@@ -241,13 +242,9 @@ class ActivationStore:
         """`[B, S, ...]` of the last pass, in the dtype of the computation; by any of its names.
 
         Raises:
-            ModelError: there is no such hook point.
-            KeyError: it is not captured, or nothing was run yet.
+            NotCapturedError: it is none of those captured, or nothing was run yet.
         """
-        name, *others = select(hook_point, self._model.config)
-        if others:
-            raise KeyError(f"{hook_point} names {1 + len(others)} places; name one of them")
-        return self._captured[name]
+        return self._captured[hook_point]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._captured)
@@ -257,7 +254,7 @@ class ActivationStore:
 
     def clear(self) -> None:
         """Lets go of what is captured."""
-        self._captured = {}
+        self._captured = NamedActivations()
 
     def __enter__(self) -> "ActivationStore":
         return self

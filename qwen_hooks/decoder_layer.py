@@ -128,9 +128,11 @@ class QwenDecoderLayer(nn.Module):
 
     def setup(self):  # noqa: D102
         config = self.config
-        self.input_layernorm = RMSNorm(config.rms_norm_eps, self.dtype)
+        self.input_layernorm = RMSNorm(config.rms_norm_eps, self.dtype, "input_layernorm")
         self.self_attn = QwenAttention(config, self.window, self.dtype)
-        self.post_attention_layernorm = RMSNorm(config.rms_norm_eps, self.dtype)
+        self.post_attention_layernorm = RMSNorm(
+            config.rms_norm_eps, self.dtype, "post_attention_layernorm"
+        )
         self.mlp = QwenMLP(config.hidden_size, config.intermediate_size, self.dtype)
 
     def __call__(
@@ -151,12 +153,12 @@ class QwenDecoderLayer(nn.Module):
         # The scores of all of these exist at once.
         few = rows if rows is not None and rows.shape[1] <= BLOCK else None
         residual = taps("resid_pre", residual)
-        x = taps("input_layernorm", self.input_layernorm(residual))
+        x = self.input_layernorm(residual, taps)
         mixed, seen = self.self_attn(x, around, taps, cache, few)
         if few is not None:
             residual, taps = take_rows(residual, few), taps.of_rows()
         residual = taps("resid_mid", residual + mixed)
-        x = taps("post_attention_layernorm", self.post_attention_layernorm(residual))
+        x = self.post_attention_layernorm(residual, taps)
         residual = taps("resid_post", residual + taps("mlp", self.mlp(x, taps)))
         if rows is not None and few is None:
             residual = take_rows(residual, rows)

@@ -14,10 +14,10 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from qwen_hooks.config import QwenConfig
-from qwen_hooks.errors import ModelError
+from qwen_hooks.errors import ModelError, NotCapturedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,16 +29,23 @@ class HookPoint:
         name: canonical.
         shape: of one token's value, in the letters of `model`.
         definition: what is there.
-        transformer_lens: its name there, or None.
+        transformer_lens: its name in TransformerLens.
         hugging_face: the module whose output it is (`...input`: whose input), or None.
+        aliases: further names.
     """
 
     key: str
     name: str
     shape: str
     definition: str
-    transformer_lens: str | None = None
+    transformer_lens: str
     hugging_face: str | None = None
+    aliases: tuple[str, ...] = ()
+
+    def names(self, layer: int | None) -> list[str]:
+        """Every name of the hook point of a block (None: outside of the blocks)."""
+        given = (self.name, self.transformer_lens, self.hugging_face, *self.aliases)
+        return [name.format(i=layer) for name in given if name is not None]
 
 
 BLOCK_POINTS = (
@@ -51,12 +58,20 @@ BLOCK_POINTS = (
         hugging_face="model.layers.{i}.input",
     ),
     HookPoint(
+        key="input_layernorm.normalized",
+        name="layers.{i}.input_layernorm.normalized",
+        shape="D",
+        definition="resid_pre divided by its root mean square, before the norm's weight",
+        transformer_lens="blocks.{i}.ln1.hook_normalized",
+    ),
+    HookPoint(
         key="input_layernorm",
         name="layers.{i}.input_layernorm",
         shape="D",
-        definition="what attention reads: the norm of resid_pre, times its weight",
-        transformer_lens="blocks.{i}.ln1.hook_normalized",
+        definition="what attention reads: the normalized resid_pre times the norm's weight",
+        transformer_lens="blocks.{i}.ln1.hook_out",
         hugging_face="model.layers.{i}.input_layernorm",
+        aliases=("layers.{i}.attention_norm",),  # in KempnerForge
     ),
     HookPoint(
         key="q",
@@ -129,12 +144,20 @@ BLOCK_POINTS = (
         hugging_face="model.layers.{i}.post_attention_layernorm.input",
     ),
     HookPoint(
+        key="post_attention_layernorm.normalized",
+        name="layers.{i}.post_attention_layernorm.normalized",
+        shape="D",
+        definition="resid_mid divided by its root mean square, before the norm's weight",
+        transformer_lens="blocks.{i}.ln2.hook_normalized",
+    ),
+    HookPoint(
         key="post_attention_layernorm",
         name="layers.{i}.post_attention_layernorm",
         shape="D",
-        definition="what the MLP reads: the norm of resid_mid, times its weight",
-        transformer_lens="blocks.{i}.ln2.hook_normalized",
+        definition="what the MLP reads: the normalized resid_mid times the norm's weight",
+        transformer_lens="blocks.{i}.ln2.hook_out",
         hugging_face="model.layers.{i}.post_attention_layernorm",
+        aliases=("layers.{i}.mlp_norm",),  # in KempnerForge
     ),
     HookPoint(
         key="gate",
@@ -175,6 +198,7 @@ BLOCK_POINTS = (
         definition="residual stream that leaves the block",
         transformer_lens="blocks.{i}.hook_resid_post",
         hugging_face="model.layers.{i}",
+        aliases=("layers.{i}", "layers.{i}.resid_post"),
     ),
 )
 """In the order in which a block computes them."""
@@ -187,13 +211,22 @@ MODEL_POINTS = (
         definition="embeddings of the tokens, the residual stream before block 0",
         transformer_lens="hook_embed",
         hugging_face="model.embed_tokens",
+        aliases=("token_embedding",),  # in KempnerForge
+    ),
+    HookPoint(
+        key="norm.normalized",
+        name="norm.normalized",
+        shape="D",
+        definition="residual stream after the last block divided by its root mean square, before"
+        " the final norm's weight",
+        transformer_lens="ln_final.hook_normalized",
     ),
     HookPoint(
         key="norm",
         name="norm",
         shape="D",
-        definition="residual stream after the last block, normed and times the norm's weight",
-        transformer_lens="ln_final.hook_normalized",
+        definition="what the unembedding reads: norm.normalized times the final norm's weight",
+        transformer_lens="ln_final.hook_out",
         hugging_face="model.norm",
     ),
     HookPoint(
@@ -203,20 +236,17 @@ MODEL_POINTS = (
         definition="float32 scores of the next token",
         transformer_lens="unembed.hook_out",
         hugging_face="lm_head",
+        aliases=("output_head",),  # in KempnerForge
     ),
 )
 """The first before all blocks, the others after them."""
 
-MAX_BLOCKS = 10_000
+AFTER_BLOCKS = frozenset(point.key for point in MODEL_POINTS[1:])
+_POINTS = {point.key: point for point in (*BLOCK_POINTS, *MODEL_POINTS)}
 
-_ALIASES = {
-    "layers.{i}": "layer_{i}",
-    "layers.{i}.resid_post": "layer_{i}",
-    "layers.{i}.attention_norm": "layers.{i}.input_layernorm",  # KempnerForge's from here on
-    "layers.{i}.mlp_norm": "layers.{i}.post_attention_layernorm",
-    "token_embedding": "embed_tokens",
-    "output_head": "logits",
-}
+MAX_BLOCKS = 10_000
+MOST_NAMED = 8
+"""Hook points that an error lists."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -280,26 +310,57 @@ def select(names: str | Iterable[object], config: QwenConfig) -> tuple[str, ...]
         ModelError: a name or pattern fits nothing; the nearest names are listed.
     """
     known = sites(config)
-    spellings: dict[str, str] = {}
-    for site in known:
-        forms = [site.point.name, site.point.transformer_lens, site.point.hugging_face]
-        forms += [alias for alias, name in _ALIASES.items() if name == site.point.name]
-        for form in forms:
-            if form is not None:
-                spellings[form.format(i=site.layer)] = site.name
+    spellings = {name: site.name for site in known for name in site.point.names(site.layer)}
     chosen: set[str] = set()
     for asked in [names] if isinstance(names, str) else list(names):
         if not isinstance(asked, str):
             raise ModelError(f"a hook point is a name, not {asked!r}; for blocks: 'layer_6'")
         for name in _without_braces(asked):
-            expression = re.compile(re.escape(name).replace(r"\*", "[^.]+"))
-            found = {spellings[form] for form in spellings if expression.fullmatch(form)}
+            found = _matches(name, spellings)
             if not found:
                 raise ModelError(_unknown(name, spellings, config))
             chosen |= found
     if not chosen:
         raise ModelError("no hook point to capture")
     return tuple(site.name for site in known if site.name in chosen)
+
+
+def _matches(name: str, spellings: Mapping[str, str]) -> set[str]:
+    """Canonical names that a name without braces, perhaps with `*`, stands for."""
+    expression = re.compile(re.escape(name).replace(r"\*", "[^.]+"))
+    return {spellings[form] for form in spellings if expression.fullmatch(form)}
+
+
+def captured_name(asked: object, captured: Collection[str]) -> str:
+    """Return the one of some canonical names that a name, alias or pattern stands for.
+
+    Args:
+        asked: a name as `select` takes it.
+        captured: canonical names.
+
+    Raises:
+        NotCapturedError: it stands for none of them, or for several; the nearest are named.
+    """
+    if isinstance(asked, str) and asked in captured:
+        return asked
+    spellings = {
+        form: name
+        for layer, keys in by_layer(captured).items()
+        for key, name in keys.items()
+        for form in _POINTS[key].names(layer)
+    }
+    forms = _without_braces(asked) if isinstance(asked, str) else []
+    found = set().union(*(_matches(form, spellings) for form in forms))
+    if len(found) == 1:
+        return found.pop()
+    if found:
+        several = ", ".join(name for name in captured if name in found)
+        raise NotCapturedError(f"{asked!r} stands for {several}; name one of them")
+    near = _nearest(str(asked), spellings) or list(captured)[:MOST_NAMED]
+    more = f" and {len(captured) - MOST_NAMED} more" if len(captured) > MOST_NAMED else ""
+    there = ", ".join(list(captured)[:MOST_NAMED]) + more if captured else "nothing"
+    hint = f"; did you mean {', '.join(near)}?" if captured else ""
+    raise NotCapturedError(f"there is no {asked!r}{hint} Captured: {there}")
 
 
 def _without_braces(name: str) -> list[str]:
@@ -318,12 +379,20 @@ def _without_braces(name: str) -> list[str]:
     return [each for choice in choices for each in _without_braces(before + choice + behind)]
 
 
-def _unknown(name: str, spellings: Iterable[str], config: QwenConfig) -> str:
+def _unknown(name: str, spellings: Mapping[str, str], config: QwenConfig) -> str:
     blocks = f"this model has layers 0 to {config.num_hidden_layers - 1}"
-    near = difflib.get_close_matches(name, spellings, n=3, cutoff=0.5)
+    near = _nearest(name, spellings)
     kinds = ", ".join(point.name.format(i=0) for point in (*BLOCK_POINTS, *MODEL_POINTS))
     hint = f"did you mean {', '.join(near)}?" if near else f"there are {kinds}"
     return f"there is no hook point {name!r}; {hint} ({blocks})"
+
+
+def _nearest(name: str, spellings: Mapping[str, str]) -> list[str]:
+    """Up to three names that look like `name`, each of another hook point."""
+    found: dict[str, str] = {}
+    for near in difflib.get_close_matches(name, spellings, n=10, cutoff=0.5):
+        found.setdefault(spellings[near], near)
+    return list(found.values())[:3]
 
 
 def markdown_table() -> str:
@@ -374,7 +443,7 @@ def by_layer(names: Iterable[str]) -> dict[int | None, dict[str, str]]:
 def blocks_needed(names: Iterable[str], num_layers: int) -> int:
     """How many blocks must run, from the first on, for these canonical names; at least one."""
     layers = by_layer(names)
-    if {"norm", "logits"} & layers.get(None, {}).keys():
+    if AFTER_BLOCKS & layers.get(None, {}).keys():
         return num_layers
     return 1 + max((layer for layer in layers if layer is not None), default=0)
 

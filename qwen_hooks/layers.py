@@ -18,17 +18,11 @@ def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
-def rms_norm(
-    x: Float[Array, "*B D"], weight: Float[Array, " D"], epsilon: float
-) -> Float[Array, "*B D"]:
-    """Root-mean-square norm (arXiv 1910.07467) in Hugging Face's order of rounding.
-
-    The mean square is float32; the normalised value is rounded to the dtype of `x` before it is
-    multiplied by the weight.
-    """
+def rms_normalize(x: Float[Array, "*B D"], epsilon: float) -> Float[Array, "*B D"]:
+    """Divide by the root mean square (arXiv 1910.07467), which is computed in float32."""
     x32 = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
-    return _for_last_axis(weight, x) * (x32 * scale).astype(x.dtype)
+    return (x32 * scale).astype(x.dtype)
 
 
 def linear(
@@ -55,16 +49,25 @@ def _for_last_axis(vector: Float[Array, " D"], x: Float[Array, "*B D"]) -> Float
 
 
 class RMSNorm(nn.Module):
-    """Holds `weight` `[D]`."""
+    """Root-mean-square norm times a weight; holds `weight` `[D]`.
+
+    Attributes:
+        epsilon: added to the mean square.
+        dtype: of the weight that `init` makes.
+        key: of the hook point at the output; `{key}.normalized` is the one before the weight.
+    """
 
     epsilon: float
     dtype: DTypeLike = jnp.float32
+    key: str = "norm"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        """See `rms_norm`."""
+    def __call__(self, x: Float[Array, "*B D"], taps: Taps | None = None) -> Float[Array, "*B D"]:
+        """Return the normalised input, rounded to its dtype (as in Hugging Face), times weight."""
+        taps = taps or Taps()
         weight = self.param("weight", nn.initializers.ones, (x.shape[-1],), self.dtype)
-        return rms_norm(x, weight, self.epsilon)
+        normalized = taps(f"{self.key}.normalized", rms_normalize(x, self.epsilon))
+        return taps(self.key, _for_last_axis(weight, x) * normalized)
 
 
 class Linear(nn.Module):

@@ -24,11 +24,13 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
+from qwen_hooks.activations import NamedActivations
 from qwen_hooks.attention_backends import check_attention
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.decoder_layer import QwenDecoderLayer, Surroundings
 from qwen_hooks.errors import ModelError
 from qwen_hooks.hook_points import (
+    AFTER_BLOCKS,
     blocks_needed,
     by_layer,
     check_layers,
@@ -125,7 +127,7 @@ class QwenModelWithActivations(nn.Module):
         attention_mask: AttentionMask | None = None,
         return_activations: Literal[True] = ...,
         interventions: Interventions | None = None,
-    ) -> tuple[Float[Array, "B S V"], Activations]: ...
+    ) -> tuple[Float[Array, "B S V"], NamedActivations[Array]]: ...
 
     def __call__(
         self, input_ids, attention_mask=None, return_activations=False, interventions=None
@@ -143,7 +145,8 @@ class QwenModelWithActivations(nn.Module):
 
         Returns:
             Logits, float32 `[B, S, V]`; with `return_activations` the pair of logits and
-            `{'layer_6': [B, S, D], ...}` in the parameters' dtype.
+            `{'layer_6': [B, S, D], ...}` in the parameters' dtype, which any other name of a hook
+            point finds too (`activations["layers.6"]`).
         """
         input_ids = jnp.asarray(input_ids, jnp.int32)
         if attention_mask is not None:
@@ -157,7 +160,7 @@ class QwenModelWithActivations(nn.Module):
             interventions=interventions,
         )
         logits = self.unembed(output.residual, interventions, positions)
-        return (logits, output.activations) if return_activations else logits
+        return (logits, NamedActivations(output.activations)) if return_activations else logits
 
     def forward(
         self,
@@ -206,7 +209,7 @@ class QwenModelWithActivations(nn.Module):
         residual, activations, keys_values = run(
             residual, around, cache, num_layers, rows, interventions
         )
-        if {"norm", "logits"} & outside.wanted and num_layers == self.config.num_hidden_layers:
+        if AFTER_BLOCKS & outside.wanted and num_layers == self.config.num_hidden_layers:
             self._logits(residual, outside.of_rows())
         computed = outside.captured | activations
         activations = {name: computed[name] for name in self.hook_points if name in computed}
@@ -319,7 +322,7 @@ class QwenModelWithActivations(nn.Module):
         return self._logits(residual, Taps(edits=edits_of(interventions, None, positions)))
 
     def _logits(self, residual: Float[Array, "*B D"], taps: Taps) -> Float[Array, "*B V"]:
-        hidden = taps("norm", self.norm(residual))
+        hidden = self.norm(residual, taps)
         if self.config.tie_word_embeddings:
             return taps("logits", self.embed_tokens.attend(hidden))
         return taps("logits", self.lm_head(hidden).astype(jnp.float32))

@@ -2,7 +2,7 @@
 
 The code passes every value by a `Taps`, under the hook point's key:
 
-    x = taps("input_layernorm", self.input_layernorm(residual))
+    residual = taps("resid_pre", residual)
 
 which gives the value back and keeps it if it was asked for; where interventions change it, both
 are of the changed value. A `Taps` lives for one call of one

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.func import functional_call
 from transformers import Qwen2ForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
@@ -52,6 +53,14 @@ def torch_values(
             found[f"{prefix}.pattern"] = patterns[layer].transpose(1, 2)
     for handle in handles:
         handle.remove()
+    read_by_norms = {"norm": f"layer_{config.num_hidden_layers - 1}"}
+    for layer in range(config.num_hidden_layers):
+        read_by_norms[f"layers.{layer}.input_layernorm"] = f"layers.{layer}.resid_pre"
+        read_by_norms[f"layers.{layer}.post_attention_layernorm"] = f"layers.{layer}.resid_mid"
+    for name, read in read_by_norms.items():
+        norm = model.get_submodule(f"model.{name}")
+        unweighted = {"weight": torch.ones_like(norm.weight)}
+        found[f"{name}.normalized"] = functional_call(norm, unweighted, found[read]).detach()
     shaped = {}
     for site in sites(config):
         shape = _shape(site, config, len(token_ids))

@@ -58,9 +58,8 @@ class RunRows:
         run = open_run(source)
         storage, captured = run.storage, run.description.hook_points
         self.address = storage.address
-        self.hook_points = chosen_hook_points(
-            captured if hook_points is None else hook_points, captured, storage.address
-        )
+        asked = captured if hook_points is None else hook_points
+        self.hook_points = tuple(chosen_hook_points(asked, captured, storage.address))
         stored = run.description.dtype
         own = stored if stored in dtypes else "float32"
         self.dtype = own if dtype is None else dtype

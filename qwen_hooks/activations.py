@@ -1,0 +1,37 @@
+"""Activations by hook point, found under every name that a hook point has."""
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import jax
+
+from qwen_hooks.hook_points import captured_name
+
+Value = TypeVar("Value")
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class NamedActivations(dict[str, Value]):
+    """A dictionary by canonical name, whose other names find the same value.
+
+    `activations["layers.1"]` and `activations["blocks.1.hook_resid_post"]` are
+    `activations["layer_1"]`. It is a pytree, as a dictionary is.
+    """
+
+    def __missing__(self, name: str) -> Value:
+        """Raise NotCapturedError, which names the nearest, for a name of none that is here."""
+        return self[captured_name(name, self)]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self),)
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Value]], tuple[str, ...]]:
+        """See `jax.tree_util.register_pytree_with_keys_class`."""
+        return [(jax.tree_util.DictKey(name), self[name]) for name in self], tuple(self)
+
+    @classmethod
+    def tree_unflatten(
+        cls, names: tuple[str, ...], values: Iterable[Value]
+    ) -> "NamedActivations[Value]":
+        """See `jax.tree_util.register_pytree_with_keys_class`."""
+        return cls(zip(names, values, strict=True))

@@ -1,0 +1,19 @@
+"""The names that reading knows are those that the model knows."""
+
+from extraction.hook_point_names import spellings, transformer_lens_name
+from qwen_hooks.hook_points import BLOCK_POINTS, MODEL_POINTS
+
+
+def test_the_names_are_those_of_the_model():
+    for point in (*BLOCK_POINTS, *MODEL_POINTS):
+        for i in (0, 6, 23):
+            canonical = point.name.format(i=i)
+            assert spellings([canonical]) == dict.fromkeys(point.names(i), canonical)
+            assert transformer_lens_name(canonical) == point.transformer_lens.format(i=i)
+
+
+def test_others_stay_as_they_are():
+    others = ["layer_x", "layers.6.other", "layers.6.mlp.", "other", "layer_6.", "layers.{i}"]
+    for name in others:
+        assert transformer_lens_name(name) == name
+    assert spellings(others) == dict(zip(others, others, strict=True))
