@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, Qwen2ForCausalLM
 
-from benchmarks.prefill import LAYERS
 from benchmarks.shapes import SHAPES, write_random_checkpoint
 from benchmarks.timing import measure_in_turn
 from examples.make_demo import make_tokenizer
@@ -48,6 +47,7 @@ from inference.samples import Sample, make_samples
 from inference.settings import DistributedSettings
 from inference.tasks import read_tasks
 from qwen_hooks import Checkpoint, QwenModelWithActivations, create_model_with_hooks, load_params
+from qwen_hooks.hook_points import default_layers
 from qwen_hooks.model import Params
 from qwen_hooks.sharding import Layout, layout_for
 
@@ -60,7 +60,7 @@ class Ours:
         config = self.checkpoint.config
         self.layout: Layout = layout_for(config, (1, 1), jax.devices()[:1], 1 << 40, 4)
         self.params: Params = load_params(self.checkpoint, dtype, self.layout)
-        self.layers = [layer for layer in LAYERS if layer < config.num_hidden_layers]
+        self.layers = list(default_layers(config.num_hidden_layers))
         self.dtype = jnp.dtype(dtype)
 
     def model(self, layers: Sequence[int]) -> QwenModelWithActivations:

@@ -9,6 +9,13 @@
 Without `--model_path`, example 4 makes the tiny demo checkpoint and uses that.
 """
 
+if __name__ == "__main__" and not __package__:
+    # Run as a script: packages are found beside this folder.
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import pickle
 import tempfile

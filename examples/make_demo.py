@@ -7,6 +7,13 @@ tokenizer is a byte-level BPE like Qwen's, digits one by one, with Qwen's specia
 template.
 """
 
+if __name__ == "__main__" and not __package__:
+    # Run as a script: packages are found beside this folder.
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import json
 import random

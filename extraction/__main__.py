@@ -49,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: instead of the process's own.
     """
     parser, words = _parser(), sys.argv[1:] if arguments is None else arguments
+    if not words:
+        parser.print_help(sys.stderr)
+        return BAD_INPUT
     if not all(word.strip() for word in words):  # as a path it would be the current folder
         parser.error("an argument is empty")
     settings = parser.parse_args(words)

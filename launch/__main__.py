@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from launch.plan import main as plan  # it needs much more than the others
 
         return plan(given[1:])
+    if not given:
+        _parser().print_help(sys.stderr)
+        return BAD_INPUT
     flags = _parser().parse_args(given)
     started = None
     # Stopping the process is no other than ctrl-C.

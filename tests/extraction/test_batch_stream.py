@@ -397,7 +397,8 @@ from pathlib import Path
 from extraction.reader import ActivationDataset
 from extraction.storage.local import LocalStorage
 class Slow(LocalStorage):
-    local_path = lambda self, name: None
+    is_local = False
+    open_local = lambda self, name: None
     def get(self, name):
         if name.endswith(".safetensors"):
             time.sleep(0.5)

@@ -62,7 +62,9 @@ def main() -> None:
     cases = json.loads(Path(sys.argv[1]).read_text())
     multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
     print(json.dumps([run(case) for case in cases]))
-    print([thread.name for thread in threading.enumerate()[1:] if "read" in thread.name])
+    print(
+        [thread.name for thread in threading.enumerate()[1:] if "read-activations" in thread.name]
+    )
 
 
 if __name__ == "__main__":
