@@ -123,6 +123,13 @@ class BatchStream(Iterator[Any]):
     def __iter__(self) -> "BatchStream":
         return self
 
+    def __repr__(self) -> str:
+        settings = self._settings
+        return (
+            f"BatchStream(batches of {settings.batch_size:,} of {self._rows:,} rows,"
+            f" shuffle_seed={settings.shuffle_seed}, at row {self._row:,} of epoch {self._epoch})"
+        )
+
     def __next__(self) -> Any:
         if os.getpid() != self._process:
             raise StoreError(

@@ -18,6 +18,7 @@ from extraction.errors import ExistingRunError, StoreError
 from extraction.finalise import close as close_run
 from extraction.finalise import write_metadata
 from extraction.formats import FORMATS
+from extraction.hook_point_names import few
 from extraction.rows import UNKNOWN, RowBlock, text_column, timestamp
 from extraction.run_identity import RunIdentity, RunLock, begin, check_identity
 from extraction.run_totals import BatchSummary, RunTotals
@@ -124,6 +125,14 @@ class ActivationExtractor:
     @property
     def _target(self) -> Storage:
         return self._storage if self._cloud is None else self._cloud
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self._buffered:,} rows in memory"
+        return (
+            f"ActivationExtractor({self._target.address!r}: {len(self._written)} batches written,"
+            f" {state}; {few(self.hook_points)} [{self.config.hidden_dim}],"
+            f" {self.config.file_format}, {self.config.store_dtype})"
+        )
 
     def __enter__(self) -> "ActivationExtractor":
         return self

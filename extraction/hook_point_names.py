@@ -7,7 +7,10 @@ nothing of the model, so they stand here once more, and a test compares the two 
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+
+MOST_NAMED = 6
+"""Hook points that an error or a `repr` lists."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +108,13 @@ def nearest(name: str, known: Mapping[str, str]) -> list[str]:
     for near in difflib.get_close_matches(name, known, n=10, cutoff=0.5):
         found.setdefault(known[near], near)
     return list(found.values())[:3]
+
+
+def few(names: Collection[str]) -> str:
+    """Return the first names as a list in words, and how many more there are."""
+    more = len(names) - MOST_NAMED
+    listed = ", ".join(list(names)[:MOST_NAMED]) or "nothing"
+    return f"{listed} and {more} more" if more > 0 else listed
 
 
 def _names(hook_point: str) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from extraction.filled_pools import RowSource
 from extraction.formats import ParsedBatch
 from extraction.formats.float_types import to_float32
 from extraction.frameworks import Rows, presenter, with_dtype
+from extraction.hook_point_names import few
 from extraction.listed_run import ListedRun
 from extraction.read_ahead import threads_for
 from extraction.recycled_memory import RecycledMemory, TakeMemory
@@ -59,7 +60,7 @@ KEY_COLUMNS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class RunInfo:
     """What a run is, and how far it has come.
 
@@ -87,6 +88,15 @@ class RunInfo:
     complete: bool | None
     run_id: str | None
     statistics: Mapping[str, Mapping[str, Any]]
+
+    def __repr__(self) -> str:
+        hooks = [f"{hook} [{width}]" for hook, width in self.width.items()]
+        how = {True: "complete", False: "not complete", None: "unknown whether complete"}
+        return (
+            f"RunInfo({self.model_name!r}, run {self.run_id}: {self.rows:,} rows of"
+            f" {self.sequences} samples, {how[self.complete]}; {few(hooks)} of"
+            f" {len(self.hook_points)} captured, {self.format}, {self.dtype})"
+        )
 
 
 class ActivationDataset:
@@ -161,6 +171,13 @@ class ActivationDataset:
 
     def __len__(self) -> int:
         return self._numbers.rows
+
+    def __repr__(self) -> str:
+        hooks = [f"{hook} [{width}]" for hook, width in self._widths().items()]
+        return (
+            f"ActivationDataset({self._storage.address!r}: {len(self):,} rows of {few(hooks)},"
+            f" {self._run.description.dtype if self._stored else 'float32'})"
+        )
 
     @property
     def info(self) -> RunInfo:

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from extraction.errors import StoreError
+from extraction.hook_point_names import few
 
 UNKNOWN = -1
 """Stands for a position or token id that the caller did not tell."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RowBlock:
     """R rows of every hook point.
 
@@ -47,6 +48,10 @@ class RowBlock:
         lengths |= {name: len(rows) for name, rows in self.activations.items()}
         if len(set(lengths.values())) > 1:
             raise StoreError(f"a block's arrays differ in length: {lengths}")
+
+    def __repr__(self) -> str:
+        hooks = [f"{hook} {v.dtype} {list(v.shape)}" for hook, v in self.activations.items()]
+        return f"RowBlock({len(self):,} rows of {few(hooks)})"
 
     def __len__(self) -> int:
         return len(self.task_ids)

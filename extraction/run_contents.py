@@ -14,13 +14,10 @@ from extraction.commit_log import CommitLog, CommitRecord, CommittedFile
 from extraction.errors import StoreError
 from extraction.finalise import planned_batches
 from extraction.formats import FORMATS
-from extraction.hook_point_names import nearest, spellings
+from extraction.hook_point_names import few, nearest, spellings
 from extraction.run_identity import RUN_FILE, RunIdentity
 from extraction.run_totals import RunTotals
 from extraction.storage import Storage
-
-MOST_NAMED = 8
-"""Hook points that an error lists."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,9 +192,7 @@ def chosen_hook_points(
         StoreError: there is no such one (the nearest are named), it is named twice, or none is
             named of several.
     """
-    more = len(captured) - MOST_NAMED
-    there = f"{address} has {', '.join(captured[:MOST_NAMED])}"
-    there += f" and {more} more" if more > 0 else ""
+    there = f"{address} has {few(captured)}"
     if layer is None:
         if len(captured) != 1:
             raise StoreError(f"name a layer; {there}")

@@ -74,6 +74,13 @@ class TorchBatches(IterableDataset):
         """
         self._epoch.fill_(epoch)
 
+    def __repr__(self) -> str:
+        seed = self._asked.get("shuffle_seed")
+        return (
+            f"TorchBatches(batches of {self._batch_size:,} of {self._dataset!r},"
+            f" shuffle_seed={seed}, epoch {int(self._epoch)})"
+        )
+
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         index, parts = (0, 1) if worker is None else (worker.id, worker.num_workers)

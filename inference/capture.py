@@ -36,7 +36,7 @@ Inputs = Sequence[Any] | np.ndarray
 objects as in a tasks file: `{"messages": ..., "tools": ...}`, `{"prompt": ..., "entity": ...}`."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Captured:
     """Rows of the chosen tokens of some inputs, input by input and token by token.
 
@@ -64,6 +64,9 @@ class Captured:
 
     def __len__(self) -> int:
         return len(self.sample)
+
+    def __repr__(self) -> str:
+        return f"Captured({len(self)} rows of {len(self.token_ids)} inputs, {self.activations!r})"
 
     def __getitem__(self, hook_point: str) -> np.ndarray:
         """`[rows, width]` of a hook point, by any of its names.

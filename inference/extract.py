@@ -43,7 +43,7 @@ SETTLED = (
 """Settings of the command that the loaded model and the other arguments decide."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class ExtractedRun:
     """A run that is written and verified.
 
@@ -59,6 +59,12 @@ class ExtractedRun:
     folder: Path
     address: str
     metadata: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return (
+            f"ExtractedRun({self.address!r}: {self.n_rows:,} rows of {self.n_samples:,} samples in"
+            f" {self.n_batches:,} batches)"
+        )
 
     @property
     def n_samples(self) -> int:

@@ -29,13 +29,13 @@ from qwen_hooks import (
     load_params,
 )
 from qwen_hooks.activations import NamedActivations
-from qwen_hooks.hook_points import sites
+from qwen_hooks.hook_points import few, sites
 from qwen_hooks.interventions import Operation, intervene
 from qwen_hooks.model import Params
 from qwen_hooks.sharding import Layout
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LanguageModel:
     """What `load_model` gives; calling it runs whole sequences.
 
@@ -61,6 +61,16 @@ class LanguageModel:
     def config(self) -> QwenConfig:
         """Shape and constants."""
         return self.checkpoint.config
+
+    def __repr__(self) -> str:
+        config, mesh = self.config, self.layout.mesh.shape
+        revision = "" if self.revision is None else f" at {self.revision}"
+        return (
+            f"LanguageModel({self.model_path!r}{revision}: {config.num_hidden_layers} layers of"
+            f" width {config.hidden_size}, vocabulary {config.vocab_size}, {self.dtype}, mesh"
+            f" {mesh['data']} x {mesh['model']}, {'no' if self.tokenizer is None else 'a'}"
+            " tokenizer)"
+        )
 
     def list_hook_points(self) -> list[str]:
         """Canonical names of every place that can be captured."""
@@ -251,6 +261,11 @@ class ActivationStore:
 
     def __len__(self) -> int:
         return len(self._captured)
+
+    def __repr__(self) -> str:
+        if self._captured:
+            return f"ActivationStore({self._captured!r})"
+        return f"ActivationStore(nothing yet of {few(self.hook_points)})"
 
     def clear(self) -> None:
         """Lets go of what is captured."""

@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
-from qwen_hooks.hook_points import captured_name
+from qwen_hooks.hook_points import captured_name, few
 
 Value = TypeVar("Value")
 
@@ -22,6 +23,9 @@ class NamedActivations(dict[str, Value]):
         """Raise NotCapturedError, which names the nearest, for a name of none that is here."""
         return self[captured_name(name, self)]
 
+    def __repr__(self) -> str:
+        return f"NamedActivations({few([f'{name}: {shaped(self[name])}' for name in self])})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (dict(self),)
 
@@ -35,3 +39,10 @@ class NamedActivations(dict[str, Value]):
     ) -> "NamedActivations[Value]":
         """See `jax.tree_util.register_pytree_with_keys_class`."""
         return cls(zip(names, values, strict=True))
+
+
+def shaped(value: Any) -> str:
+    """Return an array's dtype and shape in words, `float32 [5, 48]`; anything else as it is."""
+    if isinstance(value, np.ndarray | jax.Array):
+        return f"{value.dtype} {list(value.shape)}"
+    return repr(value)

@@ -92,7 +92,7 @@ def find_checkpoint(model_path: str, revision: str | None = None) -> Path:
         raise ModelError(f"{no_folder}, and the hub did not give it: {reason}") from None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Checkpoint:
     """A checkpoint whose headers were read and found to fit its configuration.
 
@@ -108,6 +108,13 @@ class Checkpoint:
     config: QwenConfig
     tensors: dict[str, StoredTensor]
     stop_token_ids: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"Checkpoint({str(self.folder)!r}: {config.num_hidden_layers} layers of width"
+            f" {config.hidden_size}, vocabulary {config.vocab_size}, {len(self.tensors)} tensors)"
+        )
 
     @classmethod
     def open(

@@ -245,8 +245,8 @@ AFTER_BLOCKS = frozenset(point.key for point in MODEL_POINTS[1:])
 _POINTS = {point.key: point for point in (*BLOCK_POINTS, *MODEL_POINTS)}
 
 MAX_BLOCKS = 10_000
-MOST_NAMED = 8
-"""Hook points that an error lists."""
+MOST_NAMED = 6
+"""Hook points that an error or a `repr` lists."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -356,11 +356,9 @@ def captured_name(asked: object, captured: Collection[str]) -> str:
     if found:
         several = ", ".join(name for name in captured if name in found)
         raise NotCapturedError(f"{asked!r} stands for {several}; name one of them")
-    near = _nearest(str(asked), spellings) or list(captured)[:MOST_NAMED]
-    more = f" and {len(captured) - MOST_NAMED} more" if len(captured) > MOST_NAMED else ""
-    there = ", ".join(list(captured)[:MOST_NAMED]) + more if captured else "nothing"
-    hint = f"; did you mean {', '.join(near)}?" if captured else ""
-    raise NotCapturedError(f"there is no {asked!r}{hint} Captured: {there}")
+    near = _nearest(str(asked), spellings)
+    hint = f"did you mean {', '.join(near)}? " if near else ""
+    raise NotCapturedError(f"there is no {asked!r}; {hint}captured: {few(captured)}")
 
 
 def _without_braces(name: str) -> list[str]:
@@ -385,6 +383,13 @@ def _unknown(name: str, spellings: Mapping[str, str], config: QwenConfig) -> str
     kinds = ", ".join(point.name.format(i=0) for point in (*BLOCK_POINTS, *MODEL_POINTS))
     hint = f"did you mean {', '.join(near)}?" if near else f"there are {kinds}"
     return f"there is no hook point {name!r}; {hint} ({blocks})"
+
+
+def few(names: Collection[str]) -> str:
+    """Return the first names as a list in words, and how many more there are."""
+    more = len(names) - MOST_NAMED
+    listed = ", ".join(list(names)[:MOST_NAMED]) or "nothing"
+    return f"{listed} and {more} more" if more > 0 else listed
 
 
 def _nearest(name: str, spellings: Mapping[str, str]) -> list[str]:

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.errors import ModelError
-from qwen_hooks.hook_points import by_layer, hook_widths, select, sites
+from qwen_hooks.hook_points import by_layer, few, hook_widths, select, sites
 from qwen_hooks.operation_checks import check_numbers
 from qwen_hooks.taps import take_rows
 
@@ -34,7 +34,7 @@ Numbers = Array | np.ndarray
 Number = float | int | np.floating | Float[Numbers, ""] | Float[Numbers, " B"]
 
 
-@flax.struct.dataclass(kw_only=True)
+@flax.struct.dataclass(kw_only=True, repr=False)
 class Operation:
     """What every operation says besides.
 
@@ -46,6 +46,11 @@ class Operation:
 
     positions: Int[Numbers, "B P"] | None = None
     apply_to: Where = flax.struct.field(pytree_node=False, default="all")
+
+    def __repr__(self) -> str:
+        values = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
+        told = [f"{f.name}={_short(value)}" for f, value in values if value is not f.default]
+        return f"{type(self).__name__}({', '.join(told)})"
 
     def change(self, value: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
         """What it makes of values, in float32."""
@@ -59,7 +64,7 @@ SHARED_AXES = {
 """Axes of what is the same for all samples; with one more, the first is that of the samples."""
 
 
-@flax.struct.dataclass(kw_only=True)
+@flax.struct.dataclass(kw_only=True, repr=False)
 class Add(Operation):
     """`x + coefficient * vector`.
 
@@ -83,7 +88,7 @@ class Add(Operation):
         return value + _of_tokens(self.coefficient, 0) * added
 
 
-@flax.struct.dataclass(kw_only=True)
+@flax.struct.dataclass(kw_only=True, repr=False)
 class ProjectOut(Operation):
     """`x` less `strength` times its part in the span of some directions.
 
@@ -102,7 +107,7 @@ class ProjectOut(Operation):
         return value - _of_tokens(self.strength, 0) * part
 
 
-@flax.struct.dataclass(kw_only=True)
+@flax.struct.dataclass(kw_only=True, repr=False)
 class Clamp(Operation):
     """`x` with its component along a direction between two bounds, the rest as it is.
 
@@ -125,7 +130,7 @@ class Clamp(Operation):
         return value + (jnp.clip(component, low, high) - component) * along
 
 
-@flax.struct.dataclass(kw_only=True)
+@flax.struct.dataclass(kw_only=True, repr=False)
 class Replace(Operation):
     """Other values in place of `x`, such as those of another prompt.
 
@@ -140,7 +145,7 @@ class Replace(Operation):
         return jnp.broadcast_to(_of_tokens(self.values, 1), value.shape)
 
 
-@flax.struct.dataclass
+@flax.struct.dataclass(repr=False)
 class Interventions:
     """Operations by canonical name of the hook point; `intervene` makes them.
 
@@ -151,6 +156,12 @@ class Interventions:
 
     operations: dict[str, tuple[Operation, ...]]
     prompt_lengths: Int[Array, " B"]
+
+    def __repr__(self) -> str:
+        told = [
+            f"{name}: {', '.join(map(repr, several))}" for name, several in self.operations.items()
+        ]
+        return f"Interventions({few(told)}; {len(self.prompt_lengths)} samples)"
 
     def specs(self) -> list[P]:
         """How each of the numbers lies on a mesh, in the order of `jax.tree.leaves`."""
@@ -330,6 +341,11 @@ def edits_of_any(
                     (layer == number, op) for op in interventions.operations[name]
                 )
     return Edits(operations, positions, interventions.prompt_lengths)
+
+
+def _short(value: Any) -> str:
+    """A number as it is, an array as its dtype and shape."""
+    return repr(value) if np.ndim(value) == 0 else f"{value.dtype} {list(value.shape)}"
 
 
 def _of_tokens(value: Number | Float[Numbers, "..."], axes: int) -> Float[Array, "samples one W"]:

@@ -34,6 +34,7 @@ from qwen_hooks.hook_points import (
     blocks_needed,
     by_layer,
     check_layers,
+    few,
     layer_name,
     select,
     sites,
@@ -287,6 +288,14 @@ class QwenModelWithActivations(nn.Module):
         keys = jax.random.split(key, config.num_hidden_layers)
         init = self._any_block().init
         return jax.vmap(lambda key: init(key, residual, around)["params"])(keys)
+
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"QwenModelWithActivations({config.num_hidden_layers} layers of width"
+            f" {config.hidden_size}, {jnp.dtype(self.dtype).name}, attention={self.attention!r},"
+            f" scan_layers={self.scan_layers}, hook points {few(self.hook_points)})"
+        )
 
     @property
     def layers_to_extract(self) -> tuple[int, ...]:
