@@ -34,7 +34,15 @@ def test_models(model):
     check(model, "LanguageModel", "my-checkpoint", "4 layers", "48", "float32", "no tokenizer")
     check(model.checkpoint, "Checkpoint", "my-checkpoint", "4 layers")
     module = create_model_with_hooks(model.config, hook_points=ALL)
-    check(module, "QwenModelWithActivations", "4 layers", "48", "float32", "layers.0.mlp", "more")
+    check(
+        module,
+        "QwenModelWithActivations",
+        "4 layers",
+        "48",
+        "float32",
+        "layers.0.attention.q",
+        "more",
+    )
     check(module.bind(model.params), "QwenModelWithActivations", "4 layers")
 
 
@@ -43,7 +51,7 @@ def test_what_was_captured(model):
     check(captured, "Captured", "14 rows", "2 inputs", "layers.0.mlp.gate", "80", "more")
     check(captured.activations, "layers.0.mlp.gate", "float32 [14, 80]", "more")
     store = ActivationStore(model, ALL)
-    check(store, "ActivationStore", "layers.0.mlp", "nothing")
+    check(store, "ActivationStore", "layers.0.attention.q", "nothing")
     store(np.array(IDS[:1]))
     check(store, "ActivationStore", "float32 [1, 5, 48]")
 
