@@ -53,7 +53,7 @@ def test_what_was_captured(model):
     store = ActivationStore(model, ALL)
     check(store, "ActivationStore", "layers.0.attention.q", "nothing")
     store(np.array(IDS[:1]))
-    check(store, "ActivationStore", "float32 [1, 5, 48]")
+    check(store, "ActivationStore", "layers.0.attention.q: float32 [1, 5, 6, 8]")
 
 
 def test_runs_and_their_rows(model, tmp_path):
