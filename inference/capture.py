@@ -140,6 +140,8 @@ def capture(
         repetition_penalty=str(repetition_penalty),
         add_special_tokens=add_special_tokens,
     )
+    if not hook_points:
+        raise InputError("hook_points must name at least one hook point")
     module, chosen = model.for_rows(hook_points), Positions(settings.positions)
     tasks, columns = _tasks(inputs, attention_mask)
     samples = list(make_samples(tasks, model.tokenizer, model.config.vocab_size, settings))

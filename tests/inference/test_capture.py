@@ -239,6 +239,14 @@ def test_what_is_wrong_is_told(model, inputs, words):
         capture(model, [[1]], ["layers.0.attention.pattern"])
 
 
+@pytest.mark.parametrize("nothing", ["", [], ()])
+def test_no_hook_point_and_no_position_are_told(model, nothing):
+    with pytest.raises(InputError, match="hook_points must name at least one"):
+        capture(model, [[1]], nothing)
+    with pytest.raises(InputError, match="positions"):
+        capture(model, [[1]], HOOKS, nothing)
+
+
 def test_a_batch_that_does_not_fit_is_refused_before_it_runs(model, monkeypatch):
     monkeypatch.setattr("inference.capture.device_memory", lambda device: 10_000)
     with pytest.raises(InputError, match="on each device, which has"):
