@@ -68,6 +68,7 @@ CLASS_INTERNALS = (
     "base_config_key",
     "config_class",
     "default_rope_type",
+    "has_no_defaults_at_init",
     "default_theta",
     "ignore_keys_at_rope_validation",
     "is_heterogeneous",
@@ -85,7 +86,9 @@ CLASS_INTERNALS = (
 
 WITHOUT_EFFECT = {
     "architectures": "texts?",
+    "alibi": "any",
     "attention_dropout": "number",  # training
+    "audio_vocab_size": "any",
     "base_model_ep_plan": "any",
     "base_model_fsdp_plan": "any",
     "base_model_pp_plan": "any",
@@ -101,6 +104,7 @@ WITHOUT_EFFECT = {
     "init_std": "any",
     "initializer_factor": "any",
     "initializer_range": "float",
+    "is_decoder": "any",
     "label2id": "object?",
     "mlp_layer_types": "any",
     "mtp_layer_types": "any",
@@ -112,16 +116,20 @@ WITHOUT_EFFECT = {
     "number_of_conv_states": "any",
     "output_attentions": "any",
     "output_hidden_states": "bool?",
+    "output_vocab_size": "any",
     "pad_token_id": "int?",
-    "problem_type": "text?",
+    "problem_type": "problem?",
     "qk_head_dim": "any",
     "return_dict": "bool?",
     "sep_token_id": "any",
     "tie_last_hidden_states": "any",
     "torch_dtype": "dtype?",
+    "use_alibi": "any",
     "use_cache": "bool",
     "_attn_implementation": "any",  # which kernel computes attention
     "_attn_implementation_internal": "any",
+    "_attn_was_changed": "any",
+    "_commit_hash": "any",
     "_experts_implementation": "any",
     "_experts_implementation_internal": "any",
     "_name_or_path": "any",
@@ -151,6 +159,8 @@ ROPE_FIELDS = {
 DTYPES = ("float32", "bfloat16", "float16", "float64", "float8_e4m3fn", "float8_e5m2")
 """Names that torch has for the dtype of weights; in which they are stored, their files say."""
 
+PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
+
 _JSON_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "any": ("anything", lambda value: True),
     "int": ("a whole number", lambda value: type(value) is int),
@@ -162,6 +172,7 @@ _JSON_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "ids": ("a token id or a list of them", lambda v: type(v) is int or _is_list(v, int)),
     "object": ("an object", lambda value: type(value) is dict),
     "labels": ("an object with whole numbers as names", lambda value: _is_numbered(value)),
+    "problem": (f"one of {', '.join(PROBLEMS)}", lambda value: value in PROBLEMS),
     "dtype": (f"one of {', '.join(DTYPES)}", lambda value: value in DTYPES),
 }
 

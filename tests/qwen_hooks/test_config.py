@@ -113,6 +113,8 @@ def test_what_is_written_is_read_back_by_both(rope, tmp_path):
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false"),
         ({"eos_token_id": [1.5]}, "eos_token_id must be a token id"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps must be a number"),
+        ({"pad_token_id": "x"}, "pad_token_id must be a whole number or null"),
         ({"rope_theta": 10**400}, "rope_theta"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
         ({"use_sliding_window": True, "sliding_window": -1}, "sliding_window"),
