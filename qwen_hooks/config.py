@@ -142,7 +142,7 @@ class QwenConfig:
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
         if ignored:
-            log.info("%s: fields that the model does not read are ignored: %s", path, ", ".join(ignored))
+            log.info("%s: ignored, the model does not read them: %s", path, ", ".join(ignored))
         return config
 
     @classmethod
