@@ -31,7 +31,6 @@ from tqdm import tqdm
 
 from inference.batch_plan import (
     SAVE_EVERY,
-    Batch,
     PlannedSample,
     PlanSettings,
     Unit,
@@ -65,7 +64,7 @@ from inference.run_loop import (
     unit_rows,
 )
 from inference.samples import Sample, decode_text, make_samples, reason_to_skip
-from inference.self_check import check_sample
+from inference.self_check import SelfCheck, plan_check
 from inference.settings import DistributedSettings
 from inference.shown_positions import print_samples
 from inference.unit_run import UnitRun, with_file_size
@@ -169,9 +168,11 @@ def run(
         if not is_first:
             unit_run.begin(stack, first=False)
         committed = unit_run.committed()
-        errors = _run_units(job, unit_run, committed, stop, params)
+        found = _run_units(job, unit_run, committed, stop, params)
         stack.close()  # waits for the uploads
-        check = {"samples": len(errors), "largest_error": max(errors, default=0.0)}
+        check = {"rows": 0, "largest_error": 0.0}
+        if found is not None:
+            check = {"rows": found.rows, "largest_error": found.largest_error}
         totals = unit_run.finish(check)
     seconds = time.perf_counter() - started
     if stop.is_set() and len(totals) < len(job.units):
@@ -184,7 +185,7 @@ def run(
     print(f"samples      {len(samples)}, of which {skipped} skipped{done_before}")
     print(f"mesh         {mesh}, {jax.process_count()} processes")
     print(f"time         {seconds:.1f} s, {tokens / seconds:.0f} prompt tokens/s")
-    print(f"self-check   {check['samples']} samples, largest error {check['largest_error']:.1e}")
+    print(f"self-check   {check['rows']} rows, largest error {check['largest_error']:.1e}")
     unit_run.print_summary(totals)
     if plan is not None and len(totals) == len(job.units):
         print(f"against the plan of {settings.plan}:")
@@ -268,8 +269,8 @@ def _run_units(
     committed: set[int],
     stop: threading.Event,
     params: Params | None,
-) -> list[float]:
-    """Runs and commits the units of this process; the errors that the self-check found."""
+) -> SelfCheck | None:
+    """Runs and commits the units of this process; the self-check, if any unit ran."""
     settings, pretrained, samples = job.settings, job.pretrained, job.samples
     checkpoint, layout = pretrained.checkpoint, job.workers.layout
     own = _own(job, committed)
@@ -287,21 +288,25 @@ def _run_units(
             commit(unit, [])
     running = [unit for unit in own if unit.bucket]
     if not running or stop.is_set():
-        return []
+        return None
     if params is None:
         log.info("loading %s in %s", settings.model_path, pretrained.dtype)
         params = load_params(checkpoint, pretrained.dtype, layout, scan_layers=settings.scan_layers)
-    program, alone = make_program(job, params), make_model(job, "xla")
+    program = make_program(job, params)
     choose_generated = job.positions.generated_chooser(pretrained.tokenizer)
     batches = list(pack_batches(running, job.plan, layout.mesh.shape["data"]))
-    keep = samples_to_check(batches, settings.self_check)
+    planned = plan_check(batches, settings.self_check_rows, settings.max_new_tokens)
+    check = SelfCheck(make_model(job, "xla"), params, planned)
     # Hosts that share a mesh must all run the same programs in the same order, so they check when
     # all is done, and none stops alone; by itself a host stops at the first sign of trouble.
     shared = layout.mesh.is_multi_process
-    errors: list[float] = []
     with (
         Drain(
-            {unit.number: unit for unit in running}, samples, commit, keep, choose_generated
+            {unit.number: unit for unit in running},
+            samples,
+            commit,
+            planned.samples,
+            choose_generated,
         ) as drain,
         tqdm(total=len(batches), unit="batch", disable=None) as progress,
     ):
@@ -309,18 +314,14 @@ def _run_units(
         def goes_on() -> bool:
             progress.update()
             if not shared:
-                errors.extend(check_sample(alone, params, kept) for kept in drain.take_kept())
+                for kept in drain.take_kept():
+                    check.check(kept)
             return shared or not stop.is_set()
 
         run_batches(program, batches, samples, job.plan, drain, goes_on)
-    errors.extend(check_sample(alone, params, kept) for kept in drain.take_kept())
-    return errors
-
-
-def samples_to_check(batches: Sequence[Batch], count: int) -> list[int]:
-    """Numbers of at most so many samples, of batches all over the run."""
-    every = max(1, len(batches) // max(1, count))
-    return [batch.rows[0][1][-1] for batch in batches[::every]][:count]
+    for kept in drain.take_kept():
+        check.check(kept)
+    return check
 
 
 def make_program(job: Job, params: Params) -> Program:

@@ -236,9 +236,12 @@ class DistributedSettings(ExtractionSettings):
             " 0: none do. Needs --max_new_tokens 0."
         ),
     )
-    self_check: int = field(
+    self_check_rows: int = field(
         default=4,
-        metadata=doc("Samples per process whose rows are computed again, alone, and compared."),
+        metadata=doc(
+            "Rows per process and hook point, of samples all over the run, that are computed again,"
+            " each sample alone, and compared; 0: none."
+        ),
     )
     coordinator_address: str | None = field(
         default=None,
@@ -275,7 +278,7 @@ class DistributedSettings(ExtractionSettings):
         "batch_size": 1,
         "tokens_per_batch": 1,
         "pack_length": 0,
-        "self_check": 0,
+        "self_check_rows": 0,
         "initialization_timeout": 1,
         "num_processes": 1,
         "process_id": 0,

@@ -1,9 +1,9 @@
 """Times a plan's batches on the devices that are here, with the real parameters and prompts.
 
 Of a few buckets from the shortest to the longest the first batch runs once to compile and then some
-times more, through the loop that runs them in earnest; what lies between is interpolated. Of two of
-their samples the self-check is timed, and so is committing a unit, beside the folder where the
-files will be. Nothing of it stays.
+times more, through the loop that runs them in earnest; what lies between is interpolated. The
+self-check of a sample is timed twice, and committing a unit once, beside the folder where the files
+will be. Nothing of it stays.
 """
 
 import tempfile
@@ -21,11 +21,10 @@ from inference.distributed_inference_with_activations import (
     Job,
     make_model,
     make_program,
-    samples_to_check,
 )
 from inference.outputs import output_line
 from inference.run_loop import Drain, Program, SampleResult, run_batches
-from inference.self_check import check_sample
+from inference.self_check import SelfCheck, plan_check
 from launch.plan_sizes import unit_keys, with_zeros
 from launch.plan_time import Rates, batches_of
 from qwen_hooks import load_params
@@ -61,19 +60,19 @@ def calibrate(job: Job, repeats: int) -> Rates:
         first[bucket], (kept[bucket],) = _run(job, program, [by_bucket[bucket]])
         seconds = [_run(job, program, [by_bucket[bucket]] * 2)[0] / 2 for _ in range(repeats)]
         steady[bucket] = float(np.median(seconds))
-    alone = make_model(job, "xla")
-    checks: dict[int, float] = {}
-    for bucket in _spread(timed, 2) if samples_to_check(batches, job.settings.self_check) else []:
+    planned = plan_check(batches, job.settings.self_check_rows, job.settings.max_new_tokens)
+    alone, checks = make_model(job, "xla"), [0.0, 0.0]
+    for turn in range(2 if planned.samples else 0):
         started = time.perf_counter()
-        check_sample(alone, params, kept[bucket])
-        checks[len(kept[bucket].sample.token_ids)] = time.perf_counter() - started
+        SelfCheck(alone, params, planned).check(kept[timed[0]])  # padded as any other is
+        checks[turn] = time.perf_counter() - started
     return Rates(
         source=f"measured here, on {len(jax.local_devices())} {jax.devices()[0].device_kind},"
         f" {repeats} times for each of {len(timed)} buckets",
         load=load,
         compile=_between({b: max(0.0, first[b] - steady[b]) for b in timed}, buckets),
         batch=_batch_seconds(job, steady, buckets),
-        check=_line(checks),
+        check=(max(0.0, checks[0] - checks[1]), checks[1]),
         unit=_commit_seconds(job),
     )
 
@@ -145,12 +144,3 @@ def _batch_seconds(
     tokens = {bucket: bucket * job.plan.batch_size(bucket) for bucket in buckets}
     of_token = _between({bucket: timed[bucket] / tokens[bucket] for bucket in timed}, buckets)
     return {bucket: of_token[bucket] * tokens[bucket] for bucket in buckets}
-
-
-def _line(seconds: Mapping[int, float]) -> tuple[float, float]:
-    """Intercept and slope through two points, or a level line through one; 0 through none."""
-    if not seconds:
-        return 0.0, 0.0
-    short, long = min(seconds), max(seconds)
-    slope = (seconds[long] - seconds[short]) / (long - short) if long > short else 0.0
-    return seconds[short] - slope * short, slope

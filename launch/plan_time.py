@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 
 from inference.batch_plan import Batch, own_units, pack_batches
-from inference.distributed_inference_with_activations import Job, samples_to_check
+from inference.distributed_inference_with_activations import Job
+from inference.self_check import plan_check
 from launch.machines import Machine
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.sharding import params_bytes
@@ -32,7 +33,7 @@ class Rates:
         load: seconds until the parameters are on the devices.
         compile: seconds of each bucket's program.
         batch: seconds of each bucket's batch.
-        check: intercept and slope over the tokens of a sample, seconds of its self-check.
+        check: seconds to compile the self-check, and seconds of it for each sample.
         unit: seconds until a unit of files is committed, while the devices go on.
     """
 
@@ -77,12 +78,12 @@ class Work:
     Attributes:
         units: that it commits.
         batches: of each bucket, how many.
-        checked: tokens of each sample that is checked.
+        checked: how many samples are checked.
     """
 
     units: int
     batches: Mapping[int, int]
-    checked: Sequence[int]
+    checked: int
 
 
 def batches_of(job: Job, number: int, committed: Container[int]) -> list[Batch]:
@@ -96,12 +97,12 @@ def work_of(job: Job, committed: Container[int]) -> list[Work]:
     found = []
     for number in range(job.workers.count):
         batches = batches_of(job, number, committed)
-        checked = samples_to_check(batches, job.settings.self_check)
+        planned = plan_check(batches, job.settings.self_check_rows, job.settings.max_new_tokens)
         units = own_units(job.units, number, job.workers.count, committed)
         work = Work(
             units=sum(1 for _ in units),
             batches=Counter(batch.bucket for batch in batches),
-            checked=[len(job.samples[sample].token_ids) for sample in checked],
+            checked=len(planned.samples),
         )
         found.append(work)
     return found
@@ -112,13 +113,13 @@ def planned_time(work: Sequence[Work], rates: Rates) -> PlannedTime:
 
     def of(one: Work) -> PlannedTime:
         runs = bool(one.batches)
-        intercept, slope = rates.check
+        compiling, each = rates.check
         return PlannedTime(
             source=rates.source,
             load=rates.load if runs else 0.0,
             compile=sum(rates.compile[bucket] for bucket in one.batches),
             batches=sum(count * rates.batch[bucket] for bucket, count in one.batches.items()),
-            check=sum(max(0.0, intercept + slope * tokens) for tokens in one.checked),
+            check=compiling + each * one.checked if one.checked else 0.0,
             commits=one.units * rates.unit,
         )
 
@@ -135,7 +136,7 @@ def assumed_rates(job: Job, machine: Machine) -> Rates:
         load=0.0,
         compile=dict.fromkeys(buckets, COMPILE_SECONDS),
         batch={bucket: _assumed_seconds(job, machine, bucket) for bucket in buckets},
-        check=(0.0, 0.0),
+        check=(COMPILE_SECONDS, 0.0),
         unit=0.0,
     )
 

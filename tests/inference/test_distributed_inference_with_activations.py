@@ -31,7 +31,7 @@ def test_every_mesh_gives_the_simple_commands_rows(
     described = run[1]["run"]
     assert described["mesh"] == dict(zip(("data", "model"), map(int, mesh.split(",")), strict=True))
     (check,) = described["self_check"]
-    assert check["samples"] == 4
+    assert check["rows"] == 4
     assert 0 < check["largest_error"] < 1e-4
 
 

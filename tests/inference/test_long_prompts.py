@@ -28,7 +28,7 @@ def test_a_16k_prompt_equals_torch(demo_checkpoint, tmp_path):
         1, 1,
         ["--model_path", str(demo_checkpoint), "--tasks_file", str(tasks),
          "--output_dir", str(tmp_path / "out"), "--activations_dir", str(tmp_path / "act"),
-         "--layers_to_extract", *map(str, LAYERS), "--self_check", "0"],
+         "--layers_to_extract", *map(str, LAYERS), "--self_check_rows", "0"],
     )  # fmt: skip
     assert status == 0, output
 

@@ -45,7 +45,7 @@ def test_rows_are_torchs(tmp_path, shape, flags, positions):
          "--output_dir", str(tmp_path / "out"), "--activations_dir", str(tmp_path / "act"),
          "--layers_to_extract", "1", "3", "--max_new_tokens", "0", "--format", "safetensors",
          "--positions", *positions, "--pack_length", str(PACK), "--tokens_per_batch", "128",
-         "--save_every_n_samples", "150", "--self_check", "14", *flags]
+         "--save_every_n_samples", "150", "--self_check_rows", "14", *flags]
     )  # fmt: skip
     assert status == 0
     model = load_torch(checkpoint)

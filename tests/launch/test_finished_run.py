@@ -16,7 +16,7 @@ def test_it_is_verified_and_compared_with_its_plan(tiny_model, tiny_tasks, tmp_p
         tasks_file=str(tiny_tasks),
         layers_to_extract=[0, 1],
         max_new_tokens=1,
-        self_check=0,
+        self_check_rows=0,
         activations_dir=str(tmp_path / "act"),
         output_dir=str(tmp_path / "out"),
     )

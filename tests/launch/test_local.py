@@ -36,7 +36,7 @@ def local_settings(write_settings, tiny_model, tiny_tasks, tmp_path):
     def write(**limits):
         extraction = {
             "model_path": str(tiny_model), "tasks_file": str(tiny_tasks), "gcs_bucket": None,
-            "layers_to_extract": [0, 1], "save_every_n_samples": 2, "self_check": 1,
+            "layers_to_extract": [0, 1], "save_every_n_samples": 2, "self_check_rows": 1,
             "output_dir": str(tmp_path / "out"), "activations_dir": str(tmp_path / "act"),
         }  # fmt: skip
         return write_settings(without=["machine"], extraction=extraction, limits=limits)

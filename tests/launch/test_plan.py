@@ -253,7 +253,7 @@ def test_what_is_known_of_a_bucket(
 
 def test_a_folder_that_holds_a_run(flags, capsys, tmp_path):
     whole = planned(flags, "--save_every_n_samples", "8")
-    assert distributed.main([*flags, "--save_every_n_samples", "8", "--self_check", "0"]) == 0
+    assert distributed.main([*flags, "--save_every_n_samples", "8", "--self_check_rows", "0"]) == 0
     capsys.readouterr()
     assert "nothing was changed" in refused(capsys, flags, "--save_every_n_samples", "8")
     (tmp_path / "act" / record_name(2)).unlink()
@@ -268,7 +268,7 @@ def test_a_folder_that_holds_a_run(flags, capsys, tmp_path):
 
 
 def test_nothing_is_left_to_run(flags, capsys):
-    assert distributed.main([*flags, "--self_check", "0"]) == 0
+    assert distributed.main([*flags, "--self_check_rows", "0"]) == 0
     found = planned(flags, "--resume", "True", "--calibrate", "2")
     assert (found["seconds"]["total"], found["programs"], found["memory"]) == (0, [], None)
     assert "nothing is left to run" in capsys.readouterr().out
@@ -278,7 +278,7 @@ def test_planned_against_actual(flags, capsys):
     document = planned(flags)
     place = flags[flags.index("--output_dir") + 1] + ".json"
     capsys.readouterr()
-    assert distributed.main([*flags, "--self_check", "0", "--plan", place]) == 0
+    assert distributed.main([*flags, "--self_check_rows", "0", "--plan", place]) == 0
     shown = capsys.readouterr().out
     size, files = document["activation_bytes"], 3 * document["units"]
     assert shown[shown.index("against the plan") :].splitlines() == [
@@ -307,7 +307,7 @@ def test_what_differs_from_a_plan(flags):
 def test_seconds_of_a_run_that_had_begun_are_not_compared(flags, tmp_path, capsys):
     planned(flags, "--calibrate", "1")
     place = flags[flags.index("--output_dir") + 1] + ".json"
-    again = [*flags, "--self_check", "0", "--plan", place, "--resume", "True"]
+    again = [*flags, "--self_check_rows", "0", "--plan", place, "--resume", "True"]
     for is_new in (True, False):
         capsys.readouterr()
         assert distributed.main(again) == 0
@@ -332,15 +332,15 @@ def test_the_plan_of_a_plan_is_refused(flags, capsys):
 
 def test_seconds_are_those_of_the_slowest_process():
     rates = Rates(source="here", load=2.0, compile={16: 1.0, 32: 3.0}, batch={16: 0.5, 32: 0.25},
-                  check=(1.0, 0.1), unit=0.125)  # fmt: skip
-    idle = Work(units=1, batches={}, checked=[])
-    quick = Work(units=2, batches={16: 4}, checked=[10])
-    slow = Work(units=2, batches={16: 4, 32: 8}, checked=[10, 20])
+                  check=(1.0, 0.5), unit=0.125)  # fmt: skip
+    idle = Work(units=1, batches={}, checked=0)
+    quick = Work(units=2, batches={16: 4}, checked=1)
+    slow = Work(units=2, batches={16: 4, 32: 8}, checked=2)
     assert planned_time([idle], rates).total == 0.125
-    assert planned_time([quick], rates).total == 2.0 + 1.0 + 2.0 + 2.0
+    assert planned_time([quick], rates).total == 2.0 + 1.0 + 2.0 + 1.5
     time = planned_time([quick, slow, idle], rates)
-    assert time.total == 2.0 + (1.0 + 3.0) + (2.0 + 2.0) + (2.0 + 3.0)
-    many_files = Work(units=80, batches={16: 4}, checked=[])
+    assert time.total == 2.0 + (1.0 + 3.0) + (2.0 + 2.0) + 2.0
+    many_files = Work(units=80, batches={16: 4}, checked=0)
     assert planned_time([many_files], rates).total == 2.0 + 1.0 + 10.0
 
 
@@ -358,7 +358,7 @@ def test_measured_seconds_are_near_those_of_a_run(flags, tmp_path, capsys):
     """All compiled, in one process and in turn, the least of each: other work disturbs less so."""
     planned_seconds, found_seconds = [], []
     for number in range(2):
-        arguments = [*flags, "--self_check", "0", "--max_new_tokens", "24",
+        arguments = [*flags, "--self_check_rows", "0", "--max_new_tokens", "24",
                      "--activations_dir", str(tmp_path / f"act{number}"),
                      "--output_dir", str(tmp_path / f"out{number}")]  # fmt: skip
         parts = planned(arguments, "--calibrate", "2")["seconds"]

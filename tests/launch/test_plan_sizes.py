@@ -35,7 +35,7 @@ def plan_and_run(folder, checkpoint, tasks, *flags):
     """The plan's document, the folder of the run and its metadata."""
     arguments = ["--model_path", str(checkpoint), "--tasks_file", str(tasks),
                  "--output_dir", str(folder / "out"), "--activations_dir", str(folder / "act"),
-                 "--self_check", "0", *flags]  # fmt: skip
+                 "--self_check_rows", "0", *flags]  # fmt: skip
     assert plan.main([*arguments, "--json", str(folder / "plan.json")]) == 0
     assert not (folder / "act").exists()
     assert not (folder / "out").exists()

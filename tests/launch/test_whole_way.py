@@ -56,7 +56,7 @@ def test_from_a_settings_file_to_a_run_that_is_whole(
     path = write_settings(
         extraction={
             "model_path": "gs://bucket/model", "tasks_file": "gs://bucket/tasks.json",
-            "layers_to_extract": [1], "save_every_n_samples": 2, "self_check": 1,
+            "layers_to_extract": [1], "save_every_n_samples": 2, "self_check_rows": 1,
             "gcs_bucket": "gs://bucket/runs/a b's",
         },
         machine={"slice": "v5litepod-1"},
