@@ -1,6 +1,7 @@
 """Google's own client against the fake: what the storage back end relies on."""
 
 import concurrent.futures
+import contextlib
 import time
 
 import pytest
@@ -167,7 +168,7 @@ def test_sixteen_writers_at_once(fake_gcs):
 def test_clients_made_elsewhere_find_it_by_the_environment(fake_gcs, monkeypatch):
     for name, value in fake_gcs.environment.items():
         monkeypatch.setenv(name, value)
-    with storage.Client() as client:
+    with contextlib.closing(storage.Client()) as client:
         client.bucket("bucket").blob("x").upload_from_string(b"data")
     assert fake_gcs.objects("bucket")["x"].data == b"data"
     assert len(fake_gcs.requests) == 1  # none in the background

@@ -10,7 +10,7 @@ import pytest
 import requests
 from google.api_core import exceptions
 from google.auth.exceptions import InvalidOperation
-from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+from google.cloud.storage.exceptions import DataCorruption
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from tests.fake_gcs.exchange import Request
@@ -212,13 +212,11 @@ def test_corruption_on_arrival_is_refused_or_else_stored(fake_gcs, blob):
 
 
 def test_corruption_of_a_resumable_chunk_is_refused(fake_gcs, blob):
-    blob.chunk_size = 256 * KIBIBYTE
+    blob.chunk_size = 4096 * KIBIBYTE
     fake_gcs.faults.add(Fault(kind="corrupt_upload", skip=1, times=1))
-    with (
-        pytest.raises(InvalidResponse, match="400"),  # which streams do not translate
-        blob.open("wb", checksum="crc32c", retry=RETRY) as stream,
-    ):
-        stream.write(b"x" * (600 * KIBIBYTE))
+    with pytest.raises(exceptions.BadRequest):
+        blob.upload_from_string(b"x" * (9000 * KIBIBYTE), checksum="crc32c", retry=RETRY)
+    assert len(fake_gcs.requests) == 4  # a beginning and three chunks
     assert fake_gcs.objects("bucket") == {}
 
 
