@@ -32,6 +32,7 @@ from extraction.finalise import planned_batches
 from extraction.formats import FORMATS
 from extraction.inspect_run import ROWS, inspect_run
 from extraction.merge import merge
+from extraction.printable import printable
 from extraction.progress import ProgressLine
 from extraction.repair import repair
 from extraction.run_identity import read_identity
@@ -68,14 +69,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped; the command can be repeated", file=sys.stderr)
         return CTRL_C
     except StorageUnavailableError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(error)
         return NO_STORAGE
     except (StoreError, FileNotFoundError, PermissionError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(error)
         return BAD_INPUT
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(error)
         return NO_STORAGE
+
+
+def _tell(error: Exception) -> None:
+    """Prints an error; some have lines of their own, each for a setting that differs."""
+    print("\n".join(map(printable, f"error: {error}".split("\n"))), file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -226,21 +232,21 @@ def _verify(settings: argparse.Namespace, progress: ProgressLine) -> int:
     verified; 4: good so far, but batches are missing.
     """
     report = verify(_open_run(settings.source), settings.level, progress)
-    document = json.dumps(report.document(), indent=1, ensure_ascii=False)
+    document = json.dumps(report.document(), indent=1)
     if settings.json == "-":
         print(document)
         return report.exit_status
     if settings.json:
         Path(settings.json).write_text(document + "\n", encoding="utf-8")
     for line in report.lines():
-        print(line)
+        print(printable(line))
     return report.exit_status
 
 
 def _inspect(settings: argparse.Namespace, progress: ProgressLine) -> int:
     """Shows a run: model, state, shapes, statistics of each hook point, the first rows."""
     for line in inspect_run(_open_run(settings.source), settings.rows, progress):
-        print(line)
+        print(printable(line))
     return 0
 
 
@@ -253,9 +259,9 @@ def _repair(settings: argparse.Namespace, progress: ProgressLine) -> int:
     storage = _open_run(settings.source, writable=True)
     result = repair(storage, quarantine=settings.quarantine, progress=progress)
     for line in result.done:
-        print(line)
+        print(printable(line))
     for line in result.damage:
-        print(f"damaged: {line}")
+        print(printable(f"damaged: {line}"))
     return 1 if result.damage else 0
 
 

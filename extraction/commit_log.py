@@ -8,15 +8,17 @@ derived from the records.
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from extraction.checksums import crc32c, sha256
+from extraction.documents import is_count, read_json
 from extraction.errors import StoreError
 from extraction.read_ahead import read_files
-from extraction.statistics import RowStatistics
+from extraction.statistics import RowStatistics, is_bin
 from extraction.storage import Content, Storage, pieces
-from extraction.storage.names import check_name
+from extraction.storage.names import check_hook_point, check_name
 
 COMMITS = "_run/commits/"
 
@@ -91,7 +93,7 @@ class CommitRecord:
             StoreError: it is damaged; `name` says which.
         """
         try:
-            raw: dict[str, Any] = json.loads(data)
+            raw: dict[str, Any] = read_json(data)
             for key, kind in (
                 ("files", CommittedFile), ("sidecars", CommittedFile), ("statistics", RowStatistics)
             ):  # fmt: skip
@@ -99,15 +101,41 @@ class CommitRecord:
             if raw["outputs"] is not None:
                 raw["outputs"] = CommittedFile(**raw["outputs"])
             record = cls(**raw)
-            counts = [record.batch_id, record.n_rows, record.n_sequences]
-            for file in record.all_files():
-                check_name(file.file)
-                counts.append(file.bytes)
-            if not all(type(count) is int and count >= 0 for count in counts):
-                raise ValueError("a count is not a whole number")
+            _check_values(record)
             return record
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise StoreError(f"{name} is no commit record: {error!r}") from None
+
+
+def _check_values(record: CommitRecord) -> None:
+    """Makes sure that every value is of its type, and no larger than what it counts can be.
+
+    Raises:
+        ValueError: one is not.
+    """
+    counts = [record.batch_id, record.n_rows, record.n_sequences]
+    texts = [record.keys_sha256, record.written_at]
+    for file in record.all_files():
+        check_name(file.file)
+        counts.append(file.bytes)
+        texts += [file.crc32c, file.sha256]
+    for hook in {*record.files, *record.sidecars, *record.statistics}:
+        check_hook_point(hook)
+    for statistics in record.statistics.values():
+        counts += [statistics.rows, statistics.nonfinite_rows, statistics.values]
+        counts += statistics.norms.values()
+        sums = (statistics.total, statistics.total_squares)
+        if not all(type(part) in (int, float) and abs(part) < math.inf for part in sums):
+            raise ValueError(f"sums {sums!r}")
+        list(map(float, sums))
+        if not all(map(is_bin, statistics.norms)):
+            raise ValueError("a bin of norms is none")
+    if not all(map(is_count, counts)):
+        raise ValueError("a count is not a whole number")
+    if not all(type(text) is str for text in texts):
+        raise ValueError("a checksum or time is no text")
+    if any(file.bytes < record.n_rows for file in record.files.values()):
+        raise ValueError(f"{record.n_rows} rows in a file of fewer bytes")
 
 
 class CommitLog:

@@ -12,7 +12,8 @@ from typing import Any
 
 from extraction.collector_pause import collector_paused
 from extraction.commit_log import CommitLog, CommitRecord
-from extraction.errors import StoreError
+from extraction.documents import is_count, read_json
+from extraction.errors import StoreError, UnsafeFileError
 from extraction.metadata import METADATA_FILE, BatchFile, metadata_document
 from extraction.patience import STALL_TIMEOUT, patiently
 from extraction.read_ahead import read_files
@@ -102,7 +103,9 @@ def derived_document(
 
 def _self_check(storage: Storage, name: str) -> Any:
     try:
-        return json.loads(storage.get(name))
+        return read_json(storage.get(name))
+    except UnsafeFileError:
+        raise
     except ValueError as error:
         raise StoreError(f"{name} is damaged: {error!r}") from None
 
@@ -112,9 +115,14 @@ def planned_batches(storage: Storage, identity: RunIdentity) -> int | None:
     if identity.planned_batches is not None:
         return identity.planned_batches
     try:
-        return int(json.loads(storage.get(CLOSED_FILE))["batches"])
+        batches = read_json(storage.get(CLOSED_FILE))["batches"]
+        if not is_count(batches):
+            raise ValueError(f"batches {batches!r}")
+        return batches
     except FileNotFoundError:
         return None
+    except UnsafeFileError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{CLOSED_FILE} is damaged: {error!r}") from None
 

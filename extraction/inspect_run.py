@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from extraction.checks.report import number_ranges
+from extraction.checks.report import missing_numbers
 from extraction.collector_pause import collector_paused
 from extraction.commit_log import CommitLog, CommitRecord
-from extraction.committed_files import read_batch, read_outputs
+from extraction.committed_files import read_batch, read_outputs, read_record
 from extraction.errors import StoreError
 from extraction.finalise import planned_batches
 from extraction.progress import Progress, silent
@@ -44,7 +44,7 @@ def inspect_run(storage: Storage, rows: int = ROWS, progress: Progress = silent)
     with_rows = next((batch.batch_id for batch in totals.batches() if batch.n_rows), None)
     if with_rows is not None and rows > 0:
         yield ""
-        yield from _some_rows(storage, identity, log.read(with_rows), rows)
+        yield from _some_rows(storage, identity, read_record(log, identity, with_rows), rows)
 
 
 @collector_paused()
@@ -82,8 +82,8 @@ def _state(totals: RunTotals, planned: int | None) -> str:
         return f"{len(totals)} batches so far, not closed: it goes on, or was cut off"
     if len(totals) == planned:
         return f"complete, {planned} batches"
-    missing = [number for number in range(1, planned + 1) if number not in totals]
-    return f"incomplete, {len(totals)} of {planned} batches; missing {number_ranges(missing)}"
+    _, which = missing_numbers(planned, [batch.batch_id for batch in totals.batches()])
+    return f"incomplete, {len(totals)} of {planned} batches; missing {which}"
 
 
 def _size(number: float) -> str:

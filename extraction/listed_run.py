@@ -5,11 +5,12 @@ there, so damage shows only where a file's own structure breaks.
 """
 
 import contextlib
-import json
+import math
 from collections.abc import Collection, Iterator, Sequence
 from types import NoneType
 from typing import Any
 
+from extraction.documents import is_count, read_json
 from extraction.errors import StoreError, UnsafeNameError
 from extraction.formats import FORMATS
 from extraction.metadata import METADATA_FILE
@@ -98,7 +99,7 @@ class ListedRun:
 def _read_document(storage: Storage) -> dict[str, Any]:
     try:
         with _damage_named():
-            document = json.loads(storage.get(METADATA_FILE))
+            document = read_json(storage.get(METADATA_FILE))
             if type(document) is not dict:
                 raise ValueError("it is no object")
             return document
@@ -141,8 +142,9 @@ def _listed_files(
 
 def _statistics(entries: Any) -> dict[str, dict[str, Any]]:
     for entry in entries.values():
-        if type(entry["median_norm"]) not in (int, float, NoneType):
-            raise ValueError(f"median_norm {entry['median_norm']!r}")
+        median = entry["median_norm"]
+        if type(median) not in (int, float, NoneType) or not (median or 0) < math.inf:
+            raise ValueError(f"median_norm {median!r}")
     return entries
 
 
@@ -159,6 +161,6 @@ def _dtype(name: Any) -> str | None:
 
 
 def _count(number: Any) -> int:
-    if type(number) is not int or number < 0:
+    if not is_count(number):
         raise ValueError(f"{number!r} where a count is needed")
     return number

@@ -1,8 +1,8 @@
 """The output lines of a batch, which somebody else may have written."""
 
-import json
 from typing import Any
 
+from extraction.documents import is_count, read_json
 from extraction.errors import CorruptBatchError
 
 
@@ -17,13 +17,14 @@ def parse_lines(data: bytes) -> list[dict[str, Any]]:
         if not text:
             continue
         try:
-            line = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            line = read_json(text)
+        except ValueError as error:
             raise CorruptBatchError(f"line {number} is not JSON: {error}") from None
         if (
             type(line) is not dict
             or type(line.get("task_id")) is not str
             or type(line.get("sample_idx")) is not int
+            or not is_count(abs(line["sample_idx"]))
             or type(line.get("generated_token_ids", [])) is not list
         ):
             raise CorruptBatchError(f"line {number} is no output line of a sample")

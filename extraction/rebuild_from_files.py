@@ -7,7 +7,6 @@ still tell.
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from extraction.checks.contents import KEY_COLUMNS
 from extraction.checks.unique_keys import KeyIndex, sequence_hashes
 from extraction.committed_files import BATCH_FILE
+from extraction.documents import read_json
 from extraction.errors import CorruptBatchError, StoreError
 from extraction.formats import FORMATS, ParsedBatch
 from extraction.metadata import METADATA_FILE, BatchFile, layer_field, metadata_document
@@ -179,10 +179,10 @@ def _old_document(storage: Storage) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     try:
-        old = json.loads(data)
+        old = read_json(data)
         if type(old) is dict and type(old.get("run", {})) is dict:
             return old
-    except (ValueError, RecursionError):
+    except ValueError:
         pass
     with contextlib.suppress(FileExistsError):
         storage.put_new(KEPT_METADATA, data)

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from extraction.commit_log import COMMITS
+from extraction.documents import is_count, read_json
 from extraction.errors import ExistingRunError, StoreError
+from extraction.formats import FORMATS
 from extraction.patience import patiently
 from extraction.rows import timestamp
 from extraction.storage import Storage, file_operations, regular_files
@@ -28,6 +30,8 @@ from extraction.storage.names import check_hook_point
 RUN_FILE = "_run/run.json"
 CLOSED_FILE = "_run/closed.json"
 SCHEMA_VERSION = 1
+DTYPES = ("float32", "bfloat16")
+"""That activations are stored in."""
 
 
 def new_run_id() -> str:
@@ -71,10 +75,10 @@ class RunIdentity:
             "run_id": type(self.run_id) is str,
             "model_name": type(self.model_name) is str,
             "hook_points": all(type(hook_point) is str for hook_point in self.hook_points),
-            "hidden_dim": type(self.hidden_dim) is int,
-            "file_format": type(self.file_format) is str,
-            "dtype": type(self.dtype) is str,
-            "planned_batches": plan is None or (type(plan) is int and plan >= 0),
+            "hidden_dim": is_count(self.hidden_dim),
+            "file_format": type(self.file_format) is str and self.file_format in FORMATS,
+            "dtype": type(self.dtype) is str and self.dtype in DTYPES,
+            "planned_batches": plan is None or is_count(plan),
             "fingerprint": isinstance(self.fingerprint, Mapping),
             "run": isinstance(self.run, Mapping),
             "created_at": type(self.created_at) is str,
@@ -133,13 +137,13 @@ class RunIdentity:
             StoreError: it is damaged, or of a later version.
         """
         try:
-            raw = json.loads(data)
+            raw = read_json(data)
             version = raw["schema_version"]
             if version <= SCHEMA_VERSION:
                 return cls(**(raw | {"hook_points": tuple(raw["hook_points"])}))
         except StoreError as error:
             raise StoreError(f"{RUN_FILE} is damaged: {error}") from None
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise StoreError(f"{RUN_FILE} is damaged: {error!r}") from None
         raise StoreError(f"{RUN_FILE} is of version {version}, newer than this program")
 

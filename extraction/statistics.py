@@ -10,6 +10,7 @@ Norms are counted in bins of an eighth of an octave: bin k holds the norms from 
 
 import dataclasses
 import math
+import re
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -161,6 +162,13 @@ class StatisticsSum:
             total_squares=math.fsum(self._squares),
             norms=dict(sorted(self._norms.items(), key=lambda item: _lower_edge(item[0]))),
         )
+
+
+def is_bin(name: Any) -> bool:
+    """Whether a histogram of norms may have a bin of this name: float64 has no others."""
+    return name == ZERO or (
+        type(name) is str and re.fullmatch(r"-?\d{1,4}", name) is not None and abs(int(name)) < 8192
+    )
 
 
 def _lower_edge(bin_name: str) -> float:

@@ -12,20 +12,19 @@ from damage, and files that no record names do no harm.
 """
 
 import contextlib
-import json
 from collections.abc import Collection, Sequence
 
 from extraction.checks.contents import Contents, check_contents
 from extraction.checks.metadata_file import check_metadata
 from extraction.checks.records import OUTPUTS_FOLDER, record_problems
-from extraction.checks.report import Report, number_ranges
+from extraction.checks.report import Report, missing_numbers
 from extraction.checks.unique_keys import Key, KeyIndex, row_keys
 from extraction.collector_pause import collector_paused
 from extraction.commit_log import COMMITS, CommitLog, CommitRecord, CommittedFile, record_name
 from extraction.committed_files import BATCH_FILE, read_batch, read_outputs
-from extraction.errors import CorruptBatchError, StoreError
+from extraction.documents import read_json
+from extraction.errors import CorruptBatchError, StoreError, UnsafeFileError
 from extraction.finalise import SELF_CHECKS, planned_batches
-from extraction.formats import FORMATS
 from extraction.metadata import METADATA_FILE
 from extraction.progress import Progress, silent
 from extraction.read_ahead import in_order, threads_for
@@ -112,19 +111,16 @@ def _read_identity(storage: Storage, report: Report) -> RunIdentity | None:
             )
         return None
     try:
-        version = json.loads(data)["schema_version"]
+        version = read_json(data)["schema_version"]
         if type(version) is int and version > SCHEMA_VERSION:
             report.foreign = f"holds a run of version {version}, newer than this program"
             return None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         pass  # told below
     try:
         identity = RunIdentity.from_json(data)
     except StoreError as error:
         report.add(RUN_FILE, str(error))
-        return None
-    if identity.file_format not in FORMATS:
-        report.add(RUN_FILE, f"its fields name no format that there is: {identity.file_format!r}")
         return None
     return identity
 
@@ -222,11 +218,10 @@ def _look_for_missing(
     report.counts["planned_batches"] = planned
     damaged = {problem.batch_id for problem in report.problems}
     there = {batch.batch_id for batch in batches}
-    missing = [n for n in range(1, planned + 1) if n not in there and n not in damaged]
+    known = there | {batch_id for batch_id in damaged if batch_id is not None}
+    missing, which = missing_numbers(planned, known)
     if missing:
-        report.unfinished.append(
-            f"{len(missing)} of {planned} batches are missing: {number_ranges(missing)}"
-        )
+        report.unfinished.append(f"{missing} of {planned} batches are missing: {which}")
     for batch_id in sorted(there):
         if batch_id > planned or batch_id < 1:
             name = record_name(batch_id)
@@ -248,7 +243,9 @@ def _is_derivable(storage: Storage, report: Report) -> bool:
     """Whether all that `metadata.json` is derived from is readable."""
     for name in storage.names(SELF_CHECKS):
         try:
-            json.loads(storage.get(name))
+            read_json(storage.get(name))
+        except UnsafeFileError as error:
+            report.add(name, str(error))
         except ValueError as error:
             report.add(name, f"is not JSON: {error}")
     if any(

@@ -5,7 +5,9 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from extraction.errors import UnsafeFileError
 from extraction.storage import open_storage, scheme_of
+from extraction.storage.regular_files import open_regular
 from inference.errors import InputError
 
 
@@ -83,9 +85,12 @@ def _from_disk(flag: str, address: str, extensions: str | tuple[str, ...]) -> It
         files = sorted(file for file in path.iterdir() if file.name.endswith(extensions))
     for file in files:
         try:
-            data = file.read_bytes()
+            with open_regular(file) as stream:
+                data = stream.readall()
         except OSError as error:
             raise InputError(f"{file} cannot be read: {error.strerror}") from None
+        except UnsafeFileError as error:
+            raise InputError(f"{flag}: {error}") from None
         yield InputFile(str(file), data)
 
 

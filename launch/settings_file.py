@@ -10,12 +10,15 @@ import difflib
 import re
 import types
 import typing
+from collections import Counter
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
+from extraction.errors import UnsafeFileError
+from extraction.storage.regular_files import open_regular
 from inference.errors import InputError
 
 T = TypeVar("T")
@@ -28,13 +31,22 @@ class _Loader(yaml.SafeLoader):
     """Without dates, which are text here, and without fields that stand twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        names = [key.value for key, _ in node.value]
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         for key, _ in node.value:
-            if names.count(key.value) > 1:
+            if isinstance(key, yaml.ScalarNode) and names[key.value] > 1:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"{key.value!r} stands there twice", key.start_mark
                 )
         return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Refuses aliases: a few lines of them stand for more than any memory holds."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.constructor.ConstructorError(
+                None, None, f"*{event.anchor}: write the value out again", event.start_mark
+            )
+        return super().compose_node(parent, index)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -50,8 +62,9 @@ def read_yaml(path: Path) -> Any:
         InputError: it cannot be read, or is no plain YAML.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
+        with open_regular(path) as stream:
+            return yaml.load(str(stream.readall(), "utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError, UnsafeFileError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark

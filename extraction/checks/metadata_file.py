@@ -10,6 +10,7 @@ from typing import Any
 
 from extraction.checks.report import Report
 from extraction.commit_log import CommitRecord
+from extraction.documents import read_json
 from extraction.finalise import derived_document
 from extraction.metadata import METADATA_FILE
 from extraction.run_identity import RunIdentity
@@ -49,8 +50,8 @@ def check_metadata(
     if data == derived_document(storage, identity, totals):
         return
     try:
-        found = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        found = read_json(data)
+    except ValueError as error:
         report.add(METADATA_FILE, f"is not JSON ({error}); `repair` writes it anew")
         return
     if type(found) is not dict or type(found.get("batches")) is not list:

@@ -1,7 +1,7 @@
 """What `verify` says of a run, for people and as JSON, and its exit status."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from extraction.run_totals import RunTotals
@@ -126,13 +126,17 @@ def _some(label: str, lines: Sequence[str]) -> Iterator[str]:
         yield f"  {label}: {len(lines) - LINES:,} more, which --json lists"
 
 
-def number_ranges(numbers: Sequence[int]) -> str:
-    """`1, 4-6` of sorted numbers, ten ranges at most."""
-    ranges: list[list[int]] = []
-    for number in numbers:
-        if ranges and number == ranges[-1][1] + 1:
-            ranges[-1][1] = number
-        else:
-            ranges.append([number, number])
-    shown = [str(low) if low == high else f"{low}-{high}" for low, high in ranges[:10]]
-    return ", ".join(shown) + (", ..." if len(ranges) > 10 else "")
+def missing_numbers(planned: int, there: Collection[int]) -> tuple[int, str]:
+    """How many of the numbers from 1 to `planned` are not there, and which, as `1, 4-6`.
+
+    Ten ranges are named at most. Time and memory follow what is there, whatever is planned.
+    """
+    gaps: list[tuple[int, int]] = []
+    last = 0
+    for number in [*sorted(n for n in there if 1 <= n <= planned), planned + 1]:
+        if number > last + 1:
+            gaps.append((last + 1, number - 1))
+        last = number
+    shown = [str(low) if low == high else f"{low}-{high}" for low, high in gaps[:10]]
+    count = sum(high - low + 1 for low, high in gaps)
+    return count, ", ".join(shown) + (", ..." if len(gaps) > 10 else "")

@@ -21,6 +21,8 @@ from extraction.formats.pickle_objects import (
 
 PROTOCOLS = (2, 3, 4, 5)
 STACK_LIMIT = 2048  # picklers hand over a list's items 1000 at a time
+MARKS_LIMIT = 64
+TUPLE_LIMIT = 16  # a dtype's state has 8 or 9 items; each is looked at
 NAME_LIMIT = 100
 MEMO_LIMIT = 64  # entries before those that hold texts alone
 
@@ -88,6 +90,8 @@ def read_pickle(data: bytes) -> Fields:
             push(integer(data[at : at + 2], "little"))
             at += 2
         elif code == MARK:
+            if len(marks) == MARKS_LIMIT:
+                raise CorruptBatchError(f"more open marks than a pickler leaves at byte {at}")
             marks.append(len(stack))
         elif code in TEXTS:
             size = TEXTS[code]
@@ -103,6 +107,8 @@ def read_pickle(data: bytes) -> Fields:
             else:
                 items = stack[-TUPLES[code] :]
                 del stack[-TUPLES[code] :]
+            if len(items) > TUPLE_LIMIT:
+                raise CorruptBatchError(f"a tuple of {len(items)} items at byte {at}")
             # Shapes are the only tuples within others.
             if any(type(item) is tuple and set(map(type, item)) - {int} for item in items):
                 raise CorruptBatchError(f"nested too deeply at byte {at}")

@@ -1,0 +1,39 @@
+"""JSON that somebody else may have written, read into values that nothing chokes on later."""
+
+import json
+from typing import Any
+
+DEEPEST = 64
+"""Levels of nesting; what writes JSON recurses, and must be able to write it again."""
+
+LARGEST_COUNT = (1 << 63) - 1
+"""Of anything that is counted; larger ones fit into no array of numbers."""
+
+
+def read_json(data: bytes | str) -> Any:
+    """Return what a JSON document holds.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deeply, or holds half of a surrogate pair.
+    """
+    try:
+        document = json.loads(data)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {DEEPEST} levels deep") from None
+    waiting = [(document, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        if type(value) is str:
+            if not value.isascii():
+                value.encode()  # raises UnicodeEncodeError, a ValueError
+        elif type(value) in (dict, list):
+            if depth == DEEPEST:
+                raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+            parts = value if type(value) is list else [*value, *value.values()]
+            waiting += [(part, depth + 1) for part in parts]
+    return document
+
+
+def is_count(value: Any) -> bool:
+    """Whether it is a whole number from 0 that an array can hold."""
+    return type(value) is int and 0 <= value <= LARGEST_COUNT
