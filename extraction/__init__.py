@@ -8,6 +8,8 @@ shows, joins, converts, exports and uploads runs; `exports/` has the forms of ot
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from extraction.version import __version__
+
 if TYPE_CHECKING:
     from extraction.errors import ExistingRunError, StoreError
     from extraction.extractor import ActivationExtractionConfig, ActivationExtractor
@@ -21,6 +23,7 @@ __all__ = [
     "ExistingRunError",
     "RowBlock",
     "StoreError",
+    "__version__",
 ]
 
 _MODULES = {

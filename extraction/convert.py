@@ -19,7 +19,7 @@ from extraction.committed_files import (
     read_record,
 )
 from extraction.errors import StoreError
-from extraction.finalise import planned_batches, write_metadata
+from extraction.finalise import copy_self_checks, planned_batches, write_metadata
 from extraction.formats import FORMATS, ParsedBatch
 from extraction.formats.batch import KeyTable, check_dtype
 from extraction.formats.float_types import bfloat16_bits, to_float32
@@ -73,7 +73,11 @@ def convert(
         dtype=store_dtype,
         planned_batches=planned_batches(source, identity),
         fingerprint={**identity.fingerprint, "converted_from": identity.run_id},
-        run={**identity.run, "converted_from": [identity.file_format, identity.dtype]},
+        run={
+            "program_version": "not recorded",  # of the rows, which are as they were
+            **identity.run,
+            "converted_from": [identity.file_format, identity.dtype],
+        },
     )
     check_identity(out, wanted, resume=True)
     with locked(out):
@@ -86,6 +90,7 @@ def convert(
 
         for number, _ in enumerate(in_order(convert_batch, todo, threads_for(source, out)), 1):
             progress("batches converted", number, len(todo))
+        copy_self_checks([source], out)
         return write_metadata(out)
 
 

@@ -22,7 +22,8 @@ from extraction.run_totals import RunTotals
 from extraction.storage import Storage
 
 SELF_CHECKS = "_run/self_check/"
-"""Folder of a file for each process: samples checked, largest error."""
+"""Folder of a file for each process: `samples` that were checked, `largest_error`, and where rows
+are wrong `failed`, which says how."""
 
 
 def write_metadata(
@@ -80,7 +81,7 @@ def derived_document(
     ]
     statistics = {hook: totals.statistics(hook).summary() for hook in identity.hook_points}
     planned = planned_batches(storage, identity)
-    checks = [_self_check(storage, name) for name in storage.names(SELF_CHECKS)]
+    checks = [read_self_check(storage, name) for name in storage.names(SELF_CHECKS)]
     return metadata_document(
         model_name=identity.model_name,
         hook_points=identity.hook_points,
@@ -101,13 +102,33 @@ def derived_document(
     )
 
 
-def _self_check(storage: Storage, name: str) -> Any:
+def read_self_check(storage: Storage, name: str) -> dict[str, Any]:
+    """What a process found when it computed some rows again.
+
+    Raises:
+        StoreError: the file is damaged.
+    """
     try:
-        return read_json(storage.get(name))
+        found = read_json(storage.get(name))
     except UnsafeFileError:
         raise
     except ValueError as error:
         raise StoreError(f"{name} is damaged: {error!r}") from None
+    if not (
+        isinstance(found, dict)
+        and is_count(found.get("samples"))
+        and isinstance(found.get("largest_error", 0.0), int | float)
+        and isinstance(found.get("failed", ""), str)
+    ):
+        raise StoreError(f"{name} is damaged: it is no object of samples and largest_error")
+    return found
+
+
+def copy_self_checks(sources: Sequence[Storage], out: Storage) -> None:
+    """Gives a run what the self-checks of others found, so that rows marked as wrong stay so."""
+    found = [read_self_check(source, n) for source in sources for n in source.names(SELF_CHECKS)]
+    for number, check in enumerate(found):
+        out.replace(f"{SELF_CHECKS}{number:05d}.json", json.dumps(check).encode())
 
 
 def planned_batches(storage: Storage, identity: RunIdentity) -> int | None:

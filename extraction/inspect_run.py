@@ -60,7 +60,8 @@ def _totals(storage: Storage, log: CommitLog, progress: Progress) -> RunTotals:
 def _overview(storage: Storage, identity: RunIdentity, totals: RunTotals) -> Iterator[str]:
     planned = planned_batches(storage, identity)
     n_hooks = len(identity.hook_points)
-    yield f"run          {identity.run_id}, begun {identity.created_at}"
+    version = identity.run.get("program_version", "not recorded")
+    yield f"run          {identity.run_id}, begun {identity.created_at}, program version {version}"
     yield f"model        {identity.model_name}"
     yield f"state        {_state(totals, planned)}"
     yield f"hook points  {', '.join(identity.hook_points)}"

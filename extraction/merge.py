@@ -34,7 +34,7 @@ from extraction.committed_files import (
     read_record,
 )
 from extraction.errors import StoreError
-from extraction.finalise import planned_batches, write_metadata
+from extraction.finalise import copy_self_checks, planned_batches, write_metadata
 from extraction.formats import FORMATS, ParsedBatch
 from extraction.formats.batch import KeyTable
 from extraction.patience import patiently
@@ -52,6 +52,10 @@ PART_OF_THE_WORK = {
     "merged_from", "converted_from",
 }  # fmt: skip
 """Of the fingerprint: which samples a run has and how it cuts them, not what their rows are."""
+
+ABSENT = {"pack_length": 0, "repetition_penalty": 1.0}
+"""Of the fingerprint: what a run did that does not name a setting, as its command or its version
+does not know it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,6 +127,7 @@ def merge(out: Storage, storages: Sequence[Storage], progress: Progress = silent
 
         for number, _ in enumerate(in_order(copy, todo, threads_for(out, *storages)), 1):
             progress("batches copied", number, len(todo))
+        copy_self_checks(storages, out)
         return write_metadata(out)
 
 
@@ -163,7 +168,8 @@ def _refuse_differing(sources: Sequence[Source]) -> None:
         pairs = {key: (getattr(first.identity, key), getattr(other.identity, key)) for key in SAME}
         one, two = first.identity.fingerprint, other.identity.fingerprint
         pairs |= {
-            key: (one.get(key), two.get(key)) for key in sorted({*one, *two} - PART_OF_THE_WORK)
+            key: (one.get(key, ABSENT.get(key)), two.get(key, ABSENT.get(key)))
+            for key in sorted({*one, *two} - PART_OF_THE_WORK)
         }
         differing = [f"{key}: {a!r} and {b!r}" for key, (a, b) in pairs.items() if a != b]
         if differing:
@@ -178,7 +184,7 @@ def _merged_identity(sources: Sequence[Source]) -> RunIdentity:
     common = {
         key: value
         for key, value in first.fingerprint.items()
-        if all(source.identity.fingerprint.get(key) == value for source in sources)
+        if all(source.identity.fingerprint.get(key, ABSENT.get(key)) == value for source in sources)
     }
     return RunIdentity.new(
         model_name=first.model_name,

@@ -26,6 +26,7 @@ from extraction.patience import patiently
 from extraction.rows import timestamp
 from extraction.storage import Storage, file_operations, regular_files
 from extraction.storage.names import check_hook_point
+from extraction.version import __version__
 
 RUN_FILE = "_run/run.json"
 CLOSED_FILE = "_run/closed.json"
@@ -52,7 +53,7 @@ class RunIdentity:
         dtype: that activations are stored in.
         planned_batches: the run is complete when so many exist; None: when it was closed.
         fingerprint: what decides the rows.
-        run: settings and versions of the first attempt, for people.
+        run: settings and versions of the first attempt, `program_version` among them, for people.
         created_at: ISO 8601, UTC.
         schema_version: of the folder's layout.
     """
@@ -113,7 +114,7 @@ class RunIdentity:
             dtype=dtype,
             planned_batches=planned_batches,
             fingerprint=dict(fingerprint or {}),
-            run=dict(run or {}),
+            run={"program_version": __version__, **(run or {})},
             created_at=timestamp(),
         )
 

@@ -23,8 +23,8 @@ from extraction.collector_pause import collector_paused
 from extraction.commit_log import COMMITS, CommitLog, CommitRecord, CommittedFile, record_name
 from extraction.committed_files import BATCH_FILE, read_batch, read_outputs
 from extraction.documents import read_json
-from extraction.errors import CorruptBatchError, StoreError, UnsafeFileError
-from extraction.finalise import SELF_CHECKS, planned_batches
+from extraction.errors import CorruptBatchError, StoreError
+from extraction.finalise import SELF_CHECKS, planned_batches, read_self_check
 from extraction.metadata import METADATA_FILE
 from extraction.progress import Progress, silent
 from extraction.read_ahead import in_order, threads_for
@@ -84,6 +84,10 @@ def _check_listing(
         return [], set()
     if _is_derivable(storage, report):
         check_metadata(metadata, storage, identity, totals, CommitLog(storage).read, files, report)
+        for name in storage.names(SELF_CHECKS):
+            failed = read_self_check(storage, name).get("failed")
+            if failed:
+                report.add(name, f"marks the rows as wrong: {failed}")
     return batches, bad_files
 
 
@@ -243,11 +247,9 @@ def _is_derivable(storage: Storage, report: Report) -> bool:
     """Whether all that `metadata.json` is derived from is readable."""
     for name in storage.names(SELF_CHECKS):
         try:
-            read_json(storage.get(name))
-        except UnsafeFileError as error:
-            report.add(name, str(error))
-        except ValueError as error:
-            report.add(name, f"is not JSON: {error}")
+            read_self_check(storage, name)
+        except StoreError as error:
+            report.add(name, str(error).removeprefix(f"{name} "))
     if any(
         problem.file.startswith((COMMITS, CLOSED_FILE, SELF_CHECKS)) for problem in report.problems
     ):

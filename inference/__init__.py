@@ -13,5 +13,9 @@ language_model, capture, extract        the same from Python
 
 import os
 
+from extraction.version import __version__
+
+__all__ = ["__version__"]
+
 # Without torch, transformers warns at import that it has no models; none of them is used here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -4,3 +4,7 @@
 `gcloud`, `package`, `worker_script` (what a worker does), `slice_state`, `life_cycle` (what is
 decided), `pod_run` (the loop); `finished_run`; then `gke`, `slurm`, `local`; `plan` stands alone.
 """
+
+from extraction.version import __version__
+
+__all__ = ["__version__"]

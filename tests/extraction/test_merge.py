@@ -7,8 +7,9 @@ import pytest
 from extraction.checksums import sha256
 from extraction.commit_log import CommitLog
 from extraction.committer import Committer
+from extraction.convert import convert
 from extraction.errors import ConflictError, CorruptBatchError, ExistingRunError, StoreError
-from extraction.finalise import output_lines, write_metadata
+from extraction.finalise import SELF_CHECKS, output_lines, write_metadata
 from extraction.merge import merge
 from extraction.rows import RowBlock
 from extraction.run_identity import RUN_FILE, read_identity
@@ -91,6 +92,36 @@ def test_what_differs_between_parts_of_the_work_is_no_obstacle(tmp_path):
     fingerprint = dict(read_identity(out).fingerprint)
     fingerprint.pop("merged_from")
     assert fingerprint == {"weights_sha256": "ab"}
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_setting_that_one_run_does_not_know_is_as_if_it_was_off(tmp_path, order):
+    known = SOME | {"pack_length": 0, "repetition_penalty": 1.0}
+    one = write_run(tmp_path / "1", fingerprint=SOME)
+    two = write_run(tmp_path / "2", first=100, fingerprint=known)
+    out = LocalStorage(tmp_path / "out")
+    merge(out, [(one, two)[place] for place in order])
+    assert verify(out, 3).verdict == "good"
+    packed = write_run(tmp_path / "3", first=200, fingerprint=known | {"pack_length": 512})
+    with pytest.raises(StoreError, match="pack_length: 0 and 512"):
+        merge(LocalStorage(tmp_path / "none"), [one, packed])
+
+
+def test_a_run_that_is_marked_as_wrong_stays_so(tmp_path):
+    marked = write_run(tmp_path / "1", fingerprint=SOME)
+    good = write_run(tmp_path / "2", first=100, fingerprint=SOME)
+    for storage, found in ((marked, {"failed": "rows differ"}), (good, {})):
+        check = json.dumps({"samples": 1, "largest_error": 0.0} | found).encode()
+        storage.replace(f"{SELF_CHECKS}00000.json", check)
+        write_metadata(storage)
+    assert verify(good).verdict == "good"
+    merged, converted = LocalStorage(tmp_path / "merged"), LocalStorage(tmp_path / "converted")
+    merge(merged, [good, marked])
+    convert(marked, converted, "npz")
+    for storage in marked, merged, converted:
+        report = verify(storage)
+        assert report.verdict == "damaged"
+        assert "rows differ" in report.problems[0].problem
 
 
 DIFFERING = {
