@@ -10,9 +10,15 @@
     python -m extraction selftest gs://bucket/prefix
 
 A run is a folder or gs://bucket/prefix. Exit status 0: done; 2: refused, with one message; 74: the
-disk stayed full or the bucket could not be reached. `verify` also says 1: damaged, 3: there is no
+disk stayed full or the bucket could not be reached; 130 and 143: stopped by ctrl-C or SIGTERM, and
+the command can be repeated. `verify` also says 1: damaged, 3: there is no
 run that it knows, 4: good so far, but incomplete.
 """
+
+if __name__ == "__main__":
+    from extraction.interruption import end_on_signals, leave
+
+    end_on_signals("the command can be repeated")  # before numpy is loaded
 
 import argparse
 import json
@@ -22,7 +28,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from extraction.command_parser import BAD_INPUT, CTRL_C, NO_STORAGE, CommandParser
+from extraction.command_parser import BAD_INPUT, NO_STORAGE, CommandParser
 from extraction.commit_log import CommitLog
 from extraction.convert import convert
 from extraction.errors import StorageUnavailableError, StoreError
@@ -31,6 +37,7 @@ from extraction.exports import flags as export_flags
 from extraction.finalise import planned_batches
 from extraction.formats import FORMATS
 from extraction.inspect_run import ROWS, inspect_run
+from extraction.interruption import exit_status, raised_in_main
 from extraction.merge import merge
 from extraction.printable import printable
 from extraction.progress import ProgressLine
@@ -58,16 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = parser.parse_args(words)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
-        with ProgressLine() as progress:
+        with raised_in_main(), ProgressLine() as progress:
             status = settings.run(settings, progress)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("stopped; the command can be repeated", file=sys.stderr)
-        return CTRL_C
+        return exit_status(stopped)
     except StorageUnavailableError as error:
         _tell(error)
         return NO_STORAGE
@@ -382,4 +389,4 @@ def _summary(storage: Storage, totals: RunTotals) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

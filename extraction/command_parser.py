@@ -6,11 +6,14 @@ from typing import NoReturn
 BAD_INPUT = 2
 """Exit status: refused before anything was done."""
 
+SELF_CHECK_FAILED = 5
+"""Exit status: rows disagree with the same rows computed alone; they are kept and marked."""
+
 NO_STORAGE = 74
 """Exit status, `EX_IOERR` in sysexits.h: the disk is full or the cloud cannot be reached."""
 
-CTRL_C, TERMINATED = 128 + 2, 128 + 15
-"""Exit statuses as a shell tells of SIGINT and SIGTERM."""
+FINAL = (BAD_INPUT, SELF_CHECK_FAILED)
+"""Statuses after which the same command would end so again."""
 
 
 class CommandParser(argparse.ArgumentParser):

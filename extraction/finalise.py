@@ -22,8 +22,8 @@ from extraction.run_totals import RunTotals
 from extraction.storage import Storage
 
 SELF_CHECKS = "_run/self_check/"
-"""Folder of a file for each process: `samples` that were checked, `largest_error`, and where rows
-are wrong `failed`, which says how."""
+"""Folder of a file for each process: `rows` that were computed again (version 0.1.0: `samples`),
+`largest_error`, null if infinite, and where rows are wrong `failed`, which says how."""
 
 
 def write_metadata(
@@ -116,11 +116,11 @@ def read_self_check(storage: Storage, name: str) -> dict[str, Any]:
         raise StoreError(f"{name} is damaged: {error!r}") from None
     if not (
         isinstance(found, dict)
-        and is_count(found.get("samples"))
-        and isinstance(found.get("largest_error", 0.0), int | float)
+        and is_count(found.get("rows", found.get("samples")))
+        and isinstance(found.get("largest_error"), int | float | None)
         and isinstance(found.get("failed", ""), str)
     ):
-        raise StoreError(f"{name} is damaged: it is no object of samples and largest_error")
+        raise StoreError(f"{name} is damaged: it is no object of rows and largest_error")
     return found
 
 

@@ -1,8 +1,8 @@
 """What the commands share: flags to settings, logging, and errors to exit statuses.
 
 Exit status 0: done; 2: bad input, refused before anything was computed or written, with one
-message; 74: the disk stayed full or the cloud could not be reached, and 143: asked to stop by
-SIGTERM; after both, `--resume` goes on.
+message; 5: the self-check disagrees; 74: the disk stayed full or the cloud could not be reached;
+130 and 143: stopped by ctrl-C or SIGTERM. After the last three `--resume True` goes on.
 """
 
 import logging
@@ -13,10 +13,11 @@ from typing import TypeVar
 
 from transformers import HfArgumentParser
 
-from extraction.command_parser import BAD_INPUT, NO_STORAGE, TERMINATED, CommandParser
+from extraction.command_parser import BAD_INPUT, NO_STORAGE, SELF_CHECK_FAILED, CommandParser
 from extraction.errors import StorageUnavailableError, StoreError
+from extraction.interruption import exit_status
 from inference.errors import InputError
-from inference.interruption import Interrupted
+from inference.self_check import SelfCheckError
 from inference.settings import ExtractionSettings
 from qwen_hooks.errors import ModelError
 
@@ -65,9 +66,13 @@ def run_command(
         if unknown:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         run(settings)
-    except Interrupted:
-        print("stopped; --resume goes on from here", file=sys.stderr)
-        return TERMINATED
+        sys.stdout.flush()  # a signal from here on ends the process at once
+    except KeyboardInterrupt as stopped:
+        print(stopped if str(stopped) else "stopped", file=sys.stderr)
+        return exit_status(stopped)
+    except SelfCheckError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return SELF_CHECK_FAILED
     except StorageUnavailableError as error:
         print(f"error: {error}", file=sys.stderr)
         return NO_STORAGE

@@ -18,19 +18,26 @@ if __name__ == "__main__" and not __package__:
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+if __name__ == "__main__":
+    from extraction.interruption import end_on_signals, leave
+
+    # Before the imports below, which take seconds.
+    end_on_signals("the same command with --resume True goes on")
+
 import contextlib
 import dataclasses
 import logging
-import os
-import threading
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
-from tqdm import tqdm
 
+from extraction.interruption import StopFlag, ends_at_once, stop_flag
+from extraction.progress import ProgressLine
 from inference.batch_plan import (
     SAVE_EVERY,
+    Batch,
     PlannedSample,
     PlanSettings,
     Unit,
@@ -39,9 +46,9 @@ from inference.batch_plan import (
     plan_units,
 )
 from inference.command_line import run_command
+from inference.compilation import CompileTime, use_compilation_cache
 from inference.datasets import read_inputs, with_commit
 from inference.generation import GenerationSettings
-from inference.interruption import Interrupted, stop_flag
 from inference.memory_estimate import check_memory
 from inference.multihost import (
     Workers,
@@ -64,7 +71,7 @@ from inference.run_loop import (
     unit_rows,
 )
 from inference.samples import Sample, decode_text, make_samples, reason_to_skip
-from inference.self_check import SelfCheck, plan_check
+from inference.self_check import SelfCheck, SelfCheckError, plan_check
 from inference.settings import DistributedSettings
 from inference.shown_positions import print_samples
 from inference.unit_run import UnitRun, with_file_size
@@ -75,7 +82,6 @@ from qwen_hooks.model import Params
 log = logging.getLogger(__name__)
 
 COMMAND = "distributed_inference_with_activations"
-COMPILATION_CACHE = "~/.cache/qwen_activation_extraction/xla"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +139,7 @@ def run(
             settings.process_id,
             settings.initialization_timeout,
         )
-    _use_compilation_cache(settings.compilation_cache_dir)
+    use_compilation_cache(settings.compilation_cache_dir)
     pretrained = open_pretrained(settings)
     config = pretrained.checkpoint.config
     samples = list(
@@ -168,28 +174,28 @@ def run(
         if not is_first:
             unit_run.begin(stack, first=False)
         committed = unit_run.committed()
-        found = _run_units(job, unit_run, committed, stop, params)
+        found, failed = _run_units(job, unit_run, committed, stop, params)
         stack.close()  # waits for the uploads
-        check = {"rows": 0, "largest_error": 0.0}
+        check: dict[str, Any] = {"rows": 0, "largest_error": 0.0}
         if found is not None:
             check = {"rows": found.rows, "largest_error": found.largest_error}
-        totals = unit_run.finish(check)
-    seconds = time.perf_counter() - started
-    if stop.is_set() and len(totals) < len(job.units):
-        raise Interrupted
-
-    ran = [u for u in _own(job, committed) if u.bucket]
-    tokens = sum(len(samples[n].token_ids) for unit in ran for n in unit.samples)
-    skipped = sum(reason is not None for reason in job.reasons)
-    done_before = f", {len(committed)} of {len(job.units)} units done before" if committed else ""
-    print(f"samples      {len(samples)}, of which {skipped} skipped{done_before}")
-    print(f"mesh         {mesh}, {jax.process_count()} processes")
-    print(f"time         {seconds:.1f} s, {tokens / seconds:.0f} prompt tokens/s")
-    print(f"self-check   {check['rows']} rows, largest error {check['largest_error']:.1e}")
-    unit_run.print_summary(totals)
+        if failed is not None:
+            check["failed"] = str(failed)
+        totals = unit_run.finish(check, stop)
+        unit_run.work.seconds = time.perf_counter() - started
+    unit_run.refuse_failed_check()
+    details = [
+        ("mesh", f"data {mesh['data']}, model {mesh['model']}; {jax.process_count()} processes")
+    ]
+    if check["rows"]:
+        text = f"{check['rows']:,} rows computed again, largest relative error"
+        details.append(("self-check", f"{text} {check['largest_error']:.1e}"))
     if plan is not None and len(totals) == len(job.units):
-        print(f"against the plan of {settings.plan}:")
-        print("\n".join(compare(plan, actual_of(plan, totals, len(committed), seconds))))
+        actual = actual_of(plan, totals, len(committed), unit_run.work.seconds)
+        details += [("of the plan", line) for line in compare(plan, actual)]
+    skipped = sum(reason is not None for reason in job.reasons)
+    for line in unit_run.summary(totals, skipped, details).lines():
+        print(line)
 
 
 def plan_job(
@@ -267,10 +273,21 @@ def _run_units(
     job: Job,
     unit_run: UnitRun,
     committed: set[int],
-    stop: threading.Event,
+    stop: StopFlag,
     params: Params | None,
-) -> SelfCheck | None:
-    """Runs and commits the units of this process; the self-check, if any unit ran."""
+) -> tuple[SelfCheck | None, SelfCheckError | None]:
+    """Runs and commits the units of this process.
+
+    Args:
+        job: the plan.
+        unit_run: that they are committed to.
+        committed: units that are there.
+        stop: ends the run between two batches.
+        params: on the devices; None: they are read.
+
+    Returns:
+        The self-check, if any unit ran, and what it found wrong, which ends the run.
+    """
     settings, pretrained, samples = job.settings, job.pretrained, job.samples
     checkpoint, layout = pretrained.checkpoint, job.workers.layout
     own = _own(job, committed)
@@ -288,10 +305,15 @@ def _run_units(
             commit(unit, [])
     running = [unit for unit in own if unit.bucket]
     if not running or stop.is_set():
-        return None
+        return None, None
     if params is None:
         log.info("loading %s in %s", settings.model_path, pretrained.dtype)
-        params = load_params(checkpoint, pretrained.dtype, layout, scan_layers=settings.scan_layers)
+        began = time.perf_counter()
+        with ends_at_once():
+            params = load_params(
+                checkpoint, pretrained.dtype, layout, scan_layers=settings.scan_layers
+            )
+        unit_run.work.loading = time.perf_counter() - began
     program = make_program(job, params)
     choose_generated = job.positions.generated_chooser(pretrained.tokenizer)
     batches = list(pack_batches(running, job.plan, layout.mesh.shape["data"]))
@@ -300,28 +322,32 @@ def _run_units(
     # Hosts that share a mesh must all run the same programs in the same order, so they check when
     # all is done, and none stops alone; by itself a host stops at the first sign of trouble.
     shared = layout.mesh.is_multi_process
-    with (
-        Drain(
-            {unit.number: unit for unit in running},
-            samples,
-            commit,
-            planned.samples,
-            choose_generated,
-        ) as drain,
-        tqdm(total=len(batches), unit="batch", disable=None) as progress,
-    ):
+    total, done = sum(len(unit.samples) for unit in running), 0
+    drain = Drain(
+        {unit.number: unit for unit in running}, samples, commit, planned.samples, choose_generated
+    )
 
-        def goes_on() -> bool:
-            progress.update()
-            if not shared:
-                for kept in drain.take_kept():
-                    check.check(kept)
-            return shared or not stop.is_set()
+    def check_kept() -> None:
+        for kept in drain.take_kept():
+            check.check(kept)
 
-        run_batches(program, batches, samples, job.plan, drain, goes_on)
-    for kept in drain.take_kept():
-        check.check(kept)
-    return check
+    try:
+        with drain, ProgressLine() as progress, CompileTime() as compiling:
+
+            def goes_on(batch: Batch) -> bool:
+                nonlocal done
+                done += sum(len(members) for _, members in batch.rows)
+                progress("samples run", done, total)
+                if not shared:
+                    check_kept()
+                return shared or not stop.is_set()
+
+            run_batches(program, batches, samples, job.plan, drain, goes_on)
+            unit_run.work.compiling = compiling.seconds
+        check_kept()
+    except SelfCheckError as error:
+        return check, error
+    return check, None
 
 
 def make_program(job: Job, params: Params) -> Program:
@@ -373,20 +399,10 @@ def _result_line(result: SampleResult, pretrained: Pretrained, stop: tuple[int, 
     return output_line(result.sample, tokens, text, reason, no_rows)
 
 
-def _use_compilation_cache(folder: str | None) -> None:
-    """Keeps compiled programs for the next run."""
-    if folder is None:
-        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", COMPILATION_CACHE)
-    if folder:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
-        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; see the module's docstring."""
     return run_command(run, DistributedSettings, __doc__ or "", arguments)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

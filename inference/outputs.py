@@ -122,14 +122,14 @@ class OutputsFile:
 
 def write_submission(
     tasks: Sequence["Task"], outputs_file: Path, settings: "ExtractionSettings"
-) -> None:
-    """Writes `submission.json` beside `outputs.jsonl` and prints the score, for ARC tasks only.
+) -> str | None:
+    """Writes `submission.json` beside `outputs.jsonl` and returns the score, for ARC tasks only.
 
     Nothing is written where no answer can be: with at most one new token.
     """
     arc_tasks = [task for task in tasks if isinstance(task, ArcTask)]
     if not arc_tasks or settings.max_new_tokens <= 1:
-        return
+        return None
     with outputs_file.open(encoding="utf-8") as lines:
         submission = build_submission(
             arc_tasks,
@@ -141,4 +141,4 @@ def write_submission(
     path = outputs_file.with_name(SUBMISSION_FILE)
     file_operations.publish_over(path, json.dumps(submission).encode())
     solved, known = score_submission(arc_tasks, submission)
-    print(f"submission   {path}, {solved} of {known} known solved")
+    return f"{solved} of {known} known test outputs solved, in {path}"

@@ -7,6 +7,7 @@ Two batches may be on the way at a time, so memory is bounded, and a slow disk s
 down instead of filling the host.
 """
 
+import contextlib
 import dataclasses
 import logging
 import queue
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from extraction.interruption import ends_at_once
 from extraction.rows import RowBlock, text_column, timestamp
 from inference.batch_plan import Batch, PlanSettings, Unit
 from inference.generation import (
@@ -247,7 +249,7 @@ def run_batches(
     samples: Mapping[int, Sample] | Sequence[Sample],
     plan: PlanSettings,
     drain: Drain,
-    goes_on: Callable[[], bool],
+    goes_on: Callable[[Batch], bool],
 ) -> None:
     """Dispatches every batch and hands it to the drain.
 
@@ -257,18 +259,19 @@ def run_batches(
         samples: by number.
         plan: that the batches come from.
         drain: started.
-        goes_on: called in this thread after each dispatch; False ends the loop.
+        goes_on: called in this thread with each batch that was dispatched; False ends the loop.
     """
-    for batch in batches:
+    for number, batch in enumerate(batches):
         placed = place_batch(program, batch, samples, plan)
         # Nothing may wait for the devices here: the drain's thread does.
         with jax.transfer_guard_device_to_host("disallow"):
-            output = program.run(placed)
+            with ends_at_once() if number == 0 else contextlib.nullcontext():
+                output = program.run(placed)  # the first one compiles, and nothing runs yet
             with jax.transfer_guard_device_to_host("allow"):  # begun, not waited for
                 for array in jax.tree.leaves(output):
                     array.copy_to_host_async()
             drain.put(batch, output)
-        if not goes_on():
+        if not goes_on(batch):
             return
 
 

@@ -17,6 +17,12 @@ if __name__ == "__main__" and not __package__:
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+if __name__ == "__main__":
+    from extraction.interruption import end_on_signals, leave
+
+    # Before the imports below, which take seconds.
+    end_on_signals("the same command with --resume True goes on")
+
 import contextlib
 import dataclasses
 import functools
@@ -27,14 +33,15 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
+from extraction.interruption import ends_at_once, stop_flag
+from extraction.progress import ProgressLine
 from extraction.rows import RowBlock, text_column, timestamp
 from inference.batch_plan import SAVE_EVERY, PlannedSample, plan_in_order
 from inference.buckets import bucket_length
 from inference.command_line import run_command
+from inference.compilation import CompileTime
 from inference.datasets import read_inputs, with_commit
-from inference.interruption import Interrupted, stop_flag
 from inference.outputs import NO_POSITION, output_line, skipped_line
 from inference.positions import ChooseGenerated, Positions
 from inference.pretrained import open_pretrained
@@ -232,34 +239,43 @@ def run(settings: ExtractionSettings) -> None:
     unit_run = UnitRun(COMMAND, settings, pretrained, tasks, samples, units)
 
     choose_generated = positions.generated_chooser(pretrained.tokenizer)
-    tokens, started = 0, time.perf_counter()
+    started = time.perf_counter()
     with stop_flag() as stop, contextlib.ExitStack() as stack:
         unit_run.begin(stack)
         committed = unit_run.committed()
         missing = [unit for unit in units if unit.number not in committed]
+        total, done = sum(len(unit.samples) for unit in missing), 0
         params = None
-        progress = stack.enter_context(
-            tqdm(total=sum(len(unit.samples) for unit in missing), unit="sample", disable=None)
-        )
+        progress = stack.enter_context(ProgressLine())
+        compiling = stack.enter_context(CompileTime())
         for unit in missing:
             blocks, lines = [], []
             for sample in (samples[number] for number in unit.samples):
                 if stop.is_set():
                     break
-                progress.update()
+                progress("samples", done, total)
+                done += 1
                 reason = reasons[sample.number]
                 if reason:
                     lines.append(skipped_line(sample, reason))
                     continue
-                if params is None:
-                    log.info("loading %s in %s", settings.model_path, pretrained.dtype)
-                    params = load_params(pretrained.checkpoint, pretrained.dtype)
-                pad_to = bucket_length(len(sample.token_ids))
-                stops = pretrained.checkpoint.stop_token_ids
-                penalty = pretrained.repetition_penalty
-                generated = generate(
-                    model, params, sample, stops, settings, choose_generated, pad_to, penalty
-                )
+                # Nothing is under way while the first one loads and compiles.
+                with ends_at_once() if params is None else contextlib.nullcontext():
+                    if params is None:
+                        log.info("loading %s in %s", settings.model_path, pretrained.dtype)
+                        began = time.perf_counter()
+                        params = load_params(pretrained.checkpoint, pretrained.dtype)
+                        unit_run.work.loading = time.perf_counter() - began
+                    generated = generate(
+                        model,
+                        params,
+                        sample,
+                        pretrained.checkpoint.stop_token_ids,
+                        settings,
+                        choose_generated,
+                        bucket_length(len(sample.token_ids)),
+                        pretrained.repetition_penalty,
+                    )
                 if len(generated.positions):
                     blocks.append(row_block(sample, generated))
                 no_rows = None if len(generated.positions) else NO_POSITION
@@ -267,23 +283,16 @@ def run(settings: ExtractionSettings) -> None:
                 lines.append(
                     output_line(sample, generated.token_ids, text, generated.finish_reason, no_rows)
                 )
-                tokens += len(sample.token_ids) + len(generated.token_ids)
-                rate = tokens / (time.perf_counter() - started)
-                progress.set_postfix_str(f"{rate:.0f} tokens/s")
             if stop.is_set():
                 break
             unit_run.commit(unit, RowBlock.concatenate(blocks) if blocks else None, lines)
+        unit_run.work.compiling = compiling.seconds
         stack.close()  # waits for the uploads
-        totals = unit_run.finish()
-    if len(totals) < len(units):
-        raise Interrupted
-
-    seconds = time.perf_counter() - started
+        totals = unit_run.finish(None, stop)
+        unit_run.work.seconds = time.perf_counter() - started
     skipped = sum(reason is not None for reason in reasons)
-    done_before = f", {len(committed)} of {len(units)} units done before" if committed else ""
-    print(f"samples      {len(samples)}, of which {skipped} skipped{done_before}")
-    print(f"tokens       {tokens} in {seconds:.1f} s, {tokens / seconds:.0f} tokens/s")
-    unit_run.print_summary(totals)
+    for line in unit_run.summary(totals, skipped).lines():
+        print(line)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -292,4 +301,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

@@ -15,8 +15,9 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +27,9 @@ import jax
 from extraction.commit_log import CommitLog
 from extraction.committer import Committer
 from extraction.errors import ExistingRunError
-from extraction.finalise import SELF_CHECKS, output_lines, write_metadata
+from extraction.finalise import SELF_CHECKS, output_lines, read_self_check, write_metadata
+from extraction.interruption import StopFlag
+from extraction.metadata import METADATA_FILE
 from extraction.patience import patiently
 from extraction.rows import RowBlock
 from extraction.run_identity import RunIdentity, RunLock, begin, check_identity
@@ -37,7 +40,9 @@ from inference.batch_plan import SAVE_EVERY, WINDOW, PlannedSample, Unit, rows_p
 from inference.input_settings import InputSettings
 from inference.outputs import OUTPUTS_FILE, SUBMISSION_FILE, OutputsFile, write_submission
 from inference.pretrained import TOKENIZER_FILES, Pretrained
+from inference.run_summary import Summary, Work
 from inference.samples import Sample, separator_ids
+from inference.self_check import SelfCheckError
 from inference.settings import ExtractionSettings
 from inference.tasks import Task, tasks_digest
 from qwen_hooks.hook_points import hook_widths
@@ -125,6 +130,10 @@ class UnitRun:
             )
         self._committer = Committer(self._spool, hook_points, settings.format, dtype)
         self._log, self._totals = CommitLog(self.storage), RunTotals()
+        self._done_before = 0
+        self._score: str | None = None
+        self._failed_check: str | None = None
+        self.work = Work()
         self._uploader: Any = None
         self._next_refresh = time.monotonic() + REFRESH_SECONDS
 
@@ -172,11 +181,13 @@ class UnitRun:
         # The spool first: what is uploaded in between is then in one of the two.
         ids = CommitLog(self._spool).batch_ids()
         ids |= self._log.batch_ids()
+        self._done_before = len(ids)
         return {batch_id - 1 for batch_id in ids}
 
     def commit(self, unit: Unit, block: RowBlock | None, lines: Sequence[dict[str, Any]]) -> None:
         """Makes a unit exist, here and then in the cloud."""
         record = self._committer.commit(unit.number + 1, block, lines)
+        self.work.add(lines, 0 if block is None else len(block))
         if self._uploader is not None:
             self._uploader.add(record)
         self._refresh_metadata()
@@ -189,47 +200,94 @@ class UnitRun:
             took = time.monotonic() - started
             self._next_refresh = time.monotonic() + max(REFRESH_SECONDS, REFRESH_SHARE * took)
 
-    def finish(self, self_check: dict[str, Any] | None = None) -> RunTotals:
+    def finish(self, self_check: Mapping[str, Any] | None, stop: StopFlag) -> RunTotals:
         """Derives what can be derived, and gives the totals; call it when all is uploaded.
 
         Args:
-            self_check: what this process found, for the metadata.
+            self_check: what this process found, for the metadata: `rows`, `largest_error`, and
+                `failed`, a message, where rows are wrong.
+            stop: looked at where it takes long.
+
+        Raises:
+            Interrupted: the flag is set.
         """
         if self_check is not None:
-            name = f"{SELF_CHECKS}{self._process:05d}.json"
-            self.storage.replace(name, json.dumps(self_check).encode())
+            self._note_self_check(self_check)
         copies = [] if self._cloud is None else [self._spool]
         totals = write_metadata(self.storage, self._totals, copies)
+        stopped = (
+            f"stopped; {len(totals):,} of {len(self.units):,} units are committed, the same command"
+            " with --resume True goes on"
+        )
+        stop.check(stopped)
         if len(totals) == len(self.units):
-            patiently(str(self._outputs.path), self._write_outputs)
+            patiently(str(self._outputs.path), lambda: self._write_outputs(stop, stopped))
         return totals
 
-    def _write_outputs(self) -> None:
+    def _write_outputs(self, stop: StopFlag, stopped: str) -> None:
         """Joins the units' output lines in the order of the samples, a window at a time."""
         with self._outputs as outputs:
             for window, members in groupby(self.units, key=lambda u: u.samples[0] // WINDOW):
+                stop.check(stopped)
                 records = self._log.read_all(unit.number + 1 for unit in members)
                 part = self._samples[window * WINDOW : (window + 1) * WINDOW]
                 place = {(s.task_id, s.sample_idx): s.number for s in part}
                 lines = list(output_lines(self.storage, records))
                 for line in sorted(lines, key=lambda x: place[x["task_id"], x["sample_idx"]]):
                     outputs.write(line)
-        write_submission(self._tasks, self._outputs.path, self.settings)
+        self._score = write_submission(self._tasks, self._outputs.path, self.settings)
         if self._cloud is not None:
             for name in (OUTPUTS_FILE, SUBMISSION_FILE):
                 path = self._outputs.path.with_name(name)
                 if path.exists():
                     self._cloud.replace(name, path.read_bytes())
 
-    def print_summary(self, totals: RunTotals) -> None:
-        """What was written, for the end of a command."""
-        if len(totals) < len(self.units):
-            print(f"committed    {len(totals)} of {len(self.units)} units; not finished yet")
-            return
-        hooks = len(self._identity.hook_points)
-        print(f"activations  {totals.n_rows} rows for each of {hooks} hook points,"
-              f" {len(totals)} batches in {self.storage.address}")  # fmt: skip
-        print(f"outputs      {self._outputs.path}")
+    def _note_self_check(self, found: Mapping[str, Any]) -> None:
+        """Adds it to what earlier attempts found, so that a mark stays."""
+        name = f"{SELF_CHECKS}{self._process:05d}.json"
+        known = name in self.storage.names(SELF_CHECKS)
+        before = read_self_check(self.storage, name) if known else {}
+        largest = max(before.get("largest_error") or 0.0, found["largest_error"])
+        document = {
+            "rows": before.get("rows", 0) + found["rows"],
+            "largest_error": largest if math.isfinite(largest) else None,  # JSON knows no infinity
+        }
+        self._failed_check = found.get("failed") or before.get("failed")
+        if self._failed_check:
+            document["failed"] = self._failed_check
+        self.storage.replace(name, json.dumps(document).encode())
+
+    def refuse_failed_check(self) -> None:
+        """Raises SelfCheckError if this run's rows are marked as wrong, by now or before."""
+        if self._failed_check:
+            raise SelfCheckError(
+                f"{self._failed_check}; the rows in {self.storage.address} are kept, and marked in"
+                f" {METADATA_FILE}"
+            )
+
+    def summary(
+        self, totals: RunTotals, skipped: int, details: Sequence[tuple[str, str]] = ()
+    ) -> Summary:
+        """What was written, for the end of a command.
+
+        Args:
+            totals: that `finish` gave.
+            skipped: samples that cannot run.
+            details: of the command, label and text.
+        """
+        return Summary(
+            samples=len(self._samples),
+            skipped=skipped,
+            units=len(self.units),
+            done_before=self._done_before,
+            totals=totals,
+            hook_points=self._identity.hook_points,
+            work=self.work,
+            details=details,
+            address=self.storage.address,
+            outputs=str(self._outputs.path),
+            score=self._score,
+        )
 
 
 def with_file_size(

@@ -12,18 +12,24 @@
     python -m launch plan   SETTINGS     what it will take; has its own --help
 
 --dry_run prints the exact commands and manifests instead. Exit status 0: done; 1: the limits are
-used up, or the run is not whole; 2: refused, with one message; 74: the cloud could not be reached;
-130: stopped by ctrl-C. docs/launch.md goes through it step by step.
+used up, or the run is not whole; 2: refused, with one message; 5: a self-check disagrees; 74: the
+cloud could not be reached; 130 and 143: stopped by ctrl-C or SIGTERM. docs/launch.md goes through
+it step by step.
 """
 
+if __name__ == "__main__":
+    from extraction.interruption import end_on_signals, leave
+
+    end_on_signals()  # before the imports below, which take seconds
+
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from extraction.command_parser import BAD_INPUT, CTRL_C, NO_STORAGE, CommandParser
+from extraction.command_parser import BAD_INPUT, NO_STORAGE, CommandParser
 from extraction.errors import StorageUnavailableError, StoreError
+from extraction.interruption import exit_status, raised_in_main
 from inference.errors import InputError
 from launch.commands import pasted
 from launch.gcloud import delete as delete_command
@@ -48,17 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     flags = _parser().parse_args(given)
     started = None
-    # Stopping the process is no other than ctrl-C.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        command, settings = COMMANDS[flags.command], read_settings(flags.settings)
-        command.check(settings)
-        started = settings
-        return command.run(settings, flags)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        with raised_in_main():
+            command, settings = COMMANDS[flags.command], read_settings(flags.settings)
+            command.check(settings)
+            started = settings
+            return command.run(settings, flags)
+    except KeyboardInterrupt as stopped:
+        print(stopped if str(stopped) else "stopped", file=sys.stderr)
         _tell_clean_up(started, flags)
-        return CTRL_C
+        return exit_status(stopped)
     except StorageUnavailableError as error:
         print(f"error: {error}", file=sys.stderr)
         _tell_clean_up(started, flags)
@@ -67,8 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         _tell_clean_up(started, flags)
         return BAD_INPUT
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _tell_clean_up(settings: RunSettings | None, flags: argparse.Namespace) -> None:
@@ -105,4 +108,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from extraction.command_parser import FINAL
 from launch import gcloud
 from launch.commands import Command
 from launch.machines import machine as known_machine
@@ -93,7 +94,7 @@ def manifest(settings: RunSettings, archive: Archive) -> dict[str, Any]:
     }
     refused = {
         "action": "FailJob",
-        "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [2]},
+        "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [*FINAL]},
     }
     job = {
         "parallelism": slice_.hosts,

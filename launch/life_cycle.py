@@ -11,7 +11,7 @@ message; nothing waits without a limit.
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from extraction.command_parser import BAD_INPUT
+from extraction.command_parser import BAD_INPUT, FINAL
 from launch.settings import Limits
 from launch.slice_state import (
     Action,
@@ -91,8 +91,9 @@ def _gone(state: State, seen: Seen, workers: int, limits: Limits) -> tuple[State
         codes = {number: report.code for number, (report, _) in state.lives.items()}
         if _all_done(codes, workers):
             return dataclasses.replace(state, goal=Goal.CHECK), Check()
-        if BAD_INPUT in codes.values():
-            return state, End(_refused(state), BAD_INPUT)
+        final = _final(codes)
+        if final is not None:
+            return state, End(_why_final(state, final), final)
         if seen.time - state.since < UNSEEN_LIMIT:
             return state, Wait("there is no slice to be seen")
         failed = next((number for number, code in codes.items() if code), None)
@@ -119,8 +120,9 @@ def _active(state: State, seen: Seen, workers: int, limits: Limits) -> tuple[Sta
     codes = {number: report.code for number, (report, _) in lives.items()}
     if _all_done(codes, workers):
         return _leave(state, "all workers are done", 0, Goal.CHECK)
-    if BAD_INPUT in codes.values():
-        return _leave(state, _refused(state), BAD_INPUT)
+    final = _final(codes)
+    if final is not None:
+        return _leave(state, _why_final(state, final), final)
     ended = {number: report for number, (report, _) in lives.items() if report.code}
     if ended:
         number, report = next(iter(ended.items()))
@@ -181,9 +183,15 @@ def _failure(state: State, number: int) -> str:
     return f"worker {number} ended with {report.code} while {report.exited_in}"
 
 
-def _refused(state: State) -> str:
-    numbers = [number for number, (report, _) in state.lives.items() if report.code == BAD_INPUT]
-    return f"{_workers(numbers)} refused the input (exit status {BAD_INPUT}); the log says why"
+def _final(codes: Mapping[int, int | None]) -> int | None:
+    """The status of a worker that would end so again, or None."""
+    return next((code for code in codes.values() if code in FINAL), None)
+
+
+def _why_final(state: State, status: int) -> str:
+    numbers = [number for number, (report, _) in state.lives.items() if report.code == status]
+    what = "refused the input" if status == BAD_INPUT else "found wrong rows in the self-check"
+    return f"{_workers(numbers)} {what} (exit status {status}); the log says why"
 
 
 def _spent(state: State, limits: Limits) -> str:

@@ -5,16 +5,18 @@ others are stopped then, and all start again and resume.
 """
 
 import contextlib
+import functools
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from extraction.command_parser import BAD_INPUT, TERMINATED
+from extraction.command_parser import FINAL
+from extraction.interruption import stop_flag
 from launch.commands import Command
 from launch.finished_run import check_run
 from launch.settings import RunSettings, extraction_flags
@@ -54,13 +56,16 @@ def run_here(settings: RunSettings, processes: int, devices: int, say: Say) -> i
         processes: to start.
         devices: of each.
         say: told of what goes on.
+
+    Raises:
+        Interrupted: by ctrl-C or SIGTERM; the processes have been told, and have ended.
     """
     folder = Path(settings.extraction.output_dir) / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     say(f"logs: {folder}/process-0.log to process-{processes - 1}.log")
     for restarts in range(settings.limits.restarts + 1):
         code = _run_once(settings, processes, devices, folder, say)
-        if code in (BAD_INPUT, TERMINATED):
+        if code in FINAL:
             return code
         if code == 0:
             return check_run(settings, say).exit_status
@@ -74,8 +79,9 @@ def _run_once(settings: RunSettings, processes: int, devices: int, folder: Path,
     """Starts all processes and waits for them; the first exit status that is not 0, or 0."""
     port = free_port()
     started: list[subprocess.Popen] = []
-    with _asked_to_stop() as asked, contextlib.ExitStack() as stack:
-        stack.callback(stop_all, started, signal.SIGKILL, 0.0)
+    kill_all = functools.partial(stop_all, started, signal.SIGKILL, 0.0)
+    with stop_flag(at_second=kill_all) as asked, contextlib.ExitStack() as stack:
+        stack.callback(kill_all)
         for number in range(processes):
             log = stack.enter_context(open(folder / f"process-{number}.log", "ab"))
             process = subprocess.Popen(
@@ -89,10 +95,9 @@ def _run_once(settings: RunSettings, processes: int, devices: int, folder: Path,
             started.append(process)
             say(f"process {number} is {process.pid}")
         while None in [process.poll() for process in started]:
-            if asked:
-                say("stopping; it can be run again and goes on from there")
+            if asked.is_set():
                 stop_all(started, signal.SIGTERM, GRACE)
-                return TERMINATED
+                asked.check("stopped; it can be run again and goes on from there")
             if any(process.returncode for process in started):
                 break
             time.sleep(0.1)
@@ -103,26 +108,6 @@ def _run_once(settings: RunSettings, processes: int, devices: int, folder: Path,
         say(f"process {failed} ended with {code}; stopping the others")
         stop_all(started, signal.SIGTERM, GRACE)
         return code
-
-
-@contextlib.contextmanager
-def _asked_to_stop() -> Iterator[list[int]]:
-    """Holds the signals that came, of SIGTERM and ctrl-C; a second one works as ever."""
-    came: list[int] = []
-    before = {}
-
-    def handle(number: int, frame: object) -> None:
-        came.append(number)
-        for other, handler in before.items():
-            signal.signal(other, handler)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before[number] = signal.signal(number, handle)
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def stop_all(processes: Sequence[subprocess.Popen], number: signal.Signals, grace: float) -> None:

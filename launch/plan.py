@@ -31,6 +31,7 @@ import jax
 
 from extraction.command_parser import BAD_INPUT
 from extraction.errors import StoreError
+from extraction.interruption import raised_in_main
 from extraction.storage import file_operations, open_cloud
 from inference.command_line import run_command
 from inference.datasets import read_inputs, with_commit
@@ -211,7 +212,7 @@ def _committed(job: Job, tasks: Sequence[Task], *, is_here: bool) -> set[int]:
 
     if is_here:
         return found(job.settings)
-    with tempfile.TemporaryDirectory() as folder:  # a new machine's disk is empty
+    with raised_in_main(), tempfile.TemporaryDirectory() as folder:  # a new machine's disk is empty
         return found(dataclasses.replace(job.settings, activations_dir=folder, output_dir=folder))
 
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from extraction.committer import Committer
+from extraction.interruption import raised_in_main
 from extraction.storage.local import LocalStorage
 from inference.batch_plan import Batch, Unit
 from inference.distributed_inference_with_activations import (
@@ -91,7 +92,7 @@ def _run(job: Job, program: Program, batches: Sequence[Batch]) -> tuple[float, l
     keep = own[0].rows[0][1][-1]
     started = time.perf_counter()
     with Drain(units, job.samples, lambda *_: None, [keep], choose_generated) as drain:
-        run_batches(program, own, job.samples, job.plan, drain, lambda: True)
+        run_batches(program, own, job.samples, job.plan, drain, lambda _: True)
     return time.perf_counter() - started, drain.take_kept()[:1]
 
 
@@ -110,7 +111,8 @@ def _commit_seconds(job: Job) -> float:
     widths = hook_widths(hook_points, job.pretrained.checkpoint.config)
     samples = [job.samples[number] for number in unit.samples]
     lines = [output_line(sample, [], None, "length") for sample in samples]
-    with tempfile.TemporaryDirectory(dir=disk_of(job.settings.activations_dir)) as folder:
+    place = disk_of(job.settings.activations_dir)
+    with raised_in_main(), tempfile.TemporaryDirectory(dir=place) as folder:
         committer = Committer(LocalStorage(folder), hook_points, job.settings.format, dtype)
         block = None if keys is None else with_zeros(keys, widths, dtype)
         started = time.perf_counter()

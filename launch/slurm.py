@@ -50,8 +50,8 @@ for ((restarts = 0; ; restarts++)); do
   code=0
   srun --kill-on-bad-exit=1 "${JOB[@]}" || code=$?
   case $code in
-    0 | 2) exit "$code" ;;  # done; bad input
-    143) break ;;           # asked to stop, before the time is up
+    0 | 2 | 5) exit "$code" ;;  # done; bad input; wrong rows
+    143) break ;;               # asked to stop, before the time is up
   esac
   [[ $restarts -lt $RESTARTS ]] || exit "$code"
   echo "the command ended with $code; it goes on with --resume"

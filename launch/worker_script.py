@@ -219,9 +219,9 @@ report running
 for ((restarts = 0; ; restarts++)); do
   code=0
   run_job || code=$?
-  # 0: done; 2: bad input; 124: out of time. All else may go better the next time: one process that
-  # dies ends those of all workers, and each starts its own again.
-  case $code in 0 | 2 | 124) exit "$code" ;; esac
+  # 0: done; 2: bad input; 5: wrong rows; 124: out of time. All else may go better the next time:
+  # one process that dies ends those of all workers, and each starts its own again.
+  case $code in 0 | 2 | 5 | 124) exit "$code" ;; esac
   [[ -z $stopping && $restarts -lt $RESTARTS ]] || exit "$code"
   say "the command ended with $code; it goes on with --resume"
   sleep "$((2 * PAUSE))"

@@ -1,4 +1,6 @@
 import io
+import sys
+import types
 
 import pytest
 
@@ -33,8 +35,34 @@ def test_a_log_gets_a_line_now_and_then(clock):
             clock[0] += 1
             progress("files", done * 1000, 100_000)
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "files: 1,000 of 100,000"
-    assert len(lines) == 4
+    assert [line.partition(",")[0] for line in lines] == [
+        "files: 1",
+        "files: 31",
+        "files: 61",
+        "files: 91",
+    ]
+    assert lines[2].endswith("files: 61,000 of 100,000, 0:00:39 left")
+
+
+def test_work_of_unknown_size_is_counted(clock):
+    stream = io.StringIO()
+    with ProgressLine(stream) as progress:
+        clock[0] += 3
+        progress("documents", 1234, 0)
+    assert stream.getvalue() == "documents: 1,234\n"
+
+
+def test_a_notebook_writes_one_line_over(clock, monkeypatch):
+    shell = types.SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    stream = io.StringIO()
+    with ProgressLine(stream) as progress:
+        for done in range(1, 4):
+            clock[0] += 3
+            progress("files", done, 9)
+    assert stream.getvalue().count("\rfiles: ") == 3
+    assert "\n" not in stream.getvalue()
+    assert stream.getvalue().endswith("\r")
 
 
 def test_a_terminal_is_left_as_it_was(clock):

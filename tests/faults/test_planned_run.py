@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from extraction import run_identity
+from extraction.interruption import StopFlag
 from extraction.storage import file_operations
 from inference import unit_run
 from inference.batch_plan import Unit
@@ -79,7 +80,7 @@ def drive_unit_run(run: PlannedRun, monkeypatch) -> None:
             if unit.number not in committed:
                 real.commit(unit, unit_rows(run, unit.number), unit_lines(unit.number))
         stack.close()
-        real.finish()
+        real.finish(None, StopFlag())
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -124,7 +125,7 @@ def test_the_end_of_a_run_outlasts_one_failure(tmp_path, monkeypatch):
             real.begin(stack)
             faulty = FaultyOs(before=failing_operations.once(number, errno.EIO))
             patch.setattr(file_operations, "os", faulty)
-            real.finish()
+            real.finish(None, StopFlag())
         assert read(files_of(run.folder)).outputs is not None
         if faulty.count < number:
             break

@@ -1,6 +1,7 @@
 """Flags as founding document 004 writes them, and what ends with which exit status."""
 
 import dataclasses
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from extraction.errors import StoreError
+from extraction.interruption import Interrupted
 from inference.command_line import run_command
 from inference.errors import InputError
+from inference.self_check import SelfCheckError
 from inference.settings import ExtractionSettings
 from qwen_hooks.errors import ModelError
 
@@ -128,7 +131,7 @@ def test_refusals_of_the_work(capsys, kind):
     assert capsys.readouterr() == ("", "error: no such thing\n")
 
 
-@pytest.mark.parametrize("kind", [ValueError, OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("kind", [ValueError, OSError])
 def test_other_exceptions_are_no_refusals(kind):
     def work(settings):
         raise kind("a defect")
@@ -151,3 +154,22 @@ def test_processes(command, tmp_path):
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.count("\n") == 1
     assert "'six'" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (KeyboardInterrupt(), 130),
+        (Interrupted(signal.SIGINT, "stopped; 2 of 3"), 130),
+        (Interrupted(signal.SIGTERM), 143),
+        (SelfCheckError("rows differ"), 5),
+    ],
+)
+def test_what_ends_a_run_is_told_in_one_line(error, status, capsys):
+    def work(settings):
+        raise error
+
+    assert run_command(work, ExtractionSettings, "", NEEDED) == status
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert str(error) in told

@@ -67,11 +67,15 @@ def test_resumed_on_another_number_of_processes(
     assert_same(read_run(tmp_path), reference)
 
 
-def test_sigterm_commits_what_is_whole_and_says_so(run_checkpoint, run_tasks, reference, tmp_path):
+@pytest.mark.parametrize(("name", "wanted"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_commits_what_is_whole_and_says_so(
+    name, wanted, run_checkpoint, run_tasks, reference, tmp_path
+):
     command = arguments(tmp_path, run_checkpoint, run_tasks, *SMALL_BATCHES, "--mesh_shape", "1,1")
-    (status,), (output,) = run_processes(1, 1, ["SIGTERM", "2", "0", *command], module=KILLED)
-    assert status == 143, output
-    assert "--resume goes on from here" in output
+    (status,), (output,) = run_processes(1, 1, [name, "2", "0", *command], module=KILLED)
+    assert status == wanted, output
+    (told,) = [line for line in output.splitlines() if line.startswith("stopped")]
+    assert "--resume" in told
     metadata = json.loads((tmp_path / "act" / "metadata.json").read_text())
     assert metadata["complete"] is False
     listed = {f"{batch['batch_id']:06d}.json" for batch in metadata["batches"]}

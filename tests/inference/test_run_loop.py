@@ -54,7 +54,7 @@ def run(loaded, samples, commit, drain_type=Drain, program=Program):
         row_slots=row_slots(units, samples, predicts=True),
     )
     with drain_type({unit.number: unit for unit in units}, samples, commit) as drain:
-        run_batches(run_by, batches, samples, PLAN, drain, goes_on=lambda: True)
+        run_batches(run_by, batches, samples, PLAN, drain, goes_on=lambda _: True)
     return units, batches
 
 

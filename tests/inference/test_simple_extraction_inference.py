@@ -165,7 +165,9 @@ def test_arc_tasks_end_in_a_submission(demo_checkpoint, demo_tasks, tmp_path, ca
     assert list(submission) == list(demo_tasks)
     for answers in submission.values():
         assert [set(answer) for answer in answers] == [{"attempt_1", "attempt_2"}]
-    assert f"of {len(demo_tasks)} known solved" in capsys.readouterr().out
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("score")
+    assert f" of {len(demo_tasks)} " in last
 
 
 def test_no_submission_without_generation(demo_checkpoint, demo_tasks, tmp_path):

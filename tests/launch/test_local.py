@@ -115,16 +115,19 @@ def test_sigterm_goes_to_all(write_settings, tmp_path):
                "import launch.local; launch.local.MODULE = 'waits';"
                " from launch.__main__ import main; raise SystemExit(main())",
                "local", str(write_settings(extraction=extraction)), "--processes", "2"]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
     try:
         wait_for(lambda: len(list(tmp_path.glob("--process_id_*"))) == 2)
         process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=120)
+        out, error = process.communicate(timeout=120)
     finally:
         process.kill()
         process.wait()
     assert process.returncode == 143, out
-    assert "stopping; it can be run again" in out
+    assert error.startswith("stopped")
+    assert error.count("\n") == 1
     assert [path.read_text() for path in tmp_path.glob("--process_id_*")] == ["x", "x"]
     pids = re.findall(r"is (\d+)", out)
     assert len(pids) == 2

@@ -226,7 +226,7 @@ def test_ctrl_c_at_any_call_leaves_a_command_that_cleans_up(number, name, launch
     life = [QUEUED[0], WORK[-1], "SUSPENDED"], [WORK[-1], DONE[-1]]
     finishes.play(*life, stop=[number, name])
     before = signal.getsignal(signal.SIGTERM)
-    assert launch() == 130
+    assert launch() == 128 + signal.Signals[name]
     assert signal.getsignal(signal.SIGTERM) is before
     told = capsys.readouterr()
     line = re.search(r"to take the slice away, if there is one: (.*)", told.err)

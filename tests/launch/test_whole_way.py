@@ -67,7 +67,7 @@ def test_from_a_settings_file_to_a_run_that_is_whole(
     assert status == 0, f"{out}\n{log}"
     assert "verdict: good" in out
     assert "the command ended with 137; it goes on with --resume" in log
-    assert "units done before" in log
+    assert "units were committed before" in log
     assert not cloud.has_slice
     assert cloud.verbs("create") == ["create"]
 
