@@ -6,8 +6,10 @@ cluster, a line every half minute.
 
 import sys
 import time
-from collections.abc import Callable
-from typing import TextIO
+from collections.abc import Callable, Iterable, Iterator
+from typing import TextIO, TypeVar
+
+T = TypeVar("T")
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is; 0: that is not known."""
@@ -17,6 +19,20 @@ FIRST_SECONDS, TERMINAL_SECONDS, LOG_SECONDS = 2.0, 0.2, 30.0
 
 def silent(_what: str, _done: int, _total: int) -> None:
     """Tells nobody."""
+
+
+def counted(items: Iterable[T], what: str, progress: Progress, total: int = 0) -> Iterator[T]:
+    """The items, each told of when it has been dealt with.
+
+    Args:
+        items: to go through.
+        what: they are, for people.
+        progress: told how far it is.
+        total: how many there are; 0: that is not known.
+    """
+    for done, item in enumerate(items, 1):
+        yield item
+        progress(what, done, total)
 
 
 class ProgressLine:

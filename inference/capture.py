@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from extraction.interruption import stop_flag
+from extraction.progress import ProgressLine
 from inference.batch_plan import PlannedSample, PlanSettings, Unit, pack_batches, plan_units
 from inference.errors import InputError
 from inference.generation import GenerationSettings
@@ -128,6 +130,7 @@ def capture(
         ModelError: there is no such hook point.
         InputError: a selector or an input is wrong, empty, or too long for the model, or a batch
             does not fit the devices.
+        KeyboardInterrupt: ctrl-C, between two batches.
     """
     settings = DistributedSettings(
         model_path=model.model_path,
@@ -144,7 +147,12 @@ def capture(
         raise InputError("hook_points must name at least one hook point")
     module, chosen = model.for_rows(hook_points), Positions(settings.positions)
     tasks, columns = _tasks(inputs, attention_mask)
-    samples = list(make_samples(tasks, model.tokenizer, model.config.vocab_size, settings))
+    with ProgressLine() as progress:
+        samples = list(
+            make_samples(
+                tasks, model.tokenizer, model.config.vocab_size, settings, progress=progress
+            )
+        )
     for sample in samples:
         reason = reason_to_skip(sample, model.config.context_length, max_new_tokens)
         if reason is not None:
@@ -192,11 +200,19 @@ def capture(
         found.update((result.sample.number, result) for result in results)
 
     choose_generated = chosen.generated_chooser(model.tokenizer)
-    with Drain(units, samples, keep, choose_generated=choose_generated) as drain:
+    done = 0
+    with (
+        stop_flag() as stop,
+        ProgressLine() as progress,
+        Drain(units, samples, keep, choose_generated=choose_generated) as drain,
+    ):
         for batch in pack_batches(units.values(), plan, model.layout.mesh.shape["data"]):
+            stop.check()
             placed = place_batch(program, batch, samples, plan)
             now = None if edits is None else edits.of_samples(np.asarray(placed.numbers))
             drain.put(batch, program.run(placed, now))
+            done += sum(len(members) for _, members in batch.rows)
+            progress("inputs run", done, len(samples))
     results = [found[number] for number in range(len(samples))]
     width = max((len(sample.token_ids) for sample in samples), default=0)
     if attention_mask is not None:

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from extraction.errors import first_line
+from extraction.progress import ProgressLine, counted
 from inference.errors import InputError
 from inference.input_files import InputFile, is_in_bucket, read_input_files
 from inference.input_settings import OF_HUB, OF_HUGGING_FACE, OF_TEXT_FILES, InputSettings
@@ -62,9 +63,11 @@ def read_inputs(settings: InputSettings, seed: int) -> list[Task]:
         tasks = read_tasks(settings.tasks_file)
     else:
         tasks = read_documents(settings)
-    if settings.random_sample is not None:
-        tasks = random_sample(tasks, settings.random_sample, seed)
-    chosen = list(itertools.islice(tasks, settings.sample_limit))
+    with ProgressLine() as progress:
+        tasks = counted(tasks, "inputs read", progress)
+        if settings.random_sample is not None:
+            tasks = random_sample(tasks, settings.random_sample, seed)
+        chosen = list(itertools.islice(tasks, settings.sample_limit))
     if not chosen:
         raise InputError(f"{settings.inputs} holds no document")
     return chosen

@@ -142,11 +142,17 @@ def run(
     use_compilation_cache(settings.compilation_cache_dir)
     pretrained = open_pretrained(settings)
     config = pretrained.checkpoint.config
-    samples = list(
-        make_samples(
-            tasks, pretrained.tokenizer, config.vocab_size, settings, config.context_length
+    with ProgressLine() as progress:
+        samples = list(
+            make_samples(
+                tasks,
+                pretrained.tokenizer,
+                config.vocab_size,
+                settings,
+                config.context_length,
+                progress,
+            )
         )
-    )
     if jax.process_index() == 0:
         print_samples(samples, pretrained.tokenizer, settings.show_positions)
     workers = plan_workers(config, settings.mesh_axes(), pretrained.dtype.itemsize)

@@ -21,6 +21,7 @@ import numpy as np
 
 from extraction.errors import StoreError
 from extraction.metadata import METADATA_FILE
+from extraction.progress import ProgressLine
 from extraction.reader import ActivationDataset
 from extraction.run_identity import new_run_id
 from extraction.storage import file_operations, open_storage
@@ -123,6 +124,8 @@ def extract(
         InputError: something is wrong with what was given; nothing was computed.
         ModelError: there is no such hook point.
         StoreError: the folder cannot be used, or what was written does not verify.
+        SelfCheckError: a row is wrong; what is written is kept, and marked.
+        KeyboardInterrupt: ctrl-C; whole units are committed, and the same `run_id` goes on.
     """
     if jax.process_count() > 1:
         raise InputError(
@@ -163,7 +166,8 @@ def extract(
         _write_inputs(folder / INPUTS_FILE, data, command)
     run(command, params=model.params, run_id=run_id)
     storage = open_storage(command.cloud() or str(folder / ACTIVATIONS))
-    report = verify(storage, verify_level)
+    with ProgressLine() as progress:
+        report = verify(storage, verify_level, progress)
     if report.exit_status:
         raise StoreError("\n".join(report.lines()))
     metadata = json.loads(storage.get(METADATA_FILE))

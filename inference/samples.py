@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
+from extraction.progress import Progress, counted, silent
 from inference.arc import ArcTask, arc_prompt, augmentation
 from inference.arc_grids import GRID_ENCODERS
 from inference.chats import Chat, RenderedChat
@@ -46,6 +47,7 @@ def make_samples(
     vocab_size: int,
     settings: ExtractionSettings,
     context_length: int | None = None,
+    progress: Progress = silent,
 ) -> Iterator[Sample]:
     """Every sample of the tasks, in their order.
 
@@ -56,6 +58,7 @@ def make_samples(
         settings: of the command.
         context_length: of the model; documents are cut into pieces of at most so many tokens, or
             of what the settings say.
+        progress: told how far it is.
 
     Raises:
         InputError: a text without a tokenizer, a chat without a template, or token ids that the
@@ -67,7 +70,7 @@ def make_samples(
     length = _piece_length(settings, context_length) if is_document else None
     behind = separator_ids(settings, tokenizer)
     _check_token_ids("--separator", behind, vocab_size)
-    for task in tasks:
+    for task in counted(tasks, "inputs tokenised", progress, len(tasks)):
         prompts = _arc_prompts(task, settings) if isinstance(task, ArcTask) else [_own_prompt(task)]
         for sample_idx, (content, extra) in enumerate(prompts):
             where = f"task {task.task_id!r}, sample_idx {sample_idx}"

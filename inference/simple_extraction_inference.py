@@ -217,11 +217,17 @@ def run(settings: ExtractionSettings) -> None:
     tasks = read_inputs(settings, settings.random_seed)
     pretrained = open_pretrained(settings)
     config, model = pretrained.checkpoint.config, pretrained.model
-    samples = list(
-        make_samples(
-            tasks, pretrained.tokenizer, config.vocab_size, settings, config.context_length
+    with ProgressLine() as progress:
+        samples = list(
+            make_samples(
+                tasks,
+                pretrained.tokenizer,
+                config.vocab_size,
+                settings,
+                config.context_length,
+                progress,
+            )
         )
-    )
     print_samples(samples, pretrained.tokenizer, settings.show_positions)
     reasons = [reason_to_skip(s, config.context_length, settings.max_new_tokens) for s in samples]
     positions = Positions(settings.positions)

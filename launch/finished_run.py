@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from extraction.errors import StoreError
+from extraction.progress import ProgressLine
 from extraction.storage import Storage, open_storage
 from extraction.verify import Report, verify
 from inference.errors import InputError
@@ -16,7 +17,7 @@ def is_whole(settings: RunSettings) -> bool:
     Raises:
         StorageUnavailableError: the place cannot be reached.
     """
-    return verify(_storage(settings), 1).verdict == "good"
+    return verify(run_storage(settings), 1).verdict == "good"
 
 
 def check_run(settings: RunSettings, say: Callable[[str], None]) -> Report:
@@ -29,8 +30,9 @@ def check_run(settings: RunSettings, say: Callable[[str], None]) -> Report:
     Raises:
         StorageUnavailableError: the place cannot be reached.
     """
-    storage = _storage(settings)
-    report = verify(storage)
+    storage = run_storage(settings)
+    with ProgressLine() as progress:
+        report = verify(storage, progress=progress)
     plan = settings.extraction.plan
     if plan is not None and report.exit_status == 0:
         say(f"against the plan of {plan}:")
@@ -45,5 +47,6 @@ def check_run(settings: RunSettings, say: Callable[[str], None]) -> Report:
     return report
 
 
-def _storage(settings: RunSettings) -> Storage:
+def run_storage(settings: RunSettings) -> Storage:
+    """Where the records of a run are: its bucket, or its folder."""
     return open_storage(settings.extraction.cloud() or settings.extraction.activations_dir)

@@ -16,11 +16,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from extraction.command_parser import FINAL
+from extraction.commit_log import CommitLog
+from extraction.errors import StoreError
+from extraction.finalise import planned_batches
 from extraction.interruption import stop_flag
+from extraction.progress import Progress, ProgressLine
+from extraction.run_identity import read_identity
 from launch.commands import Command
-from launch.finished_run import check_run
+from launch.finished_run import check_run, run_storage
 from launch.settings import RunSettings, extraction_flags
 from launch.worker_script import MODULE
+
+LOOK = 5.0
+"""Seconds between two looks at what is committed, at least."""
 
 GRACE = 20.0
 """Seconds that processes have to stop in order."""
@@ -94,7 +102,13 @@ def _run_once(settings: RunSettings, processes: int, devices: int, folder: Path,
             )
             started.append(process)
             say(f"process {number} is {process.pid}")
+        progress = stack.enter_context(ProgressLine())
+        next_look = time.monotonic() + LOOK
         while None in [process.poll() for process in started]:
+            if time.monotonic() > next_look:
+                began = time.monotonic()
+                _tell_progress(settings, progress)
+                next_look = time.monotonic() + max(LOOK, 20 * (time.monotonic() - began))
             if asked.is_set():
                 stop_all(started, signal.SIGTERM, GRACE)
                 asked.check("stopped; it can be run again and goes on from there")
@@ -108,6 +122,16 @@ def _run_once(settings: RunSettings, processes: int, devices: int, folder: Path,
         say(f"process {failed} ended with {code}; stopping the others")
         stop_all(started, signal.SIGTERM, GRACE)
         return code
+
+
+def _tell_progress(settings: RunSettings, progress: Progress) -> None:
+    """Tells how many units of a run are committed."""
+    with contextlib.suppress(StoreError):  # the processes say what is wrong, if it lasts
+        storage = run_storage(settings)
+        identity = read_identity(storage)
+        if identity is not None:
+            planned = planned_batches(storage, identity) or 0
+            progress("units committed", len(CommitLog(storage).batch_ids()), planned)
 
 
 def stop_all(processes: Sequence[subprocess.Popen], number: signal.Signals, grace: float) -> None:

@@ -32,6 +32,7 @@ import jax
 from extraction.command_parser import BAD_INPUT
 from extraction.errors import StoreError
 from extraction.interruption import raised_in_main
+from extraction.progress import ProgressLine
 from extraction.storage import file_operations, open_cloud
 from inference.command_line import run_command
 from inference.datasets import read_inputs, with_commit
@@ -134,11 +135,17 @@ def make_plan(
     tasks = read_inputs(settings, settings.random_seed)
     pretrained = open_pretrained(settings)
     config = pretrained.checkpoint.config
-    samples = list(
-        make_samples(
-            tasks, pretrained.tokenizer, config.vocab_size, settings, config.context_length
+    with ProgressLine() as progress:
+        samples = list(
+            make_samples(
+                tasks,
+                pretrained.tokenizer,
+                config.vocab_size,
+                settings,
+                config.context_length,
+                progress,
+            )
         )
-    )
     workers, mesh, attention = _lay_out(settings, pretrained, slice_)
     job = plan_job(settings, pretrained, samples, workers, attention)
     committed = _committed(job, tasks, is_here=slice_ is None)

@@ -16,6 +16,7 @@ from extraction.reader import ActivationDataset
 from extraction.storage import open_storage
 from extraction.verify import verify
 from launch.__main__ import main
+from tests.extraction.written_runs import write_run
 
 PACE = """
 import sys, time
@@ -144,6 +145,20 @@ def test_bad_input_is_not_tried_again(write_settings, tmp_path, capsys, monkeypa
     assert "process 0 ended with 2" in out
     assert "start again" not in out
     assert "error: " in (tmp_path / "out" / "logs" / "process-0.log").read_text()
+
+
+def test_it_tells_how_much_is_committed(write_settings, tmp_path, capsys, monkeypatch):
+    (tmp_path / "takes_time.py").write_text("import time; time.sleep(1)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr("launch.local.MODULE", "takes_time")
+    monkeypatch.setattr("launch.local.LOOK", 0.0)
+    monkeypatch.setattr("extraction.progress.FIRST_SECONDS", 0.0)
+    write_run(tmp_path / "act", planned=4)
+    extraction = {"output_dir": str(tmp_path / "out"), "activations_dir": str(tmp_path / "act"),
+                  "gcs_bucket": None}  # fmt: skip
+    path = write_settings(without=["machine"], extraction=extraction)
+    assert main(["local", str(path), "--processes", "1"]) == 4
+    assert "units committed: 3 of 4" in capsys.readouterr().err
 
 
 def test_restarts_are_limited(write_settings, tmp_path, capsys, monkeypatch):
