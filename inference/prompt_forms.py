@@ -69,7 +69,8 @@ def _message(where: str, value: Any) -> Message:
     if not isinstance(value, Mapping):
         raise InputError(f'{where} must be an object {{"role", "content"}}, not {value!r:.40}')
     message = {name: part for name, part in value.items() if part is not None or name == "content"}
-    message.setdefault("content", None)  # behind the others, in whose order a template may print
+    if "content" not in message:  # Arrow's nulls are left out; a template may print fields in order
+        message = {"role": message.get("role"), "content": None} | message
     if not isinstance(message.get("role"), str):
         raise InputError(f"{where}: role must be a text, not {message.get('role')!r:.40}")
     calls = message.get("tool_calls")
