@@ -433,6 +433,8 @@ class ActivationDataset:
                     problem = "is missing"
                 elif file.bytes not in (None, found.bytes):
                     problem = f"is {found.bytes} bytes, not {file.bytes}"
+                elif batch.rows > found.bytes:
+                    problem = f"is {found.bytes} bytes, too few for {batch.rows} rows"
                 elif self._verify and found.crc32c and file.crc32c not in (None, found.crc32c):
                     problem = f"has the crc32c {found.crc32c}, not {file.crc32c}"
                 else:
