@@ -337,7 +337,7 @@ def test_an_empty_file_where_rows_should_be(tmp_path):
     folder = write_run(tmp_path / "run", 4, file_format="raw")
     (folder / "_run").rename(tmp_path / "away")
     empty(folder / "layer_6_batch_000001.bin")
-    with pytest.raises(CorruptBatchError, match="0 bytes are no 4 rows"):
+    with pytest.raises(CorruptBatchError, match="too few for 4 rows"):
         ActivationDataset(folder, 6)[0]
 
 
