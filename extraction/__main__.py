@@ -45,6 +45,7 @@ from extraction.repair import repair
 from extraction.run_identity import read_identity
 from extraction.run_totals import RunTotals
 from extraction.selftest import selftest
+from extraction.setting_names import flags_named
 from extraction.storage import CloudStorage, Storage, open_storage, scheme_of
 from extraction.storage.local import LocalStorage
 from extraction.verify import verify
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = parser.parse_args(words)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
-        with raised_in_main(), ProgressLine() as progress:
+        with raised_in_main(), flags_named(), ProgressLine() as progress:
             status = settings.run(settings, progress)
         sys.stdout.flush()
         return status

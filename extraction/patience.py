@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from extraction.errors import StorageUnavailableError
+from extraction.setting_names import setting
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def patiently(address: str, write: Callable[[], T], stall_timeout: float = STALL
             if (full and wait > left) or (not full and failed):
                 raise StorageUnavailableError(
                     f"{address}: {error.strerror or error}; what is committed is whole, and a run"
-                    " with --resume goes on from there"
+                    f" with {setting('resume', True)} goes on from there"
                 ) from None
             failed |= not full
             log.warning("%s: %s; trying again", address, error)

@@ -23,6 +23,7 @@ from extraction.progress import Progress, silent
 from extraction.rebuild_from_files import rebuild_from_files
 from extraction.run_identity import RunIdentity, RunLock, read_identity
 from extraction.run_totals import RunTotals
+from extraction.setting_names import setting
 from extraction.storage import Storage
 from extraction.storage.local import LocalStorage
 
@@ -60,7 +61,7 @@ def repair(storage: Storage, *, quarantine: bool = False, progress: Progress = s
         if quarantine:
             raise StoreError(
                 f"{storage.address} has no _run folder, so nothing says which files are of no use;"
-                " repair it without --quarantine"
+                f" repair it without {setting('quarantine')}"
             )
         rebuilt = rebuild_from_files(storage, progress)
         result.done.append(
@@ -76,8 +77,9 @@ def repair(storage: Storage, *, quarantine: bool = False, progress: Progress = s
     elif unreadable:
         result.damage += [f"{name}: {problem}" for name, problem in unreadable.items()]
         result.damage.append(
-            "batches whose record is damaged are left out; --quarantine moves the records away, so"
-            " that the run can do these batches again with --resume"
+            f"batches whose record is damaged are left out; {setting('quarantine')} moves the"
+            " records away, so that the run can do these batches again with"
+            f" {setting('resume', True)}"
         )
     if result.damage:
         document = derived_document(storage, identity, totals)
@@ -146,7 +148,7 @@ def _nobody_writes(storage: Storage, identity: RunIdentity, batches: int) -> Ite
         elif batches != planned_batches(storage, identity):
             raise StoreError(
                 f"{storage.address} is not finished, and another machine may be writing to it;"
-                " finish the run with --resume, then quarantine what is left"
+                f" finish the run with {setting('resume', True)}, then quarantine what is left"
             )
         yield
 

@@ -24,6 +24,7 @@ from extraction.errors import ExistingRunError, StoreError
 from extraction.formats import FORMATS
 from extraction.patience import patiently
 from extraction.rows import timestamp
+from extraction.setting_names import setting
 from extraction.storage import Storage, file_operations, regular_files
 from extraction.storage.names import check_hook_point
 from extraction.version import __version__
@@ -195,8 +196,9 @@ def check_identity(
         return
     if not resume:
         raise ExistingRunError(
-            f"{storage.address} already holds a run, begun {found.created_at}; --resume goes on"
-            " with it, another folder begins a new one; nothing was changed"
+            f"{storage.address} already holds a run, begun {found.created_at}; a command with"
+            f" {setting('resume', True)} goes on with it, another folder begins a new one; nothing"
+            " was changed"
         )
     differing = _differing(found, wanted)
     if differing:

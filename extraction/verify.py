@@ -30,6 +30,7 @@ from extraction.progress import Progress, silent
 from extraction.read_ahead import in_order, threads_for
 from extraction.run_identity import CLOSED_FILE, RUN_FILE, SCHEMA_VERSION, RunIdentity
 from extraction.run_totals import BatchSummary
+from extraction.setting_names import setting
 from extraction.storage import FileInfo, Storage
 from extraction.storage.local import LocalStorage
 
@@ -78,8 +79,8 @@ def _check_listing(
     _note_others(storage, files, report)
     if is_empty and metadata is not None and report.unfinished:
         report.unfinished.append(
-            f"no batch is here, although {METADATA_FILE} may list some: a run with --gcs_bucket"
-            " keeps them in its bucket, verify that"
+            f"no batch is here, although {METADATA_FILE} may list some: a run with"
+            f" {setting('gcs_bucket')} keeps them in its bucket, verify that"
         )
         return [], set()
     if _is_derivable(storage, report):

@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from extraction.setting_names import setting
 from inference.errors import InputError
 from inference.prompt_forms import Message
 
@@ -64,7 +65,7 @@ class RenderedChat:
         if not self.tokenizer.chat_template:
             raise InputError(
                 f"task {self.task_id!r} is a chat, but the tokenizer has no chat template"
-                " (for ARC tasks: --prompt_style plain)"
+                f" (for ARC tasks: {setting('prompt_style', 'plain')})"
             )
         return self._render(self.chat.messages)
 

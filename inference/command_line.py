@@ -16,6 +16,7 @@ from transformers import HfArgumentParser
 from extraction.command_parser import BAD_INPUT, NO_STORAGE, SELF_CHECK_FAILED, CommandParser
 from extraction.errors import StorageUnavailableError, StoreError
 from extraction.interruption import exit_status
+from extraction.setting_names import flags_named
 from inference.errors import InputError
 from inference.self_check import SelfCheckError
 from inference.settings import ExtractionSettings
@@ -57,6 +58,12 @@ def run_command(
     )
     for noisy in ("httpx", "jax", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    with flags_named():
+        return _run(run, parser, arguments)
+
+
+def _run(run: Callable[[SettingsT], None], parser: _Parser, arguments: Sequence[str] | None) -> int:
+    """Runs the work with the settings of the flags, and gives the exit status."""
     try:
         settings, unknown = parser.parse_args_into_dataclasses(
             list(sys.argv[1:] if arguments is None else arguments),

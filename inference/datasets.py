@@ -27,6 +27,7 @@ import numpy as np
 
 from extraction.errors import first_line
 from extraction.progress import ProgressLine, counted
+from extraction.setting_names import setting
 from inference.errors import InputError
 from inference.input_files import InputFile, is_in_bucket, read_input_files
 from inference.input_settings import OF_HUB, OF_HUGGING_FACE, OF_TEXT_FILES, InputSettings
@@ -137,12 +138,14 @@ def _is_hugging_face(address: str) -> bool:
         path = Path(address).expanduser()
         return not path.exists() or any((path / name).exists() for name in SAVED_DATASET)
     except (OSError, RuntimeError):  # a name that is too long; ~ of a user that there is not
-        raise InputError(f"--dataset {address:.80}: there is no such file or folder") from None
+        raise InputError(
+            f"{setting('dataset', address[:80])}: there is no such file or folder"
+        ) from None
 
 
 def _from_files(settings: InputSettings) -> Iterator[tuple[str, Record]]:
     settings.refuse_changed(OF_HUGGING_FACE, "is for Hugging Face datasets, not for files")
-    for file in read_input_files("--dataset", settings.dataset or "", tuple(READERS)):
+    for file in read_input_files("dataset", settings.dataset or "", tuple(READERS)):
         read = READERS.get(file.suffix)
         if read is None:
             raise InputError(f"{file}: a data set's files are {', '.join(READERS)}")
@@ -162,8 +165,8 @@ def _hugging_face(settings: InputSettings) -> Iterator[tuple[str, Record]]:
         import datasets
     except ImportError:
         raise InputError(
-            f"--dataset {name}: there is no such file; for a Hugging Face dataset install the"
-            " extra `datasets`: pip install 'qwen-activation-extraction[datasets]'"
+            f"{setting('dataset', name)}: there is no such file; for a Hugging Face dataset install"
+            " the extra `datasets`: pip install 'qwen-activation-extraction[datasets]'"
         ) from None
     try:
         if is_saved:
@@ -173,8 +176,8 @@ def _hugging_face(settings: InputSettings) -> Iterator[tuple[str, Record]]:
                 if split not in found:
                     splits = ", ".join(map(str, found))
                     raise InputError(
-                        f"--dataset {name}: there is no split {split!r}, but {splits};"
-                        " --dataset_split chooses one"
+                        f"{setting('dataset', name)}: there is no split {split!r}, but {splits};"
+                        f" {setting('dataset_split')} chooses one"
                     )
                 records = found[split]
         else:
@@ -192,7 +195,9 @@ def _hugging_face(settings: InputSettings) -> Iterator[tuple[str, Record]]:
     except InputError:
         raise
     except Exception as error:  # every kind, from the network to a missing split
-        raise InputError(f"--dataset {name}: {type(error).__name__}: {first_line(error)}") from None
+        raise InputError(
+            f"{setting('dataset', name)}: {type(error).__name__}: {first_line(error)}"
+        ) from None
 
 
 def _text_file(file: InputFile, settings: InputSettings) -> Iterator[Record]:
@@ -276,13 +281,15 @@ def _document(name: str, record: Record, settings: InputSettings) -> PromptTask:
     if settings.id_field is not None:
         found = record.get(settings.id_field)
         if isinstance(found, bool) or not isinstance(found, str | int):
-            raise InputError(f"{name}: --id_field {settings.id_field} is {found!r:.40}, no name")
+            raise InputError(
+                f"{name}: {setting('id_field', settings.id_field)} is {found!r:.40}, no name"
+            )
         task_id = str(found)
     check_task_id(settings.dataset, task_id)
     entity = record.get("entity")
     extra = {"entity": read_text(f"{name}: entity", entity)} if isinstance(entity, str) else {}
     form = settings.text_field if settings.text_field in record else "input_ids"
-    where, content = f"{name}: --text_field {settings.text_field}", record.get(form)
+    where, content = f"{name}: {setting('text_field', settings.text_field)}", record.get(form)
     if form not in record:
         raise InputError(f"{where}: the record has {', '.join(record) or 'no such field'}")
     if content is None:  # no text, as an empty one

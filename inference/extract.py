@@ -24,6 +24,7 @@ from extraction.metadata import METADATA_FILE
 from extraction.progress import ProgressLine
 from extraction.reader import ActivationDataset
 from extraction.run_identity import new_run_id
+from extraction.setting_names import arguments_renamed
 from extraction.storage import file_operations, open_storage
 from extraction.verify import verify
 from inference.datasets import read_fields
@@ -92,6 +93,9 @@ class ExtractedRun:
         return [json.loads(line) for line in text.split("\n") if line]
 
 
+@arguments_renamed(
+    {"dataset": "data", "activations_dir": "base_folder", "output_dir": "base_folder"}
+)
 def extract(
     model: LanguageModel,
     data: str | os.PathLike[str] | Iterable[Any],

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from extraction.setting_names import setting
 from inference.settings import AUTO_PENALTY, check_penalty
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def followed_penalty(folder: Path, asked: str, *, predicts: bool) -> float:
     file, fields = _read_fields(folder)
     theirs = fields.get("repetition_penalty")
     if asked != AUTO_PENALTY:
-        penalty = check_penalty("--repetition_penalty", asked)
+        penalty = check_penalty(setting("repetition_penalty"), asked)
     else:
         penalty = 1.0 if theirs is None else check_penalty(f"{file}: repetition_penalty", theirs)
     not_followed = [
@@ -78,9 +79,8 @@ def followed_penalty(folder: Path, asked: str, *, predicts: bool) -> float:
         )  # fmt: skip
     if theirs not in (None, penalty):
         log.warning(
-            "%s: repetition_penalty %.60s is not followed, %s is; --repetition_penalty auto"
-            " follows the file",
-            file, json.dumps(theirs), penalty,
+            "%s: repetition_penalty %.60s is not followed, %s is; %s follows the file",
+            file, json.dumps(theirs), penalty, setting("repetition_penalty", "auto"),
         )  # fmt: skip
     return penalty
 

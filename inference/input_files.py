@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from extraction.errors import UnsafeFileError
+from extraction.setting_names import setting
 from extraction.storage import open_storage, scheme_of
 from extraction.storage.regular_files import open_regular
 from inference.errors import InputError
@@ -48,12 +49,12 @@ class InputFile:
 
 
 def read_input_files(
-    flag: str, address: str, extensions: str | tuple[str, ...]
+    setting_name: str, address: str, extensions: str | tuple[str, ...]
 ) -> Iterator[InputFile]:
     """A file, or those of a folder that have one of the extensions, by name.
 
     Args:
-        flag: that names it, for messages.
+        setting_name: of the setting that says where, for messages.
         address: path or `gs://bucket/name`; there a name with a slash behind it, or one that no
             object has, is a folder.
         extensions: `.json`, or several.
@@ -64,22 +65,24 @@ def read_input_files(
     """
     read = _from_bucket if is_in_bucket(address) else _from_disk
     empty = True
-    for file in read(flag, address, extensions):
+    for file in read(setting_name, address, extensions):
         empty = False
         yield file
     if empty:
         wanted = extensions if isinstance(extensions, str) else " or ".join(extensions)
-        raise InputError(f"{flag} {address}: the folder holds no {wanted} file")
+        raise InputError(f"{setting(setting_name, address)}: the folder holds no {wanted} file")
 
 
-def _from_disk(flag: str, address: str, extensions: str | tuple[str, ...]) -> Iterator[InputFile]:
+def _from_disk(
+    setting_name: str, address: str, extensions: str | tuple[str, ...]
+) -> Iterator[InputFile]:
     try:
         path = Path(address).expanduser()
         there = bool(address) and path.exists()
     except (OSError, RuntimeError):  # a name that is too long; ~ of a user that there is not
         there = False
     if not there:
-        raise _nothing_there(flag, address)
+        raise _nothing_there(setting_name, address)
     files = [path]
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.name.endswith(extensions))
@@ -90,11 +93,13 @@ def _from_disk(flag: str, address: str, extensions: str | tuple[str, ...]) -> It
         except OSError as error:
             raise InputError(f"{file} cannot be read: {error.strerror}") from None
         except UnsafeFileError as error:
-            raise InputError(f"{flag}: {error}") from None
+            raise InputError(f"{setting(setting_name)}: {error}") from None
         yield InputFile(str(file), data)
 
 
-def _from_bucket(flag: str, address: str, extensions: str | tuple[str, ...]) -> Iterator[InputFile]:
+def _from_bucket(
+    setting_name: str, address: str, extensions: str | tuple[str, ...]
+) -> Iterator[InputFile]:
     folder, _, name = address.rpartition("/")
     if name and folder.partition("://")[2]:
         data = None
@@ -106,11 +111,11 @@ def _from_bucket(flag: str, address: str, extensions: str | tuple[str, ...]) -> 
     storage = open_storage(address.rstrip("/"))
     names = storage.names()
     if not names:
-        raise _nothing_there(flag, address)
+        raise _nothing_there(setting_name, address)
     for name in names:
         if name.endswith(extensions):
             yield InputFile(f"{storage.address}/{name}", storage.get(name))
 
 
-def _nothing_there(flag: str, address: str) -> InputError:
-    return InputError(f"{flag} {address}: there is no such file or folder")
+def _nothing_there(setting_name: str, address: str) -> InputError:
+    return InputError(f"{setting(setting_name, address)}: there is no such file or folder")

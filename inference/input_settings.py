@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import field
 from typing import ClassVar, Literal
 
+from extraction.setting_names import setting
 from inference.errors import InputError
 
 OF_HUB = ("dataset_config", "dataset_revision")
@@ -108,20 +109,23 @@ class InputSettings:
             texts = value if isinstance(value, list) else [value]
             blank = any(isinstance(text, str) and not text.strip() for text in texts)
             if blank and entry.name not in self.may_be_empty:
-                raise InputError(f"--{entry.name} must not be empty")
+                raise InputError(f"{setting(entry.name)} must not be empty")
         if (self.tasks_file is None) == (self.dataset is None):
             given = "both were given" if self.dataset is not None else "neither was given"
-            raise InputError(f"one of --tasks_file and --dataset is needed; {given}")
+            raise InputError(
+                f"one of {setting('tasks_file')} and {setting('dataset')} is needed; {given}"
+            )
         for name in ("sample_limit", "random_sample", "context_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise InputError(f"--{name} must be at least 1, not {value}")
+                raise InputError(f"{setting(name)} must be at least 1, not {value}")
         if self.separator not in ("none", "eos") and not is_token_id(self.separator):
             raise InputError(
-                f"--separator is none, eos or the number of a token, not {self.separator!r}"
+                f"{setting('separator')} is none, eos or the number of a token, not"
+                f" {self.separator!r}"
             )
         if self.dataset is None:
-            self.refuse_changed(OF_DOCUMENTS, "is for documents, and needs --dataset")
+            self.refuse_changed(OF_DOCUMENTS, f"is for documents, and needs {setting('dataset')}")
 
     def refuse_changed(self, names: Sequence[str], reason: str) -> None:
         """Makes sure that nothing is asked for that would be ignored.
@@ -136,7 +140,7 @@ class InputSettings:
         default = {entry.name: entry.default for entry in dataclasses.fields(self)}
         for name in names:
             if getattr(self, name) != default[name]:
-                raise InputError(f"--{name} {reason}")
+                raise InputError(f"{setting(name)} {reason}")
 
     @property
     def inputs(self) -> str:

@@ -9,6 +9,7 @@ import bisect
 import dataclasses
 from collections.abc import Mapping
 
+from extraction.setting_names import setting
 from inference.batch_plan import PlanSettings
 from inference.errors import InputError
 from qwen_hooks.config import QwenConfig
@@ -122,10 +123,10 @@ def check_memory(
         sizes = range(1, size)
         fitting = bisect.bisect_right(sizes, usable, key=needed)  # the largest; 0: none
         advice = (
-            f"--batch_size {fitting} would fit"
+            f"{setting('batch_size', fitting)} would fit"
             if fitting
             else f"not even one row fits ({params_bytes(config, itemsize) / 1e9:.1f} GB of it are"
-            " parameters): use a larger model axis in --mesh_shape, or shorter prompts"
+            f" parameters): use a larger model axis in {setting('mesh_shape')}, or shorter prompts"
         )
         raise InputError(
             f"a batch of {size} prompts of up to {bucket} tokens with {max_new_tokens} new tokens"

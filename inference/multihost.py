@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from extraction.setting_names import setting
 from extraction.storage import Storage
 from inference.errors import InputError
 from qwen_hooks.attention_backends import choose_attention
 from qwen_hooks.config import QwenConfig
+from qwen_hooks.errors import ModelError
 from qwen_hooks.sharding import Layout, layout_for, make_mesh
 
 log = logging.getLogger(__name__)
@@ -50,9 +52,14 @@ def start_distributed(
     told = (coordinator_address, num_processes, process_id)
     if any(value is not None for value in told):
         if coordinator_address is None or num_processes is None or process_id is None:
-            raise InputError("--coordinator_address, --num_processes and --process_id go together")
+            raise InputError(
+                f"{setting('coordinator_address')}, {setting('num_processes')} and"
+                f" {setting('process_id')} go together"
+            )
         if not 0 <= process_id < num_processes:
-            raise InputError(f"--process_id must be 0 to {num_processes - 1}, not {process_id}")
+            raise InputError(
+                f"{setting('process_id')} must be 0 to {num_processes - 1}, not {process_id}"
+            )
         waiting_for = f"{num_processes} processes at {coordinator_address}"
     else:
         cluster = _cluster()
@@ -116,7 +123,12 @@ def plan_workers(config: QwenConfig, mesh_shape: tuple[int, int] | None, itemsiz
     """
     local = jax.local_devices()
     memory = device_memory(local[0])
-    layout = layout_for(config, mesh_shape, jax.devices(), memory, itemsize)
+    try:
+        layout = layout_for(config, mesh_shape, jax.devices(), memory, itemsize)
+    except ModelError as error:
+        if mesh_shape is None:
+            raise
+        raise ModelError(f"{setting('mesh_shape')}: {error}") from None
     model = layout.mesh.shape["model"]
     if len(local) % model == 0:
         return Workers(
@@ -146,7 +158,10 @@ def prompt_attention(requested: str, layout: Layout, config: QwenConfig, dtype: 
     """
     if layout.mesh.shape["model"] > 1:
         if requested not in ("auto", "xla"):
-            raise InputError(f"--attention {requested} needs a model axis of 1 in --mesh_shape")
+            raise InputError(
+                f"{setting('attention', requested)} needs a model axis of 1 in"
+                f" {setting('mesh_shape')}"
+            )
         return "xla"
     device = jax.local_devices()[0]
     capability = getattr(device, "compute_capability", None)
@@ -184,7 +199,8 @@ def check_shared(storage: Storage) -> None:
     if seen != str(nonce).encode():
         raise InputError(
             f"{storage.address} is not the same folder for process {jax.process_index()} as for"
-            " process 0; several processes need a folder that all of them share, or --gcs_bucket"
+            f" process 0; several processes need a folder that all of them share, or"
+            f" {setting('gcs_bucket')}"
         )
 
 

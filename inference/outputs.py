@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from extraction.errors import ExistingRunError
+from extraction.setting_names import setting
 from extraction.storage import file_operations
 from extraction.storage.local import LocalStorage
 from inference.arc import ArcTask, build_submission, score_submission
@@ -26,7 +27,7 @@ SUBMISSION_FILE = "submission.json"
 FOUND_FIELD = "found_in_messages"
 """Of a sample that is a chat: where the texts that `--positions` looks for were found."""
 
-NO_POSITION = "--positions chose none of its tokens"
+NO_POSITION = "the selectors of positions chose none of its tokens"
 OUTPUT_FIELDS = frozenset(
     [
         "task_id",
@@ -92,8 +93,8 @@ class OutputsFile:
         self.path = self._storage.folder / OUTPUTS_FILE
         if self.path.exists() and not may_exist:
             raise ExistingRunError(
-                f"{self.path} exists already; --resume True goes on with its run, another"
-                " --output_dir begins a new one; nothing was changed"
+                f"{self.path} exists already; {setting('resume', True)} goes on with its run,"
+                f" another {setting('output_dir')} begins a new one; nothing was changed"
             )
 
     def __enter__(self) -> "OutputsFile":

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from extraction.run_totals import RunTotals
+from extraction.setting_names import setting
 from inference.errors import InputError
 from inference.input_files import read_input_files
 
@@ -52,14 +53,14 @@ def read_plan(address: str) -> dict[str, Any]:
         InputError: there is none, or it is something else.
         StoreError: the bucket cannot be used.
     """
-    files = list(read_input_files("--plan", address, ".json"))
+    files = list(read_input_files("plan", address, ".json"))
     try:
         plan = json.loads(files[0].data) if len(files) == 1 else None
     except ValueError:
         plan = None
     if not isinstance(plan, dict) or not plan.keys() >= set(COMPARED):
         raise InputError(
-            f"--plan {address} is no plan that python -m launch plan --json has written"
+            f"{setting('plan', address)} is no plan that python -m launch plan --json has written"
         )
     return plan
 

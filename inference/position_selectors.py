@@ -12,6 +12,7 @@ from typing import cast
 
 import numpy as np
 
+from extraction.setting_names import setting
 from inference.errors import InputError
 from inference.prompt_tokens import ChosenText, PromptTokens
 
@@ -55,12 +56,12 @@ def parse_selector(expression: str) -> Selector:
     """
     match = EXPRESSION.fullmatch(expression)
     if match is None or match["name"] not in SELECTORS:
-        raise InputError(f"--positions {expression!r} is none of {KNOWN}")
+        raise InputError(f"{setting('positions', expression)} is none of {KNOWN}")
     options = [option.strip() for option in (match["options"] or "").split(",") if option.strip()]
     try:
         return SELECTORS[match["name"]](match["argument"], options)
     except ValueError as error:
-        raise InputError(f"--positions {expression!r}: {error}") from None
+        raise InputError(f"{setting('positions', expression)}: {error}") from None
 
 
 def _no_options(options: Sequence[str]) -> None:
@@ -240,8 +241,8 @@ def _entity(argument: str | None, options: Sequence[str]) -> Selector:
     def spans(prompt: PromptTokens) -> list[tuple[int, int]]:
         if not prompt.entity:
             raise InputError(
-                f"task {prompt.task_id!r} has no field `entity` (a text), which --positions entity"
-                " needs"
+                f"task {prompt.task_id!r} has no field `entity` (a text), which"
+                f" {setting('positions', 'entity')} needs"
             )
         return _occurrences(_text_of(prompt), prompt.entity)
 
@@ -272,7 +273,8 @@ def _role(argument: str | None, options: Sequence[str]) -> Selector:
     def spans(prompt: PromptTokens) -> list[tuple[int, int]]:
         if prompt.chat is None:
             raise InputError(
-                f"task {prompt.task_id!r} is no chat, which --positions role:... needs"
+                f"task {prompt.task_id!r} is no chat, which"
+                f" {setting('positions', f'role:{argument}')} needs"
             )
         found = []
         for number, span in prompt.chat.contents.items():
@@ -281,7 +283,8 @@ def _role(argument: str | None, options: Sequence[str]) -> Selector:
             if span is None:
                 raise InputError(
                     f"task {prompt.task_id!r}: the chat template rewrites the content of message"
-                    f" {number} ({argument}), so --positions role:{argument} cannot tell its tokens"
+                    f" {number} ({argument}), so {setting('positions', f'role:{argument}')} cannot"
+                    " tell its tokens"
                 )
             if span[0] < span[1]:
                 found.append(span)

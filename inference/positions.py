@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from extraction.setting_names import setting
 from inference.errors import InputError
 from inference.position_selectors import KNOWN, GeneratedToken, parse_selector
 from inference.prompt_tokens import PromptTokens, special_ids
@@ -41,7 +42,7 @@ class Positions:
 
     def __init__(self, expressions: Sequence[str]):
         if not expressions:
-            raise InputError(f"--positions needs at least one of {KNOWN}")
+            raise InputError(f"{setting('positions')} needs at least one of {KNOWN}")
         negated = [e.removeprefix("not ") for e in expressions if _is_negated(e)]
         chosen = [e for e in expressions if not _is_negated(e)] or ["all"]
         self._names = chosen

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from extraction.setting_names import setting
 from inference.chats import RenderedChat
 from inference.errors import InputError
 
@@ -59,8 +60,8 @@ class PromptTokens:
         """
         if self.text is None or self.tokenizer is None or not self.tokenizer.is_fast:
             raise InputError(
-                f"task {self.task_id!r}: --positions reads the text, which needs a checkpoint with"
-                " a fast tokenizer"
+                f"task {self.task_id!r}: {setting('positions')} reads the text, which needs a"
+                " checkpoint with a fast tokenizer"
             )
         found = self.tokenizer(
             self.text, add_special_tokens=self.adds_special_tokens, return_offsets_mapping=True
@@ -69,7 +70,7 @@ class PromptTokens:
         if list(found["input_ids"]) != list(of_text):
             raise InputError(
                 f"task {self.task_id!r}: its token ids are not those that the tokenizer makes of"
-                " their text, so --positions cannot find text in them"
+                f" their text, so {setting('positions')} cannot find text in them"
             )
         behind = [(len(self.text), len(self.text))] * self.separators
         return np.array([*found["offset_mapping"], *behind], np.int64).reshape(-1, 2)

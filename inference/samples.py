@@ -7,6 +7,7 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase
 
 from extraction.progress import Progress, counted, silent
+from extraction.setting_names import setting
 from inference.arc import ArcTask, arc_prompt, augmentation
 from inference.arc_grids import GRID_ENCODERS
 from inference.chats import Chat, RenderedChat
@@ -69,7 +70,7 @@ def make_samples(
     is_document = settings.dataset is not None
     length = _piece_length(settings, context_length) if is_document else None
     behind = separator_ids(settings, tokenizer)
-    _check_token_ids("--separator", behind, vocab_size)
+    _check_token_ids(setting("separator", settings.separator), behind, vocab_size)
     for task in counted(tasks, "inputs tokenised", progress, len(tasks)):
         prompts = _arc_prompts(task, settings) if isinstance(task, ArcTask) else [_own_prompt(task)]
         for sample_idx, (content, extra) in enumerate(prompts):
@@ -122,7 +123,9 @@ def separator_ids(
     if settings.separator != "eos":
         return (int(settings.separator),)
     if tokenizer is None or tokenizer.eos_token_id is None:
-        raise InputError("--separator eos: the checkpoint's tokenizer has none; give a token id")
+        raise InputError(
+            f"{setting('separator', 'eos')}: the checkpoint's tokenizer has none; give a token id"
+        )
     return (int(cast(int, tokenizer.eos_token_id)),)
 
 
@@ -133,8 +136,9 @@ def _piece_length(settings: ExtractionSettings, context_length: int | None) -> i
     room = context_length - max(settings.max_new_tokens, 1) + 1
     if room < 1 or (settings.context_length or 0) > room:
         raise InputError(
-            f"--context_length {settings.context_length or 'of the model'} with --max_new_tokens"
-            f" {settings.max_new_tokens} does not fit into the model's context of {context_length}"
+            f"{setting('context_length', settings.context_length or context_length)} with"
+            f" {setting('max_new_tokens', settings.max_new_tokens)} does not fit into the model's"
+            f" context of {context_length}"
         )
     return settings.context_length or room
 
@@ -259,7 +263,8 @@ def reason_to_skip(sample: Sample, context: int, max_new_tokens: int) -> str | N
     needed = len(sample.token_ids) + max(max_new_tokens, 1) - 1
     if needed > context:
         return (
-            f"{len(sample.token_ids)} prompt tokens with --max_new_tokens {max_new_tokens} need"
+            f"{len(sample.token_ids)} prompt tokens with"
+            f" {setting('max_new_tokens', max_new_tokens)} need"
             f" a context of {needed}, the model has {context}"
         )
     return None

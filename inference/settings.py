@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import field
 from typing import ClassVar, Literal
 
+from extraction.setting_names import setting
 from extraction.storage import scheme_of
 from inference.arc_grids import GRID_ENCODERS
 from inference.errors import InputError
@@ -161,31 +162,35 @@ class ExtractionSettings(InputSettings):
         for name, minimum in self.minimum.items():
             value = getattr(self, name)
             if value is not None and not value >= minimum:  # also refuses NaN
-                raise InputError(f"--{name} must be at least {minimum}, not {value}")
+                raise InputError(f"{setting(name)} must be at least {minimum}, not {value}")
         for entry in dataclasses.fields(self):
             value, maximum = getattr(self, entry.name), self.maximum.get(entry.name, MAX_NUMBER)
             if isinstance(value, int | float) and value > maximum:
-                raise InputError(f"--{entry.name} must be at most {maximum}, not {value}")
+                raise InputError(f"{setting(entry.name)} must be at most {maximum}, not {value}")
         if not 0 < self.top_p <= 1:
-            raise InputError(f"--top_p must be above 0 and at most 1, not {self.top_p}")
+            raise InputError(f"{setting('top_p')} must be above 0 and at most 1, not {self.top_p}")
         if self.repetition_penalty != AUTO_PENALTY:
-            check_penalty("--repetition_penalty", self.repetition_penalty)
+            check_penalty(setting("repetition_penalty"), self.repetition_penalty)
         for name in ("output_dir", "activations_dir"):
             if scheme_of(getattr(self, name)) is not None:
                 raise InputError(
-                    f"--{name} must be a folder on this machine, not {getattr(self, name)};"
-                    " --gcs_bucket gs://bucket/prefix uploads the activations"
+                    f"{setting(name)} must be a folder on this machine, not {getattr(self, name)};"
+                    f" {setting('gcs_bucket', 'gs://bucket/prefix')} uploads the activations"
                 )
         if self.upload_to_cloud and self.gcs_bucket is None:
-            raise InputError("--upload_to_cloud True needs --gcs_bucket gs://bucket/prefix")
+            raise InputError(
+                f"{setting('upload_to_cloud', True)} needs"
+                f" {setting('gcs_bucket', 'gs://bucket/prefix')}"
+            )
         if self.store_dtype == "bfloat16" and self.format in ("pickle", "npz"):
             raise InputError(
-                f"--format {self.format} holds float32 only; bfloat16 needs --format safetensors or"
-                " raw"
+                f"{setting('format', self.format)} holds float32 only; bfloat16 needs"
+                f" {setting('format', 'safetensors')} or {setting('format', 'raw')}"
             )
         if self.grid_encoder not in GRID_ENCODERS:
             raise InputError(
-                f"--grid_encoder {self.grid_encoder!r} is none of {', '.join(GRID_ENCODERS)}"
+                f"{setting('grid_encoder', self.grid_encoder)} is none of"
+                f" {', '.join(GRID_ENCODERS)}"
             )
 
     def cloud(self) -> str | None:
@@ -289,11 +294,13 @@ class DistributedSettings(ExtractionSettings):
         self.mesh_axes()
         if self.pack_length and self.max_new_tokens:
             raise InputError(
-                "--pack_length is for documents that nothing is generated for; it needs"
-                " --max_new_tokens 0"
+                f"{setting('pack_length')} is for documents that nothing is generated for; it needs"
+                f" {setting('max_new_tokens', 0)}"
             )
         if self.pack_length and self.attention == "cudnn":
-            raise InputError("--attention cudnn takes no packed documents; use auto or xla")
+            raise InputError(
+                f"{setting('attention', 'cudnn')} takes no packed documents; use auto or xla"
+            )
 
     def mesh_axes(self) -> tuple[int, int] | None:
         """`mesh_shape` as numbers.
@@ -305,7 +312,7 @@ class DistributedSettings(ExtractionSettings):
             return None
         parts = self.mesh_shape.split(",")
         if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-            raise InputError(f"--mesh_shape must look like 8,8, not {self.mesh_shape!r}")
+            raise InputError(f"{setting('mesh_shape')} must look like 8,8, not {self.mesh_shape!r}")
         return int(parts[0]), int(parts[1])
 
 

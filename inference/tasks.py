@@ -69,7 +69,7 @@ def read_tasks(tasks_file: str) -> list[Task]:
     """
     tasks: list[Task] = []
     sources: dict[str, InputFile] = {}
-    for file in read_input_files("--tasks_file", tasks_file, ".json"):
+    for file in read_input_files("tasks_file", tasks_file, ".json"):
         for task in _read_file(file):
             check_task_id(file, task.task_id)
             if task.task_id in sources:
@@ -85,7 +85,7 @@ def read_tasks(tasks_file: str) -> list[Task]:
 def tasks_digest(tasks_file: str) -> str:
     """sha256 over what the tasks are read from: names and contents of the files."""
     digest = hashlib.sha256()
-    for file in read_input_files("--tasks_file", tasks_file, ".json"):
+    for file in read_input_files("tasks_file", tasks_file, ".json"):
         content = hashlib.sha256(file.data).hexdigest()
         digest.update(json.dumps([file.name, content]).encode())
     return digest.hexdigest()

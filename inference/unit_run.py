@@ -34,6 +34,7 @@ from extraction.patience import patiently
 from extraction.rows import RowBlock
 from extraction.run_identity import RunIdentity, RunLock, begin, check_identity
 from extraction.run_totals import RunTotals
+from extraction.setting_names import setting
 from extraction.storage import CloudStorage, Storage, open_cloud
 from extraction.storage.local import LocalStorage
 from inference.batch_plan import SAVE_EVERY, WINDOW, PlannedSample, Unit, rows_per_file
@@ -162,7 +163,7 @@ class UnitRun:
                 if place is not self.storage:
                     raise ExistingRunError(
                         f"{place.address} holds another run than {self.storage.address}; choose"
-                        " another --activations_dir, nothing was changed"
+                        f" another {setting('activations_dir')}, nothing was changed"
                     )
                 if first and not self.settings.resume:
                     raise ExistingRunError(f"another run was quicker to begin in {place.address}")

@@ -30,6 +30,7 @@ from pathlib import Path
 from extraction.command_parser import BAD_INPUT, NO_STORAGE, CommandParser
 from extraction.errors import StorageUnavailableError, StoreError
 from extraction.interruption import exit_status, raised_in_main
+from extraction.setting_names import flags_named
 from inference.errors import InputError
 from launch.commands import pasted
 from launch.gcloud import delete as delete_command
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = _parser().parse_args(given)
     started = None
     try:
-        with raised_in_main():
+        with raised_in_main(), flags_named():
             command, settings = COMMANDS[flags.command], read_settings(flags.settings)
             command.check(settings)
             started = settings

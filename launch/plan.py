@@ -33,6 +33,7 @@ from extraction.command_parser import BAD_INPUT
 from extraction.errors import StoreError
 from extraction.interruption import raised_in_main
 from extraction.progress import ProgressLine
+from extraction.setting_names import flags_named
 from extraction.storage import file_operations, open_cloud
 from inference.command_line import run_command
 from inference.datasets import read_inputs, with_commit
@@ -349,7 +350,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and not given[0].startswith("-"):
         try:
-            given[:1] = _flags_of_file(Path(given[0]))
+            with flags_named():
+                given[:1] = _flags_of_file(Path(given[0]))
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return BAD_INPUT

@@ -108,7 +108,7 @@ def layout_for(
     if data < 1 or model < 1 or data * model != count:
         fitting = " ".join(f"{count // m},{m}" for m in range(1, count + 1) if count % m == 0)
         raise ModelError(
-            f"--mesh_shape {data},{model} needs {data * model} devices, there are {count};"
+            f"a mesh of {data},{model} needs {data * model} devices, there are {count};"
             f" what fits: {fitting}"
         )
     whole_fits = params_bytes(config, itemsize) <= WEIGHTS_SHARE * device_memory

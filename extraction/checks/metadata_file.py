@@ -15,6 +15,7 @@ from extraction.finalise import derived_document
 from extraction.metadata import METADATA_FILE
 from extraction.run_identity import RunIdentity
 from extraction.run_totals import BatchSummary, RunTotals
+from extraction.setting_names import setting
 from extraction.storage import Storage
 
 MOVING = {"complete", "planned_batches", "run"}
@@ -75,7 +76,7 @@ def check_metadata(
     elif later or differing:
         report.unfinished.append(
             f"{METADATA_FILE} is older than the run ({later} batches came later); `repair`, or the"
-            " run's own --resume, brings it up to date"
+            f" run's own {setting('resume', True)}, brings it up to date"
         )
 
 

@@ -123,7 +123,7 @@ def _some(label: str, lines: Sequence[str]) -> Iterator[str]:
     for line in lines[:LINES]:
         yield f"  {label}: {line}"
     if len(lines) > LINES:
-        yield f"  {label}: {len(lines) - LINES:,} more, which --json lists"
+        yield f"  {label}: {len(lines) - LINES:,} more, which the report as JSON lists"
 
 
 def missing_numbers(planned: int, there: Collection[int]) -> tuple[int, str]:

@@ -33,6 +33,7 @@ from extraction.exports.pt import Pt
 from extraction.exports.run_rows import RunRows
 from extraction.exports.target import Target
 from extraction.progress import Progress, silent
+from extraction.setting_names import setting
 from extraction.storage import Storage
 
 __all__ = ["DTYPES", "TARGETS", "Exported", "export", "flags"]
@@ -101,7 +102,8 @@ def export(
     for package in target.needs:
         if importlib.util.find_spec(package) is None:
             raise StoreError(
-                f"--to {to} needs {package}, which is not installed; run `pip install {package}`"
+                f"{setting('to', to)} needs {package}, which is not installed; run"
+                f" `pip install {package}`"
             )
     path = local_place(out)
     refuse_existing(path)  # now, not after all keys are read
@@ -130,11 +132,12 @@ def _target(to: str, options: dict[str, Any]) -> Target:
     fields = dataclasses.fields(TARGETS[to])
     for name in options:
         if name not in [field.name for field in fields]:
-            takes = ", ".join(f"--{field.name}" for field in fields) or "no such flags"
-            raise StoreError(f"--{name} is not for --to {to}, which takes {takes}")
+            takes = ", ".join(setting(field.name) for field in fields) or "nothing of its own"
+            raise StoreError(f"{setting(name)} is not for {setting('to', to)}, which takes {takes}")
     for field in fields:
         if field.default is dataclasses.MISSING and field.name not in options:
-            raise StoreError(f"--to {to} needs --{field.name}: {field.metadata['flag']['help']}")
+            what = field.metadata["flag"]["help"]
+            raise StoreError(f"{setting('to', to)} needs {setting(field.name)}: {what}")
     return TARGETS[to](**options)
 
 

@@ -27,6 +27,7 @@ from extraction.exports.run_rows import RunRows
 from extraction.exports.target import check_count, option
 from extraction.frameworks import Rows
 from extraction.hook_point_names import transformer_lens_name
+from extraction.setting_names import setting
 
 FILE_BYTES = 500 << 20
 """Of an Arrow file, about, as `save_to_disk` has it."""
@@ -73,7 +74,7 @@ class HuggingFace:
         if not contexts:
             raise StoreError(
                 f"{run.address} has {len(run):,} rows, which do not fill a context of {C:,};"
-                " --context_size must be smaller"
+                f" {setting('context_size')} must be smaller"
             )
         columns = {hook: self._column(hook) for hook in run.hook_points}
         features = datasets.Features(

@@ -21,6 +21,7 @@ from extraction.exports.new_place import reserve
 from extraction.exports.run_rows import RunRows
 from extraction.exports.target import check_count, option
 from extraction.exports.tokens import Tokens
+from extraction.setting_names import setting
 
 EXACT_IDS = 1 << 24
 """Whole numbers below it are float32s."""
@@ -62,8 +63,8 @@ class Memmap:
         tokens = Tokens(run, only_read=True)
         if tokens.largest >= EXACT_IDS:
             raise StoreError(
-                f"token {tokens.largest} is not exact in float32, as ids.dat stores it; --to npz"
-                " keeps ids as int32"
+                f"token {tokens.largest} is not exact in float32, as ids.dat stores it;"
+                f" {setting('to', 'npz')} keeps ids as int32"
             )
         samples, hooks = run.samples, run.hook_points
         N, S, D = len(samples), int(tokens.lengths.max()), run.widths[hooks[0]]
@@ -106,14 +107,14 @@ class Memmap:
             if fewest < most:
                 raise StoreError(
                     f"samples have from {fewest} to {most} rows, and acts.dat as many of each;"
-                    f" --n_positions {fewest} takes the last {fewest} of each sample"
+                    f" {setting('n_positions', fewest)} takes the last {fewest} of each sample"
                 )
             return most
         if fewest < self.n_positions:
             short = samples.named(samples.rows < self.n_positions)
             raise StoreError(
                 f"there are fewer than {self.n_positions} rows of {short};"
-                f" --n_positions {fewest} is the most that every sample has"
+                f" {setting('n_positions', fewest)} is the most that every sample has"
             )
         return self.n_positions
 
@@ -122,8 +123,8 @@ def _check_widths(run: RunRows) -> None:
     if len(set(run.widths.values())) > 1:
         widths = ", ".join(f"{hook} {width}" for hook, width in run.widths.items())
         raise StoreError(
-            f"acts.dat holds rows of one width, and these are {widths}; choose --hook_points of"
-            " one width, and export the others to another folder"
+            f"acts.dat holds rows of one width, and these are {widths}; choose"
+            f" {setting('hook_points')} of one width, and export the others to another folder"
         )
 
 

@@ -15,6 +15,7 @@ from extraction.errors import StoreError
 from extraction.exports.run_rows import RunRows
 from extraction.exports.tokens import Tokens
 from extraction.rows import UNKNOWN
+from extraction.setting_names import setting
 
 NO_TOKEN = UNKNOWN
 """Stands in `input_ids` behind a sequence, and for tokens that are not known."""
@@ -40,7 +41,7 @@ def padded_arrays(run: RunRows, allocate: Allocate) -> tuple[dict[str, np.ndarra
         which[samples.sample[lost]] = True
         raise StoreError(
             f"rows of {samples.named(which)} have no position, and so no place in a padded array;"
-            " --to memmap and --to huggingface need none"
+            f" {setting('to', 'memmap')} and {setting('to', 'huggingface')} need none"
         )
     tokens = Tokens(run)
     N, S = len(samples), int(tokens.lengths.max())

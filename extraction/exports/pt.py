@@ -16,6 +16,7 @@ import numpy as np
 from extraction.errors import StoreError
 from extraction.exports.padded import padded_arrays
 from extraction.exports.run_rows import RunRows
+from extraction.setting_names import setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class Pt:
             except MemoryError:
                 raise StoreError(
                     f"{name} {list(shape)} does not fit into memory, as pt needs; export fewer"
-                    " --hook_points, or --to npz"
+                    f" {setting('hook_points')}, or {setting('to', 'npz')}"
                 ) from None
 
         def tensor(array: np.ndarray) -> torch.Tensor:

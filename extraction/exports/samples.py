@@ -115,5 +115,5 @@ def _refuse_doubles(samples: Samples, order: Sequence[int] | np.ndarray) -> None
         which[sample[1:][same]] = True
         raise StoreError(
             f"several rows have the same position of {samples.named(which)};"
-            " `verify --level 3` tells where they are"
+            " verify at level 3 tells where they are"
         )

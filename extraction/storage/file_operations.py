@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from extraction.errors import StoreError
+from extraction.setting_names import setting
 from extraction.storage import Content, pieces
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -65,7 +66,7 @@ def _link(temporary: Path, path: Path) -> None:
         raise StoreError(
             f"{path.parent} lies on a file system without hard links (a mounted bucket, a FAT"
             " disk), on which nothing keeps two runs from overwriting each other; take a local"
-            " disk, and --gcs_bucket for a bucket"
+            f" disk, and {setting('gcs_bucket')} for a bucket"
         ) from None
 
 

@@ -27,6 +27,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 
 from extraction.checksums import crc32c
 from extraction.errors import StorageUnavailableError, StoreError, first_line
+from extraction.setting_names import setting
 from extraction.storage import Content, FileInfo, pieces
 from extraction.storage.names import check_name
 
@@ -283,7 +284,8 @@ class GcsStorage:
             if name is not None and "bucket does not exist" not in str(error):
                 raise FileNotFoundError(f"{self.address}/{name}") from None
             raise StoreError(
-                f"{self.address}: the bucket does not exist; create it, or mend --gcs_bucket"
+                f"{self.address}: the bucket does not exist; create it, or mend"
+                f" {setting('gcs_bucket')}"
             ) from None
         except (api_errors.Unauthorized, auth_errors.GoogleAuthError) as error:
             raise StorageUnavailableError(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from extraction.errors import StoreError
 from extraction.patience import FULL, patiently
+from extraction.setting_names import setting
 from extraction.storage import Content, FileInfo, file_operations, regular_files, scheme_of
 from extraction.storage.names import check_name
 
@@ -31,7 +32,7 @@ class LocalStorage:
         if scheme is not None:
             raise StoreError(
                 f"{folder} is an address of {scheme}://, and a folder on this machine is needed"
-                " here; --gcs_bucket gs://bucket/prefix (gcs_bucket in Python) uploads a run"
+                f" here; {setting('gcs_bucket', 'gs://bucket/prefix')} uploads a run"
             )
         self.address = str(folder)
         if not self.address.strip():
