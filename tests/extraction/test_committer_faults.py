@@ -226,7 +226,9 @@ def test_a_disk_that_stays_full_is_told_in_time(tmp_path, monkeypatch, timeout, 
     full = FailingOs(lambda number, called: errno.ENOSPC if called == name else None)
     monkeypatch.setattr(file_operations, "os", full)
     started = time.monotonic()
-    with pytest.raises(StorageUnavailableError, match=r"No space left on device.*--resume") as told:
+    with pytest.raises(
+        StorageUnavailableError, match=r"No space left on device.*resume=True"
+    ) as told:
         commit(tmp_path, stall_timeout=timeout)
     assert timeout / 4 <= time.monotonic() - started < timeout + 5
     assert str(tmp_path) in str(told.value)

@@ -71,7 +71,7 @@ def test_a_run_may_begin_where_there_is_none(tmp_path):
 def test_the_same_run_goes_on_only_when_told_to(tmp_path):
     first = begin(LocalStorage(tmp_path), identity())
     before = bytes_of(tmp_path)
-    with pytest.raises(ExistingRunError, match=rf"begun {first.created_at[:10]}.*--resume"):
+    with pytest.raises(ExistingRunError, match=rf"begun {first.created_at[:10]}.*resume=True"):
         check_identity(LocalStorage(tmp_path), identity(), resume=False)
     check_identity(LocalStorage(tmp_path), identity(), resume=True)
     assert begin(LocalStorage(tmp_path), identity()).run_id == first.run_id
@@ -150,7 +150,7 @@ def test_a_run_that_begins_while_one_looks_is_seen(tmp_path, monkeypatch, resume
     if resume:
         check_identity(storage, identity(), resume=True)
     else:
-        with pytest.raises(ExistingRunError, match="--resume goes on with it"):
+        with pytest.raises(ExistingRunError, match="resume=True goes on with it"):
             check_identity(storage, identity(), resume=False)
     found = read_identity(storage)
     assert found is not None

@@ -76,9 +76,9 @@ def check(device_memory, **changes):
 
 def test_advice_is_a_batch_size_that_fits():
     check(64 * 10**9)
-    with pytest.raises(InputError, match=r"--batch_size (\d+) would fit") as refused:
+    with pytest.raises(InputError, match=r"batch_size=(\d+) would fit") as refused:
         check(10**9)
-    advised = int(str(refused.value).split("--batch_size ")[1].split()[0])
+    advised = int(str(refused.value).split("batch_size=")[1].split()[0])
     assert 1 <= advised < 16
     plan = PlanSettings(tokens_per_batch=65_536, max_batch_size=advised, rows_per_unit=512)
     layout = layout_for(CONFIG, (1, 1), jax.devices()[:1], 10**10, 4)

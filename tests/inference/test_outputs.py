@@ -107,7 +107,7 @@ def test_a_folder_is_made_only_when_the_run_starts(tmp_path):
 def test_an_existing_file_is_refused_and_kept(tmp_path):
     path = tmp_path / "outputs.jsonl"
     path.write_text("other")
-    with pytest.raises(ExistingRunError, match=r"outputs\.jsonl exists already.*--output_dir"):
+    with pytest.raises(ExistingRunError, match=r"outputs\.jsonl exists already.*output_dir"):
         OutputsFile(tmp_path)
     assert path.read_text() == "other"
     assert list(tmp_path.iterdir()) == [path]

@@ -178,7 +178,7 @@ def test_what_is_no_selector_is_refused(expression, reason):
     with pytest.raises(InputError) as refused:
         Positions([expression])
     assert reason in str(refused.value)
-    assert "--positions" in str(refused.value)
+    assert "positions" in str(refused.value)
 
 
 def test_what_a_prompt_does_not_have_is_told():

@@ -134,7 +134,7 @@ def test_hostile_ids_are_refused(write_tasks, task_id, reason):
 
 @pytest.mark.parametrize("path", ["missing.json", "x" * 300, "~nosuchuser/tasks.json"])
 def test_no_such_file(path):
-    refusal(path, "--tasks_file", path)
+    refusal(path, "tasks_file=", path)
 
 
 def test_folder_without_tasks(tmp_path):

@@ -122,7 +122,7 @@ def test_publish_new_shows_all_or_nothing(tmp_path, call, n):
 def test_a_file_system_without_hard_links_is_refused_by_name(tmp_path, monkeypatch, code):
     system = FailingOs(lambda _, name: code if name == "link" else None)
     monkeypatch.setattr(file_operations, "os", system)
-    with pytest.raises(StoreError, match=r"without hard links .* --gcs_bucket"):
+    with pytest.raises(StoreError, match=r"without hard links .* gcs_bucket"):
         publish_new(tmp_path / "file", NEW)
     assert list(tmp_path.iterdir()) == []
 
