@@ -189,7 +189,7 @@ def test_many_problems_are_cut_short(capsys, tmp_path):
         storage.replace(f"layer_6_batch_{number + 100:06d}.pkl", b"")
     status, out, _ = run(capsys, "verify", tmp_path)
     assert status == 0
-    assert "note: 10 more, which --json lists" in out
+    assert "note: 10 more, which the report as JSON lists" in out
 
 
 def test_inspect_shows_a_run(capsys, tmp_path):

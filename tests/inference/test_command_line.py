@@ -98,7 +98,7 @@ def test_own_arguments_of_the_process(monkeypatch):
         (["--top_p", "nan"], "--top_p"),
         (["--dtype", "float16"], "'float16'"),
         (["--prompt_style", "rap"], "'rap'"),
-        (["--grid_encoder", "braille"], "'braille'"),
+        (["--grid_encoder", "braille"], "braille"),
     ],
 )
 def test_flags_that_are_refused(capsys, flags, word):

@@ -90,5 +90,5 @@ def test_folders_are_no_addresses(address, as_text):
 @pytest.mark.parametrize("address", ["gs://bucket/run", *UNKNOWN])
 @pytest.mark.parametrize("flag", ["activations_dir", "output_dir"])
 def test_flags_of_folders_name_themselves(address, flag):
-    with pytest.raises(InputError, match=f"--{flag} .*{address}"):
+    with pytest.raises(InputError, match=f"^{flag} .*{address}"):
         ExtractionSettings(model_path="m", tasks_file="t", **{flag: address})
