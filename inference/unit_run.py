@@ -218,7 +218,7 @@ class UnitRun:
         totals = write_metadata(self.storage, self._totals, copies)
         stopped = (
             f"stopped; {len(totals):,} of {len(self.units):,} units are committed, the same command"
-            " with --resume True goes on"
+            f" with {setting('resume', True)} goes on"
         )
         stop.check(stopped)
         if len(totals) == len(self.units):
