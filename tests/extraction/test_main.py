@@ -56,7 +56,6 @@ def test_help_lists_the_commands(capsys):
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["check"],
         ["verify"],
         ["verify", "x", "--level", "4"],

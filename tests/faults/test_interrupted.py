@@ -1,6 +1,7 @@
 """ctrl-C and SIGTERM at random times: a share here, 50 tries of each command with FAULTS=all."""
 
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ def demo(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("name", "number"),
-    [(name, signal.SIGINT) for name in commands("")] + [("distributed", signal.SIGTERM)],
+    [(name, signal.SIGINT) for name in commands(Path())] + [("distributed", signal.SIGTERM)],
 )
 def test_one_line_at_any_time(name, number, demo):
     found = tries(demo, name, number, TRIES)
