@@ -290,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f" {jax.default_backend()}, torch {torch.__version__}, {options.shape}, {options.dtype}"
     )
     tokenizer = make_tokenizer()
-    settings = DistributedSettings(model_path="", tasks_file=options.tasks_file)
+    settings = DistributedSettings(model_path=options.shape, tasks_file=options.tasks_file)
     tasks = read_tasks(options.tasks_file)
     samples = list(make_samples(tasks, tokenizer, len(tokenizer), settings))[: options.samples]
     with tempfile.TemporaryDirectory() as name:

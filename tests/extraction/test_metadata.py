@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from extraction.metadata import BatchFile, metadata_document
+from extraction.version import __version__
 from tests.extraction.known_rows import WIDTH, known_block, make_extractor, read_metadata
 
 # Founding document 004's keys, in its order.
@@ -87,7 +88,8 @@ def test_a_finished_run_is_described_as_it_is(tmp_path, rows):
     assert_true_to_the_files(tmp_path)
     metadata = read_metadata(tmp_path)
     assert metadata["total_samples"] == metadata["total_sequences"] == rows
-    assert (metadata["hidden_dim"], metadata["run"]) == (WIDTH, {"seed": 7})
+    assert metadata["hidden_dim"] == WIDTH
+    assert metadata["run"] == {"seed": 7, "program_version": __version__}
     assert metadata["complete"] is True
 
 

@@ -576,7 +576,7 @@ def test_a_damaged_closing_is_named(tmp_path):
 def test_a_damaged_self_check_is_named(tmp_path):
     storage = write_run(tmp_path)
     storage.replace("_run/self_check/00000.json", b"{")
-    assert_damaged(storage, 1, "_run/self_check/00000.json", "not JSON")
+    assert_damaged(storage, 1, "_run/self_check/00000.json", "damaged")
 
 
 # The identity.
