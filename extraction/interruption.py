@@ -149,6 +149,8 @@ class _Listener:
                 self._own -= 1
                 return
             is_second, self._first = self._first is not None, self._first or number
+            if self._raised and not is_second:  # the main thread was quicker, and is ending
+                return
             if is_second and self._at_second is not None:
                 self._at_second()
             if is_second or self._mode is _Mode.AT_ONCE:

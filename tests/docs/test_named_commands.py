@@ -21,6 +21,7 @@ COMMANDS = all_named()
 PYTHON = {
     "benchmarks.accelerator": "tests/benchmarks/test_accelerator.py",
     "benchmarks.accelerator_parity": "tests/benchmarks/test_accelerator_parity.py",
+    "benchmarks.architecture": "tests/benchmarks/test_architecture.py",
     "benchmarks.bfloat16_products": "has no flags and no smaller size; it only prints times",
     "benchmarks.hook_points": "tests/benchmarks/test_hook_points.py",
     "benchmarks.plan": "runs the two commands that tests/launch/test_plan.py compares, in minutes",

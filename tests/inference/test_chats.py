@@ -243,7 +243,7 @@ def test_what_a_template_rewrites_is_refused():
     messages = thinking_chat()
     messages[-1]["content"] = "<think>user says</think>Yes, user."  # spaced anew by the template
     prompt = prompt_of(TOKENIZERS["Qwen3"], messages)
-    with pytest.raises(InputError, match=r"'t': .* message 3 \(assistant\).* role:assistant"):
+    with pytest.raises(InputError, match=r"'t': .* message 3 \(assistant\).*role:assistant"):
         chosen(prompt, "role:assistant")
     places = [prompt.text.index("user?"), prompt.text.index("And?")]
     assert chosen(prompt, "role:user") == holding(
