@@ -190,13 +190,7 @@ class BatchStream(Iterator[Any]):
         if len(numbers) < len(keys) or numbers[0] != POSITION_VERSION:
             raise StoreError(f"this is no position of a stream: {str(start)[:200]}")
         expected = {"run_id": self._run_id, "part": None, **self._ordering()}
-        differing = [
-            f"{key} {start.get(key)!r} there, {value!r} here"
-            for key, value in expected.items()
-            if start.get(key) != value
-        ]
-        if differing:
-            raise StoreError(f"the position is one of another stream: {'; '.join(differing)}")
+        refuse_other_position(start, expected, "another stream")
         self._epoch, self._row = numbers[2], numbers[3]
         return [known[batch_id] for batch_id in ids_of(start.get("batches"), known)]
 
@@ -266,3 +260,25 @@ def _checked_part(part: Any) -> tuple[int, int]:
     except (TypeError, ValueError):
         pass
     raise StoreError(f"part must be (index, parts) with 0 <= index < parts, not {part!r}")
+
+
+def refuse_other_position(
+    start: Mapping[str, Any], expected: Mapping[str, Any], whose: str
+) -> None:
+    """Refuse a position that was made with other settings.
+
+    Args:
+        start: the position.
+        expected: fields that it must have.
+        whose: position it is otherwise.
+
+    Raises:
+        StoreError: naming each field that differs.
+    """
+    differing = [
+        f"{name} {start.get(name)!r} there, {value!r} here"
+        for name, value in expected.items()
+        if start.get(name) != value
+    ]
+    if differing:
+        raise StoreError(f"the position is one of {whose}: {'; '.join(differing)}")

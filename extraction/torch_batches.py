@@ -62,7 +62,7 @@ class TorchBatches(IterableDataset):
         self._order, self._known = stream.order, stream.position
         self._batch_size = operator.index(batch_size)
         if self._start:
-            _refuse_other(self._start, self._settings())
+            batch_stream.refuse_other_position(self._start, self._settings(), "other batches")
         # Shared with workers that live for several epochs (persistent_workers=True).
         first = self._start["epoch"] if self._start else 0
         self._epoch = torch.tensor(first, dtype=torch.int64).share_memory_()
@@ -179,13 +179,3 @@ def _checked(start: Any) -> Mapping[str, Any]:
         if whole and start["version"] == POSITION_VERSION and start["workers"]:
             return start
     raise StoreError(f"this is no position of TorchBatches: {str(start)[:200]}")
-
-
-def _refuse_other(start: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    differing = [
-        f"{name} {start.get(name)!r} there, {value!r} here"
-        for name, value in settings.items()
-        if start.get(name) != value
-    ]
-    if differing:
-        raise StoreError(f"the position is one of other batches: {'; '.join(differing)}")

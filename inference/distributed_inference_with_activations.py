@@ -70,7 +70,7 @@ from inference.run_loop import (
     run_batches,
     unit_rows,
 )
-from inference.samples import Sample, decode_text, make_samples, reason_to_skip
+from inference.samples import Sample, decode_text, read_samples, reason_to_skip
 from inference.self_check import SelfCheck, SelfCheckError, plan_check
 from inference.settings import DistributedSettings
 from inference.shown_positions import print_samples
@@ -142,17 +142,7 @@ def run(
     use_compilation_cache(settings.compilation_cache_dir)
     pretrained = open_pretrained(settings)
     config = pretrained.checkpoint.config
-    with ProgressLine() as progress:
-        samples = list(
-            make_samples(
-                tasks,
-                pretrained.tokenizer,
-                config.vocab_size,
-                settings,
-                config.context_length,
-                progress,
-            )
-        )
+    samples = read_samples(tasks, pretrained, settings)
     if jax.process_index() == 0:
         print_samples(samples, pretrained.tokenizer, settings.show_positions)
     workers = plan_workers(config, settings.mesh_axes(), pretrained.dtype.itemsize)

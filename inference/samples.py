@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from extraction.progress import Progress, counted, silent
+from extraction.progress import Progress, ProgressLine, counted, silent
 from extraction.setting_names import setting
 from inference.arc import ArcTask, arc_prompt, augmentation
 from inference.arc_grids import GRID_ENCODERS
@@ -14,6 +14,7 @@ from inference.chats import Chat, RenderedChat
 from inference.errors import InputError
 from inference.outputs import FOUND_FIELD
 from inference.positions import Positions
+from inference.pretrained import Pretrained
 from inference.prompt_tokens import PromptTokens, special_ids
 from inference.settings import ExtractionSettings
 from inference.tasks import PromptTask, Task
@@ -40,6 +41,24 @@ class Sample:
     token_ids: tuple[int, ...]
     positions: tuple[int, ...]
     extra: Mapping[str, Any]
+
+
+def read_samples(
+    tasks: Sequence[Task], pretrained: Pretrained, settings: ExtractionSettings
+) -> list[Sample]:
+    """Return every sample of a run; long work shows how far it is. See `make_samples`."""
+    config = pretrained.checkpoint.config
+    with ProgressLine() as progress:
+        return list(
+            make_samples(
+                tasks,
+                pretrained.tokenizer,
+                config.vocab_size,
+                settings,
+                config.context_length,
+                progress,
+            )
+        )
 
 
 def make_samples(

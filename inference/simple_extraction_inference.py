@@ -45,7 +45,7 @@ from inference.datasets import read_inputs, with_commit
 from inference.outputs import NO_POSITION, output_line, skipped_line
 from inference.positions import ChooseGenerated, Positions
 from inference.pretrained import open_pretrained
-from inference.samples import Sample, decode_text, make_samples, reason_to_skip
+from inference.samples import Sample, decode_text, read_samples, reason_to_skip
 from inference.settings import ExtractionSettings
 from inference.shown_positions import print_samples
 from inference.token_choice import (
@@ -217,17 +217,7 @@ def run(settings: ExtractionSettings) -> None:
     tasks = read_inputs(settings, settings.random_seed)
     pretrained = open_pretrained(settings)
     config, model = pretrained.checkpoint.config, pretrained.model
-    with ProgressLine() as progress:
-        samples = list(
-            make_samples(
-                tasks,
-                pretrained.tokenizer,
-                config.vocab_size,
-                settings,
-                config.context_length,
-                progress,
-            )
-        )
+    samples = read_samples(tasks, pretrained, settings)
     print_samples(samples, pretrained.tokenizer, settings.show_positions)
     reasons = [reason_to_skip(s, config.context_length, settings.max_new_tokens) for s in samples]
     positions = Positions(settings.positions)

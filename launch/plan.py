@@ -32,7 +32,6 @@ import jax
 from extraction.command_parser import BAD_INPUT
 from extraction.errors import StoreError
 from extraction.interruption import raised_in_main
-from extraction.progress import ProgressLine
 from extraction.setting_names import flags_named
 from extraction.storage import file_operations, open_cloud
 from inference.command_line import run_command
@@ -43,7 +42,7 @@ from inference.input_settings import doc
 from inference.memory_estimate import MemoryEstimate, estimate_memory
 from inference.multihost import Workers, plan_workers, prompt_attention
 from inference.pretrained import Pretrained, open_pretrained
-from inference.samples import make_samples
+from inference.samples import read_samples
 from inference.settings import DistributedSettings
 from inference.tasks import Task
 from inference.unit_run import UnitRun
@@ -135,18 +134,7 @@ def make_plan(
     settings = with_commit(settings)
     tasks = read_inputs(settings, settings.random_seed)
     pretrained = open_pretrained(settings)
-    config = pretrained.checkpoint.config
-    with ProgressLine() as progress:
-        samples = list(
-            make_samples(
-                tasks,
-                pretrained.tokenizer,
-                config.vocab_size,
-                settings,
-                config.context_length,
-                progress,
-            )
-        )
+    samples = read_samples(tasks, pretrained, settings)
     workers, mesh, attention = _lay_out(settings, pretrained, slice_)
     job = plan_job(settings, pretrained, samples, workers, attention)
     committed = _committed(job, tasks, is_here=slice_ is None)
