@@ -20,7 +20,7 @@ DEMO := demo_run
 TESTS := tests
 # Those that a change in another package can break.
 DEPENDENT := tests/qwen_hooks tests/inference tests/extraction/exports tests/extraction/formats \
-	tests/extraction/storage tests/extraction/test_checksums.py tests/extraction/test_upload.py \
+	tests/extraction/storage tests/extraction/test_checksums.py tests/extraction/writing/test_upload.py \
 	tests/fake_gcs tests/examples tests/docs
 SEED := $(shell date +%s)
 export TRANSFORMERS_NO_ADVISORY_WARNINGS := 1

@@ -10,13 +10,13 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from benchmarks.shards import LAYERS, MIB, make_block
-from extraction.commit_log import CommitLog
-from extraction.committer import Committer
-from extraction.finalise import write_metadata
-from extraction.reader import ActivationDataset
-from extraction.run_identity import RunIdentity, begin
+from extraction.maintenance.verify import verify
+from extraction.reading.dataset import ActivationDataset
+from extraction.run.identity import RunIdentity, begin
+from extraction.run.records import CommitLog
 from extraction.storage.local import LocalStorage
-from extraction.verify import verify
+from extraction.writing.committer import Committer
+from extraction.writing.finalise import write_metadata
 
 
 def write_entries(folder: Path, entries: int) -> int:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from benchmarks.random_model import RandomModel, fetch, start_copies
 from benchmarks.shapes import SHAPES
 from benchmarks.timing import measure_in_turn
-from inference.generation import GenerationSettings, generate_batch
+from inference.engine.programs import GenerationSettings, generate_batch
 from qwen_hooks.hook_points import default_layers
 
 ROOT = Path(__file__).parents[1]

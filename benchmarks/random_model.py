@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
-from inference.generation import (
+from inference.engine.programs import (
     BatchInput,
     GenerationSettings,
     batch_sharding,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from extraction.rows import RowBlock, text_column
+from extraction.run.rows import RowBlock, text_column
 
 LAYERS = (6, 12, 18, 23)
 WIDTH = 896

@@ -60,13 +60,13 @@ from benchmarks.shards import (
     write_stream,
     write_torch,
 )
-from extraction.committer import Committer
-from extraction.finalise import write_metadata
 from extraction.formats import FORMATS
-from extraction.reader import ActivationDataset
-from extraction.rows import RowBlock
-from extraction.run_identity import RunIdentity, begin
+from extraction.reading.dataset import ActivationDataset
+from extraction.run.identity import RunIdentity, begin
+from extraction.run.rows import RowBlock
 from extraction.storage.local import LocalStorage
+from extraction.writing.committer import Committer
+from extraction.writing.finalise import write_metadata
 
 LARGE_FILE = 64 << 20
 ROWS_OF_A_RUN = 65_536

@@ -32,7 +32,8 @@ from transformers import GenerationConfig, Qwen2ForCausalLM
 from benchmarks.shapes import SHAPES, write_random_checkpoint
 from benchmarks.timing import measure_in_turn
 from examples.make_demo import make_tokenizer
-from inference.batch_plan import (
+from inference.engine.loop import Program, place_batch
+from inference.engine.plan import (
     SAVE_EVERY,
     Batch,
     PlannedSample,
@@ -41,11 +42,10 @@ from inference.batch_plan import (
     padding_efficiency,
     plan_units,
 )
-from inference.generation import GenerationSettings
-from inference.run_loop import Program, place_batch
-from inference.samples import Sample, make_samples
-from inference.settings import DistributedSettings
-from inference.tasks import read_tasks
+from inference.engine.programs import GenerationSettings
+from inference.inputs.samples import Sample, make_samples
+from inference.inputs.tasks import read_tasks
+from inference.settings.commands import DistributedSettings
 from qwen_hooks import Checkpoint, QwenModelWithActivations, create_model_with_hooks, load_params
 from qwen_hooks.hook_points import default_layers
 from qwen_hooks.model import Params

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.shapes import SHAPES
-from inference.generation import GenerationSettings
-from inference.memory_estimate import estimate_memory
+from inference.engine.memory import estimate_memory
+from inference.engine.programs import GenerationSettings
 from launch.machines import GIB, machine
 from launch.plan_compiled import compile_batch, topology_devices
 from qwen_hooks import QwenConfig, create_model_with_hooks
@@ -60,7 +60,7 @@ class CompiledProgram:
         mesh: data and model axis of the slice.
         batch_size: rows on one place of the data axis.
         bytes: that the program needs on a chip at its peak, arguments included.
-        estimated: the same by `inference.memory_estimate`.
+        estimated: the same by `inference.engine.memory`.
         collectives: how many of each kind stand in the program.
         seconds: that the compiler took.
     """
@@ -107,7 +107,7 @@ def compile_program(
     slice_mesh = layout.mesh.shape["data"], layout.mesh.shape["model"]
     data = slice_mesh[0]
     if slice_mesh[1] > 1:
-        # Each host runs its own batches on its own chips (`multihost.plan_workers`); with a model
+        # Each host runs its own batches on its own chips (`hosts.plan_workers`); with a model
         # axis of 1 there is nothing between chips, and the slice's program is the host's.
         host = topology_devices(f"{chip}:{HOST}")
         data = len(host) // slice_mesh[1]

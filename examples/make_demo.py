@@ -26,8 +26,8 @@ import jax.numpy as jnp
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from inference.arc import ArcTask, Augmentation, arc_prompt
-from inference.arc_grids import GRID_ENCODERS, Grid
+from inference.inputs.arc import ArcTask, Augmentation, arc_prompt
+from inference.inputs.arc_grids import GRID_ENCODERS, Grid
 from qwen_hooks import QwenConfig, RopeConfig, create_model_with_hooks, save_pretrained
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

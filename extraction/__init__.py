@@ -1,8 +1,8 @@
 """From arrays to durable files and back. Needs numpy and google-crc32c, never JAX.
 
-Writing, in this order: `rows`, `extractor`, `committer`, `commit_log`, `run_identity`, `finalise`,
-`upload`. Reading: `reader`. Files: `formats/`, `storage/`. `python -m extraction` checks, mends,
-shows, joins, converts, exports and uploads runs; `exports/` has the forms of others.
+`run/` describes a run, `writing/` commits rows to it, `reading/` gives them back, `formats/` and
+`storage/` hold the files, `exports/` writes other tools' files. `maintenance/` verifies, repairs,
+merges, converts and inspects runs; `python -m extraction` lists these commands.
 """
 
 import importlib
@@ -12,9 +12,9 @@ from extraction.version import __version__
 
 if TYPE_CHECKING:
     from extraction.errors import ExistingRunError, StoreError
-    from extraction.extractor import ActivationExtractionConfig, ActivationExtractor
-    from extraction.reader import ActivationDataset
-    from extraction.rows import RowBlock
+    from extraction.reading.dataset import ActivationDataset
+    from extraction.run.rows import RowBlock
+    from extraction.writing.extractor import ActivationExtractionConfig, ActivationExtractor
 
 __all__ = [
     "ActivationDataset",
@@ -27,11 +27,11 @@ __all__ = [
 ]
 
 _MODULES = {
-    "ActivationDataset": "reader",
-    "ActivationExtractionConfig": "extractor",
-    "ActivationExtractor": "extractor",
+    "ActivationDataset": "reading.dataset",
+    "ActivationExtractionConfig": "writing.extractor",
+    "ActivationExtractor": "writing.extractor",
     "ExistingRunError": "errors",
-    "RowBlock": "rows",
+    "RowBlock": "run.rows",
     "StoreError": "errors",
 }
 

@@ -29,26 +29,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from extraction.command_parser import BAD_INPUT, NO_STORAGE, CommandParser
-from extraction.commit_log import CommitLog
-from extraction.convert import convert
 from extraction.errors import StorageUnavailableError, StoreError
 from extraction.exports import DTYPES, TARGETS, export
 from extraction.exports import flags as export_flags
-from extraction.finalise import planned_batches
 from extraction.formats import FORMATS
-from extraction.inspect_run import ROWS, inspect_run
 from extraction.interruption import exit_status, raised_in_main
-from extraction.merge import merge
+from extraction.maintenance.convert import convert
+from extraction.maintenance.inspect_run import ROWS, inspect_run
+from extraction.maintenance.merge import merge
+from extraction.maintenance.repair import repair
+from extraction.maintenance.selftest import selftest
+from extraction.maintenance.verify import verify
 from extraction.printable import printable
 from extraction.progress import ProgressLine
-from extraction.repair import repair
-from extraction.run_identity import read_identity
-from extraction.run_totals import RunTotals
-from extraction.selftest import selftest
+from extraction.run.identity import read_identity
+from extraction.run.records import CommitLog
+from extraction.run.totals import RunTotals
 from extraction.setting_names import flags_named
 from extraction.storage import CloudStorage, Storage, open_storage, scheme_of
 from extraction.storage.local import LocalStorage
-from extraction.verify import verify
+from extraction.writing.finalise import planned_batches
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -331,7 +331,7 @@ def _upload(settings: argparse.Namespace, progress: ProgressLine) -> int:
 
     It can be repeated, and goes on where it was cut off. Nothing in the bucket is overwritten.
     """
-    from extraction.upload import upload_folder
+    from extraction.writing.upload import upload_folder
 
     local, cloud = _open_run(settings.folder), _open(settings.bucket, writable=True)
     if not isinstance(cloud, CloudStorage):

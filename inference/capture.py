@@ -16,19 +16,19 @@ import numpy as np
 
 from extraction.interruption import stop_flag
 from extraction.progress import ProgressLine
-from inference.batch_plan import PlannedSample, PlanSettings, Unit, pack_batches, plan_units
+from inference.engine.generation_config import followed_penalty
+from inference.engine.hosts import device_memory
+from inference.engine.language_model import LanguageModel
+from inference.engine.loop import Drain, Program, SampleResult, place_batch, row_slots
+from inference.engine.memory import check_memory
+from inference.engine.plan import PlannedSample, PlanSettings, Unit, pack_batches, plan_units
+from inference.engine.programs import GenerationSettings
 from inference.errors import InputError
-from inference.generation import GenerationSettings
-from inference.generation_config import followed_penalty
-from inference.language_model import LanguageModel
-from inference.memory_estimate import check_memory
-from inference.multihost import device_memory
-from inference.positions import Positions
-from inference.prompt_forms import read_prompt
-from inference.run_loop import Drain, Program, SampleResult, place_batch, row_slots
-from inference.samples import make_samples, reason_to_skip
-from inference.settings import DistributedSettings
-from inference.tasks import PromptTask, read_entry
+from inference.inputs.positions import Positions
+from inference.inputs.prompt_forms import read_prompt
+from inference.inputs.samples import make_samples, reason_to_skip
+from inference.inputs.tasks import PromptTask, read_entry
+from inference.settings.commands import DistributedSettings
 from qwen_hooks.activations import NamedActivations
 from qwen_hooks.hook_points import hook_widths
 from qwen_hooks.interventions import Operation, intervene

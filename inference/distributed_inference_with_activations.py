@@ -6,9 +6,9 @@
         --batch_size 8 --mesh_shape 8,8 --layers_to_extract 6 12 18 23
 
 Gives the same rows as `simple_extraction_inference`. The samples are cut into units
-(`batch_plan`), each process runs its own on its part of the mesh (`run_loop`, `generation`) and
-commits them one by one; `metadata.json` and `outputs.jsonl` are derived from the commit records
-when the last unit is there, by whichever process finds it so.
+(`engine.plan`); each process runs its own units on its part of the mesh (`engine.loop`,
+`engine.programs`) and commits them one by one. The process that finds the last unit committed
+derives `metadata.json` and `outputs.jsonl` from the commit records.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -35,7 +35,25 @@ import jax
 
 from extraction.interruption import StopFlag, ends_at_once, stop_flag
 from extraction.progress import ProgressLine
-from inference.batch_plan import (
+from inference.engine.compilation import CompileTime, use_compilation_cache
+from inference.engine.hosts import (
+    Workers,
+    check_shared,
+    plan_workers,
+    prompt_attention,
+    start_distributed,
+    wait_for_all,
+)
+from inference.engine.loop import (
+    Drain,
+    Program,
+    SampleResult,
+    row_slots,
+    run_batches,
+    unit_rows,
+)
+from inference.engine.memory import check_memory
+from inference.engine.plan import (
     SAVE_EVERY,
     Batch,
     PlannedSample,
@@ -45,35 +63,17 @@ from inference.batch_plan import (
     pack_batches,
     plan_units,
 )
-from inference.command_line import run_command
-from inference.compilation import CompileTime, use_compilation_cache
-from inference.datasets import read_inputs, with_commit
-from inference.generation import GenerationSettings
-from inference.memory_estimate import check_memory
-from inference.multihost import (
-    Workers,
-    check_shared,
-    plan_workers,
-    prompt_attention,
-    start_distributed,
-    wait_for_all,
-)
+from inference.engine.plan_comparison import actual_of, compare, read_plan
+from inference.engine.pretrained import Pretrained, open_pretrained
+from inference.engine.programs import GenerationSettings
+from inference.engine.self_check import SelfCheck, SelfCheckError, plan_check
+from inference.inputs.datasets import read_inputs, with_commit
+from inference.inputs.positions import Positions
+from inference.inputs.samples import Sample, decode_text, read_samples, reason_to_skip
+from inference.inputs.shown_positions import print_samples
 from inference.outputs import NO_POSITION, output_line, skipped_line
-from inference.plan_comparison import actual_of, compare, read_plan
-from inference.positions import Positions
-from inference.pretrained import Pretrained, open_pretrained
-from inference.run_loop import (
-    Drain,
-    Program,
-    SampleResult,
-    row_slots,
-    run_batches,
-    unit_rows,
-)
-from inference.samples import Sample, decode_text, read_samples, reason_to_skip
-from inference.self_check import SelfCheck, SelfCheckError, plan_check
-from inference.settings import DistributedSettings
-from inference.shown_positions import print_samples
+from inference.settings.command_line import run_command
+from inference.settings.commands import DistributedSettings
 from inference.unit_run import UnitRun, with_file_size
 from qwen_hooks import QwenModelWithActivations, create_model_with_hooks, load_params
 from qwen_hooks.hook_points import hook_widths

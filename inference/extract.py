@@ -20,20 +20,20 @@ import jax
 import numpy as np
 
 from extraction.errors import StoreError
-from extraction.metadata import METADATA_FILE
+from extraction.maintenance.verify import verify
 from extraction.progress import ProgressLine
-from extraction.reader import ActivationDataset
-from extraction.run_identity import new_run_id
+from extraction.reading.dataset import ActivationDataset
+from extraction.run.identity import new_run_id
+from extraction.run.metadata import METADATA_FILE
 from extraction.setting_names import arguments_renamed
 from extraction.storage import file_operations, open_storage
-from extraction.verify import verify
-from inference.datasets import read_fields
 from inference.distributed_inference_with_activations import run
+from inference.engine.language_model import LanguageModel
 from inference.errors import InputError
-from inference.input_settings import OF_HUGGING_FACE, OF_TEXT_FILES
-from inference.language_model import LanguageModel
-from inference.prompt_forms import without_arrow_nulls
-from inference.settings import DistributedSettings
+from inference.inputs.datasets import read_fields
+from inference.inputs.prompt_forms import without_arrow_nulls
+from inference.settings.commands import DistributedSettings
+from inference.settings.inputs import OF_HUGGING_FACE, OF_TEXT_FILES
 
 ACTIVATIONS, OUTPUTS, INPUTS_FILE = "activations", "outputs", "inputs.jsonl"
 
@@ -118,7 +118,7 @@ def extract(
         hook_points: names, aliases, patterns.
         positions: selectors of tokens.
         run_id: of a run to go on with; None: a new one.
-        verify_level: 1 to 3, of `extraction.verify`; 2 reads every file again.
+        verify_level: 1 to 3, of `extraction.maintenance.verify`; 2 reads every file again.
         **settings: any other of `DistributedSettings`: `sample_limit`, `random_sample`,
             `context_length`, `batch_size`, `format`, `save_every_n_samples`, ...
 

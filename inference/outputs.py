@@ -14,13 +14,13 @@ from extraction.errors import ExistingRunError
 from extraction.setting_names import setting
 from extraction.storage import file_operations
 from extraction.storage.local import LocalStorage
-from inference.arc import ArcTask, build_submission, score_submission
-from inference.arc_grids import GRID_ENCODERS
+from inference.inputs.arc import ArcTask, build_submission, score_submission
+from inference.inputs.arc_grids import GRID_ENCODERS
 
 if TYPE_CHECKING:
-    from inference.samples import Sample
-    from inference.settings import ExtractionSettings
-    from inference.tasks import Task
+    from inference.inputs.samples import Sample
+    from inference.inputs.tasks import Task
+    from inference.settings.commands import ExtractionSettings
 
 OUTPUTS_FILE = "outputs.jsonl"
 SUBMISSION_FILE = "submission.json"

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from extraction.run_totals import RunTotals
+from extraction.run.totals import RunTotals
 
 
 @dataclasses.dataclass(kw_only=True)

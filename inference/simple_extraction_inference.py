@@ -36,25 +36,25 @@ import numpy as np
 
 from extraction.interruption import ends_at_once, stop_flag
 from extraction.progress import ProgressLine
-from extraction.rows import RowBlock, text_column, timestamp
-from inference.batch_plan import SAVE_EVERY, PlannedSample, plan_in_order
-from inference.buckets import bucket_length
-from inference.command_line import run_command
-from inference.compilation import CompileTime
-from inference.datasets import read_inputs, with_commit
-from inference.outputs import NO_POSITION, output_line, skipped_line
-from inference.positions import ChooseGenerated, Positions
-from inference.pretrained import open_pretrained
-from inference.samples import Sample, decode_text, read_samples, reason_to_skip
-from inference.settings import ExtractionSettings
-from inference.shown_positions import print_samples
-from inference.token_choice import (
+from extraction.run.rows import RowBlock, text_column, timestamp
+from inference.engine.buckets import bucket_length
+from inference.engine.compilation import CompileTime
+from inference.engine.plan import SAVE_EVERY, PlannedSample, plan_in_order
+from inference.engine.pretrained import open_pretrained
+from inference.engine.token_choice import (
     choose_tokens,
     occurring_tokens,
     penalise_repetition,
     step_keys,
     with_tokens,
 )
+from inference.inputs.datasets import read_inputs, with_commit
+from inference.inputs.positions import ChooseGenerated, Positions
+from inference.inputs.samples import Sample, decode_text, read_samples, reason_to_skip
+from inference.inputs.shown_positions import print_samples
+from inference.outputs import NO_POSITION, output_line, skipped_line
+from inference.settings.command_line import run_command
+from inference.settings.commands import ExtractionSettings
 from inference.unit_run import UnitRun, with_file_size
 from qwen_hooks import KVCache, QwenModelWithActivations, load_params
 from qwen_hooks.model import Params, forward, unembed

@@ -24,28 +24,28 @@ from typing import Any, TypeVar
 
 import jax
 
-from extraction.commit_log import CommitLog
-from extraction.committer import Committer
 from extraction.errors import ExistingRunError
-from extraction.finalise import SELF_CHECKS, output_lines, read_self_check, write_metadata
 from extraction.interruption import StopFlag
-from extraction.metadata import METADATA_FILE
-from extraction.patience import patiently
-from extraction.rows import RowBlock
-from extraction.run_identity import RunIdentity, RunLock, begin, check_identity
-from extraction.run_totals import RunTotals
+from extraction.run.identity import RunIdentity, RunLock, begin, check_identity
+from extraction.run.metadata import METADATA_FILE
+from extraction.run.records import CommitLog
+from extraction.run.rows import RowBlock
+from extraction.run.totals import RunTotals
 from extraction.setting_names import setting
 from extraction.storage import CloudStorage, Storage, open_cloud
 from extraction.storage.local import LocalStorage
-from inference.batch_plan import SAVE_EVERY, WINDOW, PlannedSample, Unit, rows_per_file
-from inference.input_settings import InputSettings
+from extraction.writing.committer import Committer
+from extraction.writing.disk_retry import patiently
+from extraction.writing.finalise import SELF_CHECKS, output_lines, read_self_check, write_metadata
+from inference.engine.plan import SAVE_EVERY, WINDOW, PlannedSample, Unit, rows_per_file
+from inference.engine.pretrained import TOKENIZER_FILES, Pretrained
+from inference.engine.self_check import SelfCheckError
+from inference.inputs.samples import Sample, separator_ids
+from inference.inputs.tasks import Task, tasks_digest
 from inference.outputs import OUTPUTS_FILE, SUBMISSION_FILE, OutputsFile, write_submission
-from inference.pretrained import TOKENIZER_FILES, Pretrained
 from inference.run_summary import Summary, Work
-from inference.samples import Sample, separator_ids
-from inference.self_check import SelfCheckError
-from inference.settings import ExtractionSettings
-from inference.tasks import Task, tasks_digest
+from inference.settings.commands import ExtractionSettings
+from inference.settings.inputs import InputSettings
 from qwen_hooks.hook_points import hook_widths
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,9 @@ class UnitRun:
                     raise ExistingRunError(f"another run was quicker to begin in {place.address}")
                 self._identity = found
         if self._cloud is not None:
-            from extraction.upload import Uploader  # the cloud's client only where it is used
+            from extraction.writing.upload import (
+                Uploader,  # the cloud's client only where it is used
+            )
 
             spool_bytes = int(self.settings.spool_gb * 1e9)
             self._uploader = stack.enter_context(

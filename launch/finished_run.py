@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 from extraction.errors import StoreError
+from extraction.maintenance.verify import Report, verify
 from extraction.progress import ProgressLine
 from extraction.storage import Storage, open_storage
-from extraction.verify import Report, verify
+from inference.engine.plan_comparison import compare, read_plan, stored
 from inference.errors import InputError
-from inference.plan_comparison import compare, read_plan, stored
 from launch.settings import RunSettings
 
 

@@ -16,12 +16,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from extraction.command_parser import FINAL
-from extraction.commit_log import CommitLog
 from extraction.errors import StoreError
-from extraction.finalise import planned_batches
 from extraction.interruption import stop_flag
 from extraction.progress import Progress, ProgressLine
-from extraction.run_identity import read_identity
+from extraction.run.identity import read_identity
+from extraction.run.records import CommitLog
+from extraction.writing.finalise import planned_batches
 from launch.commands import Command
 from launch.finished_run import check_run, run_storage
 from launch.settings import RunSettings, extraction_flags

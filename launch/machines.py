@@ -21,8 +21,8 @@ import dataclasses
 import difflib
 import math
 
+from inference.engine.hosts import Workers
 from inference.errors import InputError
-from inference.multihost import Workers
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.sharding import Layout, layout_for, make_mesh
 
@@ -216,7 +216,7 @@ def default_mesh(config: QwenConfig, machine: Machine, itemsize: int) -> tuple[i
 def slice_workers(
     config: QwenConfig, machine: Machine, itemsize: int, mesh_shape: tuple[int, int] | None = None
 ) -> Workers:
-    """As `inference.multihost.plan_workers` on the slice's first host.
+    """As `inference.engine.hosts.plan_workers` on the slice's first host.
 
     Raises:
         ModelError: see `slice_layout`.

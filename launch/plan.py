@@ -34,17 +34,17 @@ from extraction.errors import StoreError
 from extraction.interruption import raised_in_main
 from extraction.setting_names import flags_named
 from extraction.storage import file_operations, open_cloud
-from inference.command_line import run_command
-from inference.datasets import read_inputs, with_commit
 from inference.distributed_inference_with_activations import COMMAND, Job, plan_job
+from inference.engine.hosts import Workers, plan_workers, prompt_attention
+from inference.engine.memory import MemoryEstimate, estimate_memory
+from inference.engine.pretrained import Pretrained, open_pretrained
 from inference.errors import InputError
-from inference.input_settings import doc
-from inference.memory_estimate import MemoryEstimate, estimate_memory
-from inference.multihost import Workers, plan_workers, prompt_attention
-from inference.pretrained import Pretrained, open_pretrained
-from inference.samples import read_samples
-from inference.settings import DistributedSettings
-from inference.tasks import Task
+from inference.inputs.datasets import read_inputs, with_commit
+from inference.inputs.samples import read_samples
+from inference.inputs.tasks import Task
+from inference.settings.command_line import run_command
+from inference.settings.commands import DistributedSettings
+from inference.settings.inputs import doc
 from inference.unit_run import UnitRun
 from launch.machines import Machine, machine, slice_layout, slice_workers
 from launch.plan_calibration import calibrate, disk_of

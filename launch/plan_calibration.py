@@ -14,18 +14,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from extraction.committer import Committer
 from extraction.interruption import raised_in_main
 from extraction.storage.local import LocalStorage
-from inference.batch_plan import Batch, Unit
+from extraction.writing.committer import Committer
 from inference.distributed_inference_with_activations import (
     Job,
     make_model,
     make_program,
 )
+from inference.engine.loop import Drain, Program, SampleResult, run_batches
+from inference.engine.plan import Batch, Unit
+from inference.engine.self_check import SelfCheck, plan_check
 from inference.outputs import output_line
-from inference.run_loop import Drain, Program, SampleResult, run_batches
-from inference.self_check import SelfCheck, plan_check
 from launch.plan_sizes import unit_keys, with_zeros
 from launch.plan_time import Rates, batches_of
 from qwen_hooks import load_params

@@ -18,8 +18,8 @@ from jax.experimental import topologies
 
 from extraction.errors import first_line
 from inference.distributed_inference_with_activations import Job, generation_settings, make_model
+from inference.engine.programs import BatchInput, GenerationSettings, batch_sharding, generate_batch
 from inference.errors import InputError
-from inference.generation import BatchInput, GenerationSettings, batch_sharding, generate_batch
 from launch.machines import GIB, Machine
 from qwen_hooks import QwenModelWithActivations
 from qwen_hooks.sharding import Layout, make_mesh

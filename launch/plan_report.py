@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from inference.memory_estimate import MemoryEstimate
+from inference.engine.memory import MemoryEstimate
 from launch.machines import GIB, Machine
 from launch.plan_sizes import PlannedFiles
 from launch.plan_time import PlannedTime

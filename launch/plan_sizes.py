@@ -19,12 +19,12 @@ import ml_dtypes
 import numpy as np
 
 from extraction.formats import FORMATS
-from extraction.rows import RowBlock
-from inference.batch_plan import Unit
+from extraction.run.rows import RowBlock
 from inference.distributed_inference_with_activations import Job
+from inference.engine.loop import SampleResult, unit_rows
+from inference.engine.plan import Unit
+from inference.inputs.samples import decode_text
 from inference.outputs import NO_POSITION, output_line, skipped_line
-from inference.run_loop import SampleResult, unit_rows
-from inference.samples import decode_text
 from qwen_hooks.hook_points import hook_widths
 
 

@@ -13,9 +13,9 @@ import dataclasses
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 
-from inference.batch_plan import Batch, own_units, pack_batches
 from inference.distributed_inference_with_activations import Job
-from inference.self_check import plan_check
+from inference.engine.plan import Batch, own_units, pack_batches
+from inference.engine.self_check import plan_check
 from launch.machines import Machine
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.sharding import params_bytes

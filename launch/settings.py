@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from inference.errors import InputError
-from inference.settings import DistributedSettings
+from inference.settings.commands import DistributedSettings
 from launch.settings_file import build, read_yaml
 
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")

@@ -9,7 +9,7 @@ import json
 
 import pytest
 
-from extraction.commit_log import CommittedFile
+from extraction.run.records import CommittedFile
 from tests.bounded_child import run_bounded
 from tests.extraction.hostile_runs import written
 from tests.extraction.written_runs import edit_json
@@ -17,7 +17,7 @@ from tests.extraction.written_runs import edit_json
 COMMANDS = """
 import sys
 from extraction.__main__ import main
-import extraction.upload, extraction.exports, numpy
+import extraction.writing.upload, extraction.exports, numpy
 """
 
 VERIFY = """

@@ -17,7 +17,7 @@ def test_a_warning_of_another_package_fails_nothing(module):
     warn_in(module)
 
 
-@pytest.mark.parametrize("module", [*PACKAGES, "inference.run_loop", "tests.oracle", "__main__"])
+@pytest.mark.parametrize("module", [*PACKAGES, "inference.engine.loop", "tests.oracle", "__main__"])
 def test_a_warning_that_our_code_causes_is_an_error(module):
     with pytest.raises(ImportWarning):
         warn_in(module)

@@ -25,8 +25,8 @@ import numpy as np
 from extraction.errors import StoreError
 from extraction.exports.run_rows import RunRows
 from extraction.exports.target import check_count, option
-from extraction.frameworks import Rows
 from extraction.hook_point_names import transformer_lens_name
+from extraction.reading.frameworks import Rows
 from extraction.setting_names import setting
 
 FILE_BYTES = 500 << 20

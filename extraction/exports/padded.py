@@ -14,7 +14,7 @@ import numpy as np
 from extraction.errors import StoreError
 from extraction.exports.run_rows import RunRows
 from extraction.exports.tokens import Tokens
-from extraction.rows import UNKNOWN
+from extraction.run.rows import UNKNOWN
 from extraction.setting_names import setting
 
 NO_TOKEN = UNKNOWN

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from extraction.commit_log import CommitLog
-from extraction.committed_files import read_outputs
 from extraction.errors import StoreError
 from extraction.exports.samples import samples_of
 from extraction.formats.float_types import bfloat16_bits
-from extraction.frameworks import Rows
+from extraction.maintenance.committed_files import read_outputs
 from extraction.progress import Progress, silent
-from extraction.reader import ActivationDataset, open_run
-from extraction.run_contents import chosen_hook_points
+from extraction.reading.dataset import ActivationDataset, open_run
+from extraction.reading.frameworks import Rows
+from extraction.reading.run_contents import chosen_hook_points
+from extraction.run.records import CommitLog
 from extraction.storage import Storage
 
 CHUNK_BYTES = 16 << 20

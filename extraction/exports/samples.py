@@ -10,8 +10,8 @@ import numpy as np
 
 from extraction.errors import StoreError
 from extraction.progress import Progress, silent
-from extraction.reader import ActivationDataset
-from extraction.rows import UNKNOWN
+from extraction.reading.dataset import ActivationDataset
+from extraction.run.rows import UNKNOWN
 
 STEP = 1 << 16
 """Rows whose keys are looked at together."""

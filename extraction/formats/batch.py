@@ -15,8 +15,8 @@ import numpy as np
 from extraction.errors import CorruptBatchError, StoreError
 from extraction.formats.float_types import to_float32
 from extraction.formats.key_arrays import KeyTable
-from extraction.recycled_memory import TakeMemory, fresh_memory
-from extraction.rows import RowBlock
+from extraction.reading.buffer_pool import TakeMemory, fresh_memory
+from extraction.run.rows import RowBlock
 
 Buffer = bytes | memoryview
 WIDTH_LIMIT = (1 << 31) - 1

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from extraction.errors import CorruptBatchError
-from extraction.rows import DistinctTexts, RowBlock, text_column
+from extraction.run.rows import DistinctTexts, RowBlock, text_column
 
 NUMBERS = {"sample_idx": "<i8", "step": "<i4", "position": "<i4", "token_id": "<i4"}
 TEXTS = {"task_id": "task_ids", "timestamp": "timestamps"}

@@ -19,8 +19,8 @@ from extraction.formats.batch import (
 from extraction.formats.float_types import stored_array
 from extraction.formats.key_arrays import KEY_DTYPES, KeyTable, key_arrays
 from extraction.formats.npz_arrays import read_npz, write_npz
-from extraction.recycled_memory import TakeMemory, fresh_memory
-from extraction.rows import RowBlock
+from extraction.reading.buffer_pool import TakeMemory, fresh_memory
+from extraction.run.rows import RowBlock
 
 
 class NpzFormat:

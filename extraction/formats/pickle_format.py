@@ -21,8 +21,8 @@ from extraction.formats.batch import (
 from extraction.formats.float_types import stored_array
 from extraction.formats.pickle_table import table_pickle
 from extraction.formats.safe_pickle import parse_pickle
-from extraction.recycled_memory import TakeMemory, fresh_memory
-from extraction.rows import RowBlock
+from extraction.reading.buffer_pool import TakeMemory, fresh_memory
+from extraction.run.rows import RowBlock
 
 PROTOCOL = 3
 

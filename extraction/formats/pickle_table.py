@@ -16,8 +16,8 @@ import numpy as np
 from extraction.formats.batch import Buffer, ParsedBatch
 from extraction.formats.key_arrays import NUMBERS, TEXTS, KeyTable
 from extraction.formats.pickle_objects import OPTIONAL, REQUIRED, hook_point_of
-from extraction.recycled_memory import TakeMemory
-from extraction.rows import RowBlock
+from extraction.reading.buffer_pool import TakeMemory
+from extraction.run.rows import RowBlock
 
 START = b"\x80\x03"  # protocol 3
 END = b"u."  # of the document

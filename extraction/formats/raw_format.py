@@ -21,8 +21,8 @@ from extraction.formats.key_arrays import KeyTable, key_arrays
 from extraction.formats.npz_arrays import read_npz, write_npz
 from extraction.formats.npz_format import check_arrays, text_array
 from extraction.formats.safetensors_format import array_buffer
-from extraction.recycled_memory import TakeMemory, fresh_memory
-from extraction.rows import RowBlock
+from extraction.reading.buffer_pool import TakeMemory, fresh_memory
+from extraction.run.rows import RowBlock
 
 _NUMPY = {"float32": "<f4", "bfloat16": "<u2"}
 

@@ -15,7 +15,7 @@ from extraction.formats.key_arrays import KeyTable, key_arrays
 from extraction.formats.pickle_machine import read_pickle
 from extraction.formats.pickle_objects import Fields, hook_point_of
 from extraction.formats.pickle_table import read_table
-from extraction.rows import UNKNOWN, RowBlock, text_column
+from extraction.run.rows import UNKNOWN, RowBlock, text_column
 
 _DTYPES = {"f2": "float16", "f4": "float32", "f8": "float64"}
 

@@ -9,10 +9,10 @@ from io import FileIO
 from pathlib import Path
 
 from extraction.errors import StoreError
-from extraction.patience import FULL, patiently
 from extraction.setting_names import setting
 from extraction.storage import Content, FileInfo, file_operations, regular_files, scheme_of
 from extraction.storage.names import check_name
+from extraction.writing.disk_retry import FULL, patiently
 
 MAY_PASS = (*FULL, errno.EIO, errno.EMFILE, errno.ENFILE)
 """Failures that are worth another try."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from inference.datasets import READERS
-from inference.settings import DistributedSettings
+from inference.inputs.datasets import READERS
+from inference.settings.commands import DistributedSettings
 
 PAGE = (Path(__file__).parents[2] / "docs/datasets.md").read_text(encoding="utf-8")
 

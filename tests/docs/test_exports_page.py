@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from extraction.__main__ import main
-from extraction.committer import Committer
 from extraction.exports import TARGETS
-from extraction.reader import ActivationDataset
-from extraction.rows import RowBlock, text_column
-from extraction.run_identity import RunIdentity, begin
+from extraction.reading.dataset import ActivationDataset
+from extraction.run.identity import RunIdentity, begin
+from extraction.run.rows import RowBlock, text_column
 from extraction.storage.local import LocalStorage
+from extraction.writing.committer import Committer
 
 PAGE = (Path(__file__).parents[2] / "docs/exports.md").read_text(encoding="utf-8")
 INTRODUCTION, *SECTIONS = PAGE.split("\n## ")

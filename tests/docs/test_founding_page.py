@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from inference.capture import capture
-from inference.language_model import load_model
+from inference.engine.language_model import load_model
 from qwen_hooks import QwenConfig
 from qwen_hooks.hook_points import select
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from extraction.reader import ActivationDataset
+from extraction.reading.dataset import ActivationDataset
 
 PAGE = Path(__file__).parents[2] / "docs/notebooks.md"
 CODE = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)

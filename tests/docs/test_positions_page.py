@@ -9,13 +9,13 @@ import pytest
 
 from examples.make_demo import make_tokenizer
 from inference.capture import capture
-from inference.chats import Chat, RenderedChat
+from inference.engine.language_model import load_model
 from inference.extract import extract
-from inference.language_model import load_model
-from inference.position_selectors import SELECTORS
-from inference.positions import Positions
-from inference.prompt_tokens import PromptTokens, special_ids
-from inference.shown_positions import CLOSE, OPEN, mark_tokens
+from inference.inputs.chats import Chat, RenderedChat
+from inference.inputs.position_selectors import SELECTORS
+from inference.inputs.positions import Positions
+from inference.inputs.prompt_tokens import PromptTokens, special_ids
+from inference.inputs.shown_positions import CLOSE, OPEN, mark_tokens
 
 PAGE = (Path(__file__).parents[2] / "docs/positions.md").read_text(encoding="utf-8")
 EXAMPLES = [

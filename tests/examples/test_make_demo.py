@@ -5,7 +5,7 @@ import json
 from transformers import AutoTokenizer
 
 from examples.make_demo import main
-from inference.tasks import read_tasks
+from inference.inputs.tasks import read_tasks
 
 
 def test_two_makings_are_equal(tmp_path):

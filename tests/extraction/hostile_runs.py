@@ -11,11 +11,11 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from extraction.commit_log import CommittedFile
-from extraction.finalise import write_metadata
 from extraction.formats import FORMATS
-from extraction.reader import ActivationDataset
+from extraction.reading.dataset import ActivationDataset
+from extraction.run.records import CommittedFile
 from extraction.storage.local import LocalStorage
+from extraction.writing.finalise import write_metadata
 from tests.extraction.written_runs import HOOKS, edit_json, write_run
 
 SECRET = b'{"secret": "of another folder"}'

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from extraction import ActivationExtractionConfig, ActivationExtractor, RowBlock
-from extraction.rows import text_column
+from extraction.run.rows import text_column
 from extraction.storage import Storage
 
 WIDTH = 4

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from extraction import ActivationExtractionConfig, ActivationExtractor
-from extraction.committer import Committer
 from extraction.formats.float_types import as_stored
-from extraction.run_identity import RunIdentity, begin
+from extraction.run.identity import RunIdentity, begin
 from extraction.storage import Storage
+from extraction.writing.committer import Committer
 from tests.extraction.known_rows import WIDTH, known_block, known_values
 
 MODEL = "Qwen/Qwen2.5-0.5B"

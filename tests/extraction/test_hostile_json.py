@@ -96,7 +96,7 @@ def _vouch(storage, name: str) -> None:
     """The record names what the file is now."""
     from dataclasses import asdict
 
-    from extraction.commit_log import CommittedFile
+    from extraction.run.records import CommittedFile
 
     record_name = "_run/commits/000001.json"
     record = json.loads(storage.get(record_name))

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from extraction.__main__ import main
-from extraction.commit_log import CommittedFile
 from extraction.errors import StoreError
-from extraction.run_identity import RunLock, begin, read_identity
+from extraction.run.identity import RunLock, begin, read_identity
+from extraction.run.records import CommittedFile
 from extraction.storage.gcs import GcsStorage
 from extraction.storage.local import LocalStorage
-from extraction.upload import upload_folder
+from extraction.writing.upload import upload_folder
 from tests.extraction.hostile_runs import (
     READ,
     SECRET,

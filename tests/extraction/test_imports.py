@@ -23,7 +23,7 @@ def loaded_by(module: str) -> list[str]:
 
 def test_what_threads_need_at_once_is_loaded_before():
     """numpy loads it when it is first asked for, and two threads that ask at once can both fail."""
-    assert "numpy.ma" in loaded_by("extraction.verify")
+    assert "numpy.ma" in loaded_by("extraction.maintenance.verify")
 
 
 def test_the_package_needs_neither_jax_nor_the_clouds_client():

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from extraction.reader import ActivationDataset
+from extraction.reading.dataset import ActivationDataset
 
 
 def numbers(batch: torch.Tensor) -> list[int]:

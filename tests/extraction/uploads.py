@@ -5,12 +5,12 @@ import dataclasses
 
 import google_crc32c
 
-from extraction.commit_log import CommitLog, CommitRecord, record_name
-from extraction.committer import Committer
-from extraction.rows import text_column
-from extraction.run_identity import RunIdentity, begin
+from extraction.run.identity import RunIdentity, begin
+from extraction.run.records import CommitLog, CommitRecord, record_name
+from extraction.run.rows import text_column
 from extraction.storage.gcs import GcsStorage
 from extraction.storage.local import LocalStorage
+from extraction.writing.committer import Committer
 from tests.extraction.known_rows import WIDTH, bytes_of, known_block
 from tests.fake_gcs.server import FakeGcs
 

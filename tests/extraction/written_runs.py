@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from extraction.commit_log import CommitLog, CommitRecord
-from extraction.committer import Committer
-from extraction.finalise import write_metadata
-from extraction.rows import RowBlock, text_column
-from extraction.run_identity import RunIdentity, begin
+from extraction.run.identity import RunIdentity, begin
+from extraction.run.records import CommitLog, CommitRecord
+from extraction.run.rows import RowBlock, text_column
 from extraction.storage import Storage
 from extraction.storage.local import LocalStorage
+from extraction.writing.committer import Committer
+from extraction.writing.finalise import write_metadata
 
 HOOKS = ("layer_6", "layer_12")
 WIDTH = 4

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import extraction.storage.gcs
-import extraction.upload  # noqa: F401 - before the forks
+import extraction.writing.upload  # noqa: F401 - before the forks
 from tests.faults.children import Child, Work, run_child
 from tests.faults.cloud_process import CloudProcess, Trap
 from tests.faults.faulty_os import FaultyOs, install

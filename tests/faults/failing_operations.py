@@ -8,8 +8,8 @@ import dataclasses
 import errno
 from collections.abc import Callable
 
-from extraction import patience
 from extraction.errors import StorageUnavailableError, StoreError
+from extraction.writing import disk_retry
 from tests.faults.children import Ended, Work, run_child
 from tests.faults.faulty_os import (
     CODES,
@@ -33,7 +33,7 @@ SHORT = "a short write"
 
 
 class QuickClock:
-    """Stands for `time` in `extraction.patience`: sleeping takes no time.
+    """Stands for `time` in `extraction.writing.disk_retry`: sleeping takes no time.
 
     Args:
         wake: called with the seconds slept so far, after each sleep.
@@ -52,7 +52,7 @@ def faulty_run(run: PlannedRun, before: Before) -> Work:
     """A run whose operations may fail."""
 
     def work(tell):
-        patience.time = QuickClock()  # pyright: ignore
+        disk_retry.time = QuickClock()  # pyright: ignore
         install(FaultyOs(before=before))
         return drive(run, tell)
 

@@ -1,6 +1,6 @@
 """An `os` for the store's file operations that tells of each, and lets it fail.
 
-The store calls the operating system in two modules: `storage.file_operations`, and `run_identity`
+The store calls the operating system in two modules: `storage.file_operations`, and `run.identity`
 for the lock. `install` puts a `FaultyOs` into both.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from extraction import run_identity
+from extraction.run import identity
 from extraction.storage import file_operations
 from extraction.storage.file_operations import TEMPORARY_PREFIX
 
@@ -124,7 +124,7 @@ def install(faulty: FaultyOs) -> None:
     file_operations.os = faulty  # pyright: ignore
     # Fewer than a unit's files, so that some are synced while others are still to be written.
     file_operations.UNSYNCED_FILES = 2  # pyright: ignore
-    run_identity.os = faulty  # pyright: ignore
+    identity.os = faulty  # pyright: ignore
 
 
 def failure(code: int) -> OSError:

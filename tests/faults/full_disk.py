@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from extraction import patience
+from extraction.writing import disk_retry
 from tests.faults.children import Ended, run_child
 from tests.faults.failing_operations import QuickClock, check_end
 from tests.faults.judge import Campaign
@@ -81,7 +81,7 @@ def patient_run(run: PlannedRun, clock: QuickClock, most: int | None = None) -> 
     """A run in a child, on a clock that waiting moves, and with a limit on the size of files."""
 
     def work(tell):
-        patience.time = clock  # pyright: ignore
+        disk_retry.time = clock  # pyright: ignore
         if most is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
         return drive(run, tell)

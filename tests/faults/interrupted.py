@@ -172,9 +172,9 @@ def prepare(folder: Path) -> None:
 
 def left_whole(place: Path) -> str | None:
     """What is wrong with what a command left, or None."""
-    from extraction.metadata import METADATA_FILE
+    from extraction.maintenance.verify import verify
+    from extraction.run.metadata import METADATA_FILE
     from extraction.storage import open_storage
-    from extraction.verify import verify
 
     for name in ("activations", "out"):
         if (place / name).exists():

@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from extraction.maintenance.verify import verify
 from extraction.storage import open_storage
-from extraction.verify import verify
 from tests.faults.children import Ended, run_child
 from tests.faults.independent_reading import Reading, compare, files_of, read, standing_problems
 from tests.faults.planned_run import HOOK_POINTS, STEPS, PlannedRun, Tell, drive, tell_nobody

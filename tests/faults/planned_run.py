@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from extraction.commit_log import CommitLog, CommitRecord
-from extraction.committer import Committer
 from extraction.errors import ExistingRunError
-from extraction.finalise import output_lines, write_metadata
-from extraction.patience import patiently
-from extraction.rows import RowBlock, text_column
-from extraction.run_identity import RunIdentity, RunLock, begin, check_identity
-from extraction.run_totals import RunTotals
+from extraction.run.identity import RunIdentity, RunLock, begin, check_identity
+from extraction.run.records import CommitLog, CommitRecord
+from extraction.run.rows import RowBlock, text_column
+from extraction.run.totals import RunTotals
 from extraction.storage import CloudStorage, Storage, open_cloud
 from extraction.storage.local import LocalStorage
+from extraction.writing.committer import Committer
+from extraction.writing.disk_retry import patiently
+from extraction.writing.finalise import output_lines, write_metadata
 from inference.outputs import OutputsFile
 
 HOOK_POINTS = ("layer_6", "layer_12")
@@ -169,7 +169,7 @@ class StoreRun:
                     raise ExistingRunError(f"another run was quicker to begin in {place.address}")
                 self._identity = found
         if self._cloud is not None:
-            from extraction.upload import Uploader
+            from extraction.writing.upload import Uploader
 
             self._uploader = stack.enter_context(
                 Uploader(self._spool, self._cloud, self._identity.run_id)

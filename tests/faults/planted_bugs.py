@@ -15,8 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from extraction import commit_log, committer, patience, run_identity, upload
+from extraction.run import identity, records
 from extraction.storage import file_operations, gcs, local
+from extraction.writing import committer, disk_retry, upload
 from tests.faults import cloud, failing_operations, kills, planned_run, power_loss, two_runs
 from tests.faults.children import run_child
 from tests.faults.judge import Campaign, EnoughError, Share
@@ -72,7 +73,7 @@ def believe_in_writes() -> None:
     def hopefully(*arguments, **options):
         try:
             return patiently(*arguments, **options)
-        except patience.StorageUnavailableError:
+        except disk_retry.StorageUnavailableError:
             return True
 
     committer.patiently = hopefully
@@ -131,11 +132,11 @@ def _write_in_place() -> None:
 
 
 def _never_full() -> None:
-    patience.FULL = (errno.EDQUOT,)
+    disk_retry.FULL = (errno.EDQUOT,)
 
 
 files, store, lock, uploader = (
-    file_operations, local.LocalStorage, run_identity.RunLock, upload.Uploader,
+    file_operations, local.LocalStorage, identity.RunLock, upload.Uploader,
 )  # fmt: skip
 
 SHARE = Share(every=11, slow=11, random=6, stop_at_failure=True)
@@ -184,7 +185,7 @@ BUGS = [
             upload, "upload_unit", "adopted: dict[str, CommittedFile] = {}",
             "adopted: dict[str, CommittedFile] = {}; CommitLog(cloud).put(record)"),
     _edited("records are replaced", _in_cloud(cloud.zombies),
-            commit_log.CommitLog, "put", "self._storage.put_new(", "self._storage.replace("),
+            records.CommitLog, "put", "self._storage.put_new(", "self._storage.replace("),
     _edited("what is left in the spool is not uploaded", _in_cloud(cloud.kills_at_requests),
             uploader, "add_left_over", "self.add(record)", "pass", slow=True),
     _edited("files without a record stay in the spool",

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from extraction import run_identity
 from extraction.interruption import StopFlag
+from extraction.run import identity
 from extraction.storage import file_operations
 from inference import unit_run
-from inference.batch_plan import Unit
-from inference.pretrained import Pretrained
-from inference.samples import Sample
-from inference.settings import ExtractionSettings
+from inference.engine.plan import Unit
+from inference.engine.pretrained import Pretrained
+from inference.inputs.samples import Sample
+from inference.settings.commands import ExtractionSettings
 from inference.unit_run import UnitRun
 from tests.faults import failing_operations
 from tests.faults.faulty_os import FaultyOs, Operation, kinds
@@ -37,7 +37,7 @@ def operations(monkeypatch) -> list[Operation]:
     done: list[Operation] = []
     faulty = FaultyOs(after=done.append)
     monkeypatch.setattr(file_operations, "os", faulty)
-    monkeypatch.setattr(run_identity, "os", faulty)
+    monkeypatch.setattr(identity, "os", faulty)
     return done
 
 

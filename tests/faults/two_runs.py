@@ -6,8 +6,8 @@ import functools
 import os
 import signal
 
-from extraction import rows
 from extraction.errors import ExistingRunError
+from extraction.run import rows
 from tests.faults.children import Child, run_child
 from tests.faults.faulty_os import FaultyOs, Operation, install
 from tests.faults.independent_reading import files_of

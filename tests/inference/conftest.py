@@ -8,8 +8,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from inference import simple_extraction_inference as simple
-from inference.arc import ArcTask
-from inference.settings import ExtractionSettings
+from inference.inputs.arc import ArcTask
+from inference.settings.commands import ExtractionSettings
 from tests.inference.whole_runs import LENGTHS, NEW_TOKENS, STOP, arguments, read_run
 from tests.oracle import make_checkpoint, random_tokens
 

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-from extraction.committer import Committer
+from extraction.writing.committer import Committer
 from inference.distributed_inference_with_activations import main
 
 

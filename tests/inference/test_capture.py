@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from inference.capture import capture
+from inference.engine.language_model import load_model
 from inference.errors import InputError
-from inference.language_model import load_model
 from qwen_hooks import ModelError
 from qwen_hooks.interventions import Add
 from tests.oracle import load_torch, make_checkpoint, random_tokens, row_error, torch_rows

@@ -12,12 +12,12 @@ import extraction
 import inference
 import launch
 from extraction.__main__ import main as extraction_main
+from extraction.maintenance.verify import verify
 from extraction.storage import open_storage
-from extraction.verify import verify
 from inference import distributed_inference_with_activations as distributed
 from inference import simple_extraction_inference as simple
-from inference.compilation import CompileTime
-from inference.self_check import SelfCheck, SelfCheckError
+from inference.engine.compilation import CompileTime
+from inference.engine.self_check import SelfCheck, SelfCheckError
 from tests.oracle import random_tokens
 
 LENGTHS = (5, 3, 9)

@@ -5,8 +5,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from extraction.exports import export
+from inference.engine.language_model import load_model
 from inference.extract import extract
-from inference.language_model import load_model
 from tests.oracle import row_error
 from tests.peers.prompt import PROMPT, VALUES
 

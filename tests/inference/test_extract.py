@@ -14,9 +14,9 @@ from transformers import AutoTokenizer
 from extraction.errors import StoreError
 from inference import extract as extract_module
 from inference.distributed_inference_with_activations import main
+from inference.engine.language_model import load_model
 from inference.errors import InputError
 from inference.extract import extract
-from inference.language_model import load_model
 from qwen_hooks import ModelError
 from tests.extraction.bucket_environment import bucket, collected
 from tests.fake_gcs.fixture import fake_gcs
@@ -156,7 +156,7 @@ def test_the_inputs_of_a_run_stay(model, tmp_path):
 
 def test_a_cluster_around_it_is_not_joined(model, tmp_path, monkeypatch):
     """JAX runs already when a model is loaded, so it could not join one."""
-    monkeypatch.setattr("inference.multihost._cluster", lambda: "this TPU slice")
+    monkeypatch.setattr("inference.engine.hosts._cluster", lambda: "this TPU slice")
     assert extract(model, IDS, tmp_path, "layer_0").n_samples == len(IDS)
 
 

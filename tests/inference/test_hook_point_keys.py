@@ -8,8 +8,8 @@ import pytest
 
 from extraction import ActivationDataset, StoreError
 from inference.capture import capture
+from inference.engine.language_model import ActivationStore, load_model
 from inference.extract import extract
-from inference.language_model import ActivationStore, load_model
 from qwen_hooks import ModelError, create_model_with_hooks
 from qwen_hooks.hook_points import BLOCK_POINTS, MODEL_POINTS
 from tests.oracle import make_checkpoint, random_tokens

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from extraction.__main__ import main as extraction
-from extraction.reader import ActivationDataset
+from extraction.reading.dataset import ActivationDataset
 from inference.distributed_inference_with_activations import main as distributed
 from inference.outputs import NO_POSITION
 from inference.simple_extraction_inference import main as simple

@@ -6,8 +6,8 @@ import pytest
 
 from extraction.errors import ExistingRunError, StoreError
 from extraction.storage import file_operations
+from inference.inputs.samples import Sample
 from inference.outputs import OutputsFile, output_line, skipped_line
-from inference.samples import Sample
 
 HARD_TEXT = 'zwölf 🙂\n\r\t"\\\u2028\x85\0'
 

@@ -6,8 +6,8 @@ import pytest
 
 from extraction import ActivationDataset, ActivationExtractionConfig, ActivationExtractor, RowBlock
 from inference.capture import capture
+from inference.engine.language_model import ActivationStore, load_model
 from inference.extract import extract
-from inference.language_model import ActivationStore, load_model
 from qwen_hooks import create_model_with_hooks
 from qwen_hooks.interventions import Add, Clamp, ProjectOut, Replace, intervene
 from tests.oracle import make_checkpoint, random_tokens

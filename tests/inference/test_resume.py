@@ -200,7 +200,7 @@ def test_what_is_wrong_with_a_bucket_is_said_before_the_model_loads(
 @pytest.mark.parametrize(("kind", "dtype"), [("safetensors", "bfloat16"), ("raw", "float32"),
                                              ("npz", "float32")])  # fmt: skip
 def test_other_formats(kind, dtype, run_checkpoint, run_tasks, tmp_path):
-    from extraction.reader import ActivationDataset
+    from extraction.reading.dataset import ActivationDataset
 
     flags = [*SMALL_BATCHES, "--max_new_tokens", "1"]
     for name, more in (("pickle", []), (kind, ["--format", kind, "--store_dtype", dtype])):

@@ -6,8 +6,8 @@ from extraction.__main__ import main as extraction_main
 from inference import distributed_inference_with_activations as distributed
 from inference import simple_extraction_inference as simple
 from inference.capture import capture
+from inference.engine.language_model import load_model
 from inference.extract import extract
-from inference.language_model import load_model
 
 TEXTS = ["one two", "three", "four five six"]
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extraction.reader import ActivationDataset
+from extraction.maintenance.verify import verify
+from extraction.reading.dataset import ActivationDataset
 from extraction.storage import open_storage
-from extraction.verify import verify
 from launch.__main__ import main
 from tests.extraction.written_runs import write_run
 
 PACE = """
 import sys, time
-from extraction.committer import Committer
+from extraction.writing.committer import Committer
 commit = Committer.commit
 def slow(self, *arguments, **named):
     time.sleep(0.4)

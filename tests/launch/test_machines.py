@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from benchmarks.shapes import SHAPES
+from inference.engine.hosts import plan_workers
 from inference.errors import InputError
-from inference.multihost import plan_workers
 from launch.machines import (
     MACHINES,
     Machine,
@@ -104,7 +104,7 @@ def test_meshes_are_those_that_the_engine_chooses(config, itemsize, memory):
 @pytest.mark.parametrize("mesh", [None, (8, 1), (2, 4), (4, 2)])
 def test_workers_are_those_of_the_engine(mesh, monkeypatch):
     config = SHAPES["0.5B"]
-    monkeypatch.setattr("inference.multihost.device_memory", lambda device: 16 * GIB)
+    monkeypatch.setattr("inference.engine.hosts.device_memory", lambda device: 16 * GIB)
     wanted = plan_workers(config, mesh, 4)
     found = slice_workers(config, _slice_like(8, 1, 16), 4, mesh)
     assert found.layout.mesh.shape == wanted.layout.mesh.shape

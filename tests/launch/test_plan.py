@@ -11,10 +11,10 @@ import jax
 import pytest
 import yaml
 
-from extraction.commit_log import record_name
+from extraction.run.records import record_name
 from inference import distributed_inference_with_activations as distributed
+from inference.engine.plan_comparison import Actual, compare, read_plan
 from inference.errors import InputError
-from inference.plan_comparison import Actual, compare, read_plan
 from launch import plan, plan_compiled
 from launch.machines import GIB, MACHINES
 from launch.plan_time import Rates, Work, planned_time, prompt_flops

@@ -6,7 +6,7 @@ import pytest
 from transformers import HfArgumentParser
 
 from inference.errors import InputError
-from inference.settings import DistributedSettings
+from inference.settings.commands import DistributedSettings
 from launch.__main__ import main
 from launch.settings import SET_BY_LAUNCH, extraction_flags, on_machine, read_settings
 

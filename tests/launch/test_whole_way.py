@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from extraction.reader import ActivationDataset
+from extraction.reading.dataset import ActivationDataset
 from extraction.storage import open_storage
 from launch import pod_run
 from launch.__main__ import main

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from inference.generation import (
+from inference.engine.programs import (
     BatchInput,
     GenerationSettings,
     batch_sharding,

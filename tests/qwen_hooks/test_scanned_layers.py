@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inference.generation import (
+from inference.engine.programs import (
     BatchInput,
     GenerationSettings,
     batch_sharding,

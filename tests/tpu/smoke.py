@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from examples.make_demo import make_checkpoint
-from inference.generation import (
+from inference.engine.programs import (
     BatchInput,
     GenerationSettings,
     batch_sharding,

@@ -9,12 +9,12 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from extraction.committer import Committer
-from extraction.finalise import write_metadata
-from extraction.rows import RowBlock, text_column
-from extraction.run_identity import RunIdentity, begin
+from extraction.run.identity import RunIdentity, begin
+from extraction.run.rows import RowBlock, text_column
 from extraction.storage import Storage
 from extraction.storage.local import LocalStorage
+from extraction.writing.committer import Committer
+from extraction.writing.finalise import write_metadata
 
 WIDTHS = {"layer_6": 4, "layers.6.mlp.neurons": 7}
 HOOKS = tuple(WIDTHS)

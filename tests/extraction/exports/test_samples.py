@@ -4,7 +4,7 @@ import pytest
 from extraction.errors import StoreError
 from extraction.exports import samples as module
 from extraction.exports.samples import samples_of
-from extraction.reader import ActivationDataset
+from extraction.reading.dataset import ActivationDataset
 from tests.extraction.exports.ragged_runs import BATCHES, EVERY, WITH_ROWS, write_ragged_run
 
 

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 
 from extraction.formats import ParsedBatch, SerialisedBatch
-from extraction.rows import RowBlock, text_column
+from extraction.run.rows import RowBlock, text_column
 
 HOOK = "layer_6"
 COLUMNS = ["task_ids", "sample_idx", "step", "position", "token_id", "timestamps"]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from extraction.errors import CorruptBatchError, StoreError
 from extraction.formats.key_arrays import KEY_DTYPES, KeyTable, key_arrays
-from extraction.rows import text_column
+from extraction.run.rows import text_column
 from tests.extraction.formats.batches import assert_same_keys, varied_block
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from extraction.formats.pickle_format import PickleFormat, layer_field
-from extraction.rows import text_column
+from extraction.run.rows import text_column
 from tests.extraction.known_rows import TIME, known_block, known_values
 
 # Founding document 004's, to the letter.

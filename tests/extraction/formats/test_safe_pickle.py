@@ -14,7 +14,7 @@ from extraction.formats.pickle_format import PickleFormat
 from extraction.formats.pickle_machine import read_pickle
 from extraction.formats.pickle_table import read_table
 from extraction.formats.safe_pickle import _batch, parse_pickle
-from extraction.rows import UNKNOWN, RowBlock, text_column
+from extraction.run.rows import UNKNOWN, RowBlock, text_column
 from tests.extraction.formats.batches import (
     HOOK,
     assert_same_keys,

@@ -14,8 +14,8 @@ from extraction.__main__ import main
 from extraction.storage import open_storage, scheme_of
 from extraction.storage.local import LocalStorage
 from inference.errors import InputError
-from inference.input_files import read_input_files
-from inference.settings import ExtractionSettings
+from inference.inputs.files import read_input_files
+from inference.settings.commands import ExtractionSettings
 
 UNKNOWN = ["s3://bucket/run", "file:///tmp/run", "GS://bucket/run", "hdfs://host/run", "gs:/bucket"]
 REFUSED = 2

@@ -1,0 +1,1 @@
+"""Commands over whole runs: verify, repair, merge, convert, inspect, selftest."""

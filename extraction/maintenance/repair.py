@@ -1,0 +1,193 @@
+"""Writes anew what is derived from a run's records, or from its files where those are gone.
+
+Nothing is ever deleted. Files that no record names do no harm and stay, unless `quarantine` is
+asked for: then they are moved to `_run/quarantine/`, and unreadable records with them, so that a
+run with --resume does their batches again.
+"""
+
+import contextlib
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+
+from extraction.errors import CorruptBatchError, StorageUnavailableError, StoreError
+from extraction.formats import FORMATS
+from extraction.maintenance.checks.records import OUTPUTS_FOLDER, record_problems
+from extraction.maintenance.committed_files import BATCH_FILE, read_committed
+from extraction.maintenance.rebuild_from_files import rebuild_from_files
+from extraction.progress import Progress, silent
+from extraction.run.identity import RunIdentity, RunLock, read_identity
+from extraction.run.metadata import METADATA_FILE
+from extraction.run.records import CommitLog, record_name
+from extraction.run.totals import RunTotals
+from extraction.setting_names import setting
+from extraction.storage import Storage
+from extraction.storage.local import LocalStorage
+from extraction.writing.disk_retry import patiently
+from extraction.writing.finalise import derived_document, planned_batches, write_metadata
+
+QUARANTINE = "_run/quarantine/"
+OUTPUTS_FILE = "outputs.jsonl"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Repair:
+    """What was done.
+
+    Attributes:
+        done: lines for people.
+        damage: what could not be mended; empty: all is well, as far as records go.
+    """
+
+    done: list[str] = dataclasses.field(default_factory=list)
+    damage: list[str] = dataclasses.field(default_factory=list)
+
+
+def repair(storage: Storage, *, quarantine: bool = False, progress: Progress = silent) -> Repair:
+    """Rebuilds `metadata.json`, and `outputs.jsonl` where it stands in the run's folder.
+
+    Args:
+        storage: of the run.
+        quarantine: move away what no record names.
+        progress: told how far it is.
+
+    Raises:
+        StoreError: there is no run, or a quarantine is not safe now.
+    """
+    result = Repair()
+    identity = read_identity(storage)
+    if identity is None:
+        if quarantine:
+            raise StoreError(
+                f"{storage.address} has no _run folder, so nothing says which files are of no use;"
+                f" repair it without {setting('quarantine')}"
+            )
+        rebuilt = rebuild_from_files(storage, progress)
+        result.done.append(
+            f"{METADATA_FILE} lists {rebuilt.batches} batches, as the files tell; without the _run"
+            " folder nothing says whether any is missing"
+        )
+        result.damage += rebuilt.left_out
+        return result
+    log = CommitLog(storage)
+    totals, named, unreadable = _read_records(storage, identity, log)
+    if quarantine:
+        _quarantine(storage, identity, len(totals), named, unreadable, result)
+    elif unreadable:
+        result.damage += [f"{name}: {problem}" for name, problem in unreadable.items()]
+        result.damage.append(
+            f"batches whose record is damaged are left out; {setting('quarantine')} moves the"
+            " records away, so that the run can do these batches again with"
+            f" {setting('resume', True)}"
+        )
+    if result.damage:
+        document = derived_document(storage, identity, totals)
+        patiently(storage.address, lambda: storage.replace(METADATA_FILE, document))
+    else:
+        totals = write_metadata(storage, totals)
+    result.done.append(f"{METADATA_FILE} lists {len(totals)} batches")
+    _refresh_outputs(storage, log, totals, result)
+    return result
+
+
+def _read_records(
+    storage: Storage, identity: RunIdentity, log: CommitLog
+) -> tuple[RunTotals, set[str], dict[str, str]]:
+    """Good records, the files that they name, and what is wrong with the other records."""
+    totals, named, unreadable = RunTotals(), set(), {}
+    for batch_id in sorted(log.batch_ids()):
+        try:
+            record = log.read(batch_id)
+            problems = list(record_problems(record, identity))
+            if problems:
+                raise StoreError("; ".join(problems))
+            totals.add(record)
+            named.update(file.file for file in record.all_files())
+        except StorageUnavailableError:
+            raise
+        except StoreError as error:
+            unreadable[record_name(batch_id)] = str(error)
+    return totals, named, unreadable
+
+
+def _quarantine(
+    storage: Storage,
+    identity: RunIdentity,
+    batches: int,
+    named: Collection[str],
+    unreadable: dict[str, str],
+    result: Repair,
+) -> None:
+    with _nobody_writes(storage, identity, batches + len(unreadable)):
+        found = [name for name in storage.names() if _is_batch_file(name)]
+        found += [n for n in storage.names(OUTPUTS_FOLDER) if re.fullmatch(r".*/\d{6,}\.jsonl", n)]
+        for name in [*unreadable, *(name for name in found if name not in named)]:
+            place = _move(storage, name)
+            result.done.append(f"{name} moved to {place}")
+
+
+def _is_batch_file(name: str) -> bool:
+    match = BATCH_FILE.fullmatch(name)
+    extensions = {f.extension for f in FORMATS.values()}
+    extensions |= {f.sidecar_extension for f in FORMATS.values() if f.sidecar_extension}
+    return match is not None and match["extension"] in extensions
+
+
+@contextlib.contextmanager
+def _nobody_writes(storage: Storage, identity: RunIdentity, batches: int) -> Iterator[None]:
+    """A file that no record names yet may be one that a run is about to record."""
+    with contextlib.ExitStack() as stack:
+        if isinstance(storage, LocalStorage):
+            numbers = {0}
+            for name in storage.names("_run/"):
+                match = re.fullmatch(r"_run/lock\.(\d+)", name)
+                numbers |= {int(match[1])} if match else set()
+            for number in sorted(numbers):
+                stack.callback(RunLock(storage.folder, number).release)
+        elif batches != planned_batches(storage, identity):
+            raise StoreError(
+                f"{storage.address} is not finished, and another machine may be writing to it;"
+                f" finish the run with {setting('resume', True)}, then quarantine what is left"
+            )
+        yield
+
+
+def _move(storage: Storage, name: str) -> str:
+    """Copies a file to the quarantine, then takes it away."""
+    data = storage.get(name)
+    base = QUARANTINE + name.rpartition("/")[2]
+    for number in range(1000):
+        place = base if number == 0 else f"{base}.{number}"
+        try:
+            storage.put_new(place, data)
+        except FileExistsError:
+            if storage.get(place) != data:
+                continue
+        storage.remove(name)
+        return place
+    raise StoreError(f"{QUARANTINE} holds {name} a thousand times")
+
+
+def _refresh_outputs(storage: Storage, log: CommitLog, totals: RunTotals, result: Repair) -> None:
+    """`outputs.jsonl` again, if it stands here and its lines are not those of the batches.
+
+    The order of its samples is known to the run alone, so a file with the right lines stays.
+    """
+    if OUTPUTS_FILE not in storage.names():
+        return
+    lines: list[bytes] = []
+    for batch in totals.batches():
+        record = log.read(batch.batch_id)
+        if record.outputs is not None:
+            try:
+                data = read_committed(storage, record.outputs)
+            except CorruptBatchError as error:
+                result.damage.append(f"{record.outputs.file}: {error}")
+                return
+            lines += [line for line in data.split(b"\n") if line]
+    there = [line for line in storage.get(OUTPUTS_FILE).split(b"\n") if line]
+    if Counter(there) != Counter(lines):
+        document = b"".join(line + b"\n" for line in lines)
+        patiently(storage.address, lambda: storage.replace(OUTPUTS_FILE, document))
+        result.done.append(f"{OUTPUTS_FILE} written anew, {len(lines)} lines in the batches' order")

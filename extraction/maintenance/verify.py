@@ -1,0 +1,320 @@
+"""Is a run whole: what its records promise, against what is there.
+
+    level 1  records, names, sizes (in a bucket also checksums, from the listing), metadata.json,
+             and whether all planned batches exist; reads no activations
+    level 2  each file: checksum, safe parse, hook point, rows, width, dtype, non-finite rows
+    level 3  sha256, unique keys, the same keys for all hook points, output lines, statistics
+
+By default a folder is checked at level 2, and a bucket at level 1: its listing has the checksums.
+
+A batch exists when its record does. What is missing from a run that is not finished is told apart
+from damage, and files that no record names do no harm.
+"""
+
+import contextlib
+from collections.abc import Collection, Sequence
+
+from extraction.documents import read_json
+from extraction.errors import CorruptBatchError, StoreError
+from extraction.maintenance.checks.contents import Contents, check_contents
+from extraction.maintenance.checks.metadata_file import check_metadata
+from extraction.maintenance.checks.records import OUTPUTS_FOLDER, record_problems
+from extraction.maintenance.checks.report import Report, missing_numbers
+from extraction.maintenance.checks.unique_keys import Key, KeyIndex, row_keys
+from extraction.maintenance.committed_files import BATCH_FILE, read_batch, read_outputs
+from extraction.progress import Progress, silent
+from extraction.reading.collector_pause import collector_paused
+from extraction.reading.read_ahead import in_order, threads_for
+from extraction.run.identity import CLOSED_FILE, RUN_FILE, SCHEMA_VERSION, RunIdentity
+from extraction.run.metadata import METADATA_FILE
+from extraction.run.records import COMMITS, CommitLog, CommitRecord, CommittedFile, record_name
+from extraction.run.totals import BatchSummary
+from extraction.setting_names import setting
+from extraction.storage import FileInfo, Storage
+from extraction.storage.local import LocalStorage
+from extraction.writing.finalise import SELF_CHECKS, planned_batches, read_self_check
+
+DERIVED = {METADATA_FILE, "outputs.jsonl", "submission.json"}
+
+
+def verify(storage: Storage, level: int | None = None, progress: Progress = silent) -> Report:
+    """Checks a run.
+
+    Args:
+        storage: of the run; nothing is written.
+        level: 1 to 3; None: 2 on this machine's disks, 1 in a bucket.
+        progress: told how far it is.
+
+    Raises:
+        StorageUnavailableError: it cannot be reached.
+    """
+    if level is None:
+        level = 2 if storage.is_local else 1
+    report = Report(address=storage.address, level=level)
+    identity = _read_identity(storage, report)
+    if identity is None:
+        return report
+    report.run_id = identity.run_id
+    batches, bad_files = _check_listing(storage, identity, report, progress)
+    if level >= 2:
+        _check_contents(storage, identity, batches, report, bad_files, progress)
+    return report
+
+
+@collector_paused()
+def _check_listing(
+    storage: Storage, identity: RunIdentity, report: Report, progress: Progress
+) -> tuple[list[BatchSummary], set[str]]:
+    """Level 1. Gives the batches whose records are good, and the files that are damaged."""
+    # In this order a run that goes on meanwhile does no harm: metadata.json lists what has a
+    # record, and what has a record is there.
+    metadata = _get(storage, METADATA_FILE)
+    batch_ids = _batch_ids(storage, report)
+    files = storage.infos() | storage.infos(OUTPUTS_FOLDER)
+    is_empty = not batch_ids and not any(map(BATCH_FILE.fullmatch, files))
+    bad_files = _check_records(storage, identity, batch_ids, files, report, progress)
+    totals = report.totals
+    batches = totals.batches()
+    _look_for_missing(storage, identity, batches, report)
+    _note_others(storage, files, report)
+    if is_empty and metadata is not None and report.unfinished:
+        report.unfinished.append(
+            f"no batch is here, although {METADATA_FILE} may list some: a run with"
+            f" {setting('gcs_bucket')} keeps them in its bucket, verify that"
+        )
+        return [], set()
+    if _is_derivable(storage, report):
+        check_metadata(metadata, storage, identity, totals, CommitLog(storage).read, files, report)
+        for name in storage.names(SELF_CHECKS):
+            failed = read_self_check(storage, name).get("failed")
+            if failed:
+                report.add(name, f"marks the rows as wrong: {failed}")
+    return batches, bad_files
+
+
+def _get(storage: Storage, name: str) -> bytes | None:
+    try:
+        return storage.get(name)
+    except FileNotFoundError:
+        return None
+
+
+def _read_identity(storage: Storage, report: Report) -> RunIdentity | None:
+    """The identity, or None and why in the report."""
+    data = _get(storage, RUN_FILE)
+    if data is None:
+        if storage.names(COMMITS):
+            report.add(RUN_FILE, "is missing; without it a run cannot go on")
+            return None
+        left = [n for n in storage.names() if n == METADATA_FILE or BATCH_FILE.fullmatch(n)]
+        report.foreign = "holds no run"
+        if left:
+            report.verdict_if_foreign = "unverifiable"
+            report.foreign = (
+                f"holds files of a run ({left[0]} and {len(left) - 1} more) without its _run"
+                " folder, so nothing says what they should be; copy _run too, it is small"
+            )
+        return None
+    try:
+        version = read_json(data)["schema_version"]
+        if type(version) is int and version > SCHEMA_VERSION:
+            report.foreign = f"holds a run of version {version}, newer than this program"
+            return None
+    except (ValueError, KeyError, TypeError):
+        pass  # told below
+    try:
+        identity = RunIdentity.from_json(data)
+    except StoreError as error:
+        report.add(RUN_FILE, str(error))
+        return None
+    return identity
+
+
+def _batch_ids(storage: Storage, report: Report) -> list[int]:
+    """Batches that have a record, in order."""
+    ids = []
+    for name in storage.names(COMMITS):
+        stem = name.removeprefix(COMMITS).removesuffix(".json")
+        if stem.isdecimal() and name == record_name(int(stem)):
+            ids.append(int(stem))
+        else:
+            report.notes.append(f"{name} is no record")
+    return sorted(ids)
+
+
+def _check_records(
+    storage: Storage,
+    identity: RunIdentity,
+    batch_ids: Sequence[int],
+    files: dict[str, FileInfo],
+    report: Report,
+    progress: Progress,
+) -> set[str]:
+    """Level 1: every record, and the listing of every file that it names.
+
+    Args:
+        storage: of the run.
+        identity: of the run.
+        batch_ids: of the records, in order.
+        files: the listing; those that a record names are taken out.
+        report: takes what is found, the sums of the good records among it.
+        progress: told how far it is.
+
+    Returns:
+        The files that are damaged.
+    """
+    totals = report.totals
+    bad: set[str] = set()
+    named: set[str] = set()
+    for batch_id, record in CommitLog(storage).read_each(batch_ids):
+        name = record_name(batch_id)
+        progress("records checked", len(totals), len(batch_ids))
+        if not isinstance(record, CommitRecord):
+            report.add(name, str(record), batch_id)
+            continue
+        problems = list(record_problems(record, identity))
+        record_files = record.all_files()
+        for file in record_files:
+            if file.file in named:
+                problems.append(f"{file.file} is named by another record too")
+        for problem in problems:
+            report.add(name, problem, batch_id)
+        if problems:
+            continue
+        totals.add(record)
+        for file in record_files:
+            named.add(file.file)
+            problem = _listed_wrong(file, files.pop(file.file, None))
+            if problem is not None:
+                bad.add(file.file)
+                report.add(file.file, problem, batch_id)
+    report.counts = {
+        "batches": len(totals),
+        "files": totals.n_files,
+        "bytes": totals.n_bytes,
+        "rows": totals.n_rows,
+        "sequences": totals.n_sequences,
+    }
+    return bad
+
+
+def _listed_wrong(file: CommittedFile, info: FileInfo | None) -> str | None:
+    if info is None:
+        return "is missing"
+    if info.bytes != file.bytes:
+        return f"{info.bytes} bytes, {file.bytes} by its record"
+    if info.crc32c is not None and info.crc32c != file.crc32c:
+        return f"crc32c {info.crc32c}, {file.crc32c} by its record"
+    return None
+
+
+def _look_for_missing(
+    storage: Storage, identity: RunIdentity, batches: Sequence[BatchSummary], report: Report
+) -> None:
+    """Which planned batches do not exist."""
+    try:
+        planned = planned_batches(storage, identity)
+    except StoreError as error:
+        report.add(CLOSED_FILE, str(error))
+        return
+    if planned is None:
+        report.unfinished.append("the run was not closed: it goes on, or was cut off")
+        return
+    report.counts["planned_batches"] = planned
+    damaged = {problem.batch_id for problem in report.problems}
+    there = {batch.batch_id for batch in batches}
+    known = there | {batch_id for batch_id in damaged if batch_id is not None}
+    missing, which = missing_numbers(planned, known)
+    if missing:
+        report.unfinished.append(f"{missing} of {planned} batches are missing: {which}")
+    for batch_id in sorted(there):
+        if batch_id > planned or batch_id < 1:
+            name = record_name(batch_id)
+            report.add(name, f"the run has {planned} batches only", batch_id)
+
+
+def _note_others(storage: Storage, files: Collection[str], report: Report) -> None:
+    """Files that no record names."""
+    damaged = any(problem.file.startswith(COMMITS) for problem in report.problems)
+    more = ", as far as records are readable" if damaged else ""
+    report.notes += [f"{n}: no record names it{more}" for n in sorted({*files} - DERIVED)]
+    if isinstance(storage, LocalStorage):
+        for path in storage.temporary_files():
+            name = path.relative_to(storage.folder)
+            report.notes.append(f"{name}: temporary, of a process that writes or was killed")
+
+
+def _is_derivable(storage: Storage, report: Report) -> bool:
+    """Whether all that `metadata.json` is derived from is readable."""
+    for name in storage.names(SELF_CHECKS):
+        try:
+            read_self_check(storage, name)
+        except StoreError as error:
+            report.add(name, str(error).removeprefix(f"{name} "))
+    if any(
+        problem.file.startswith((COMMITS, CLOSED_FILE, SELF_CHECKS)) for problem in report.problems
+    ):
+        report.notes.append(f"{METADATA_FILE} was not compared with records that are damaged")
+        return False
+    return True
+
+
+def _check_contents(
+    storage: Storage,
+    identity: RunIdentity,
+    batches: Sequence[BatchSummary],
+    report: Report,
+    bad_files: set[str],
+    progress: Progress,
+) -> None:
+    """Levels 2 and 3."""
+    rows: KeyIndex[int] = KeyIndex()
+    sequences: KeyIndex[int] = KeyIndex()
+    lines: KeyIndex[int] = KeyIndex()
+    widths: dict[str, int] = {}
+    total, done = report.counts["bytes"], 0
+
+    log = CommitLog(storage)
+
+    def check(batch_id: int) -> Contents:
+        return check_contents(storage, identity, log.read(batch_id), report.level, bad_files)
+
+    batch_ids = [batch.batch_id for batch in batches]
+    for batch_id, found in in_order(check, batch_ids, threads_for(storage)):
+        report.problems += found.problems
+        done += found.bytes_read
+        progress("bytes checked", done, total)
+        for hook, width in found.widths.items():
+            if widths.setdefault(hook, width) != width:
+                problem = f"{hook} has rows of {width} numbers, {widths[hook]} in batches before"
+                report.add(record_name(batch_id), problem, batch_id)
+        rows.add(batch_id, found.rows)
+        sequences.add(batch_id, found.sequences)
+        lines.add(batch_id, found.lines)
+    report.counts["bytes_read"] = done
+    if report.level < 3:
+        return
+    distinct, told = sequences.distinct(), report.counts["sequences"]
+    if not report.problems and distinct != told:
+        report.add(COMMITS, f"{distinct} sequences have rows, the records tell of {told}")
+
+    def keys_of(batch_id: int) -> list[Key]:
+        record = log.read(batch_id)
+        for hook in record.files:
+            with contextlib.suppress(CorruptBatchError):  # told already; all have the same keys
+                return row_keys(read_batch(storage, identity, record, hook).keys)
+        return []
+
+    def samples_of(batch_id: int) -> list[Key]:
+        outputs = log.read(batch_id).outputs
+        assert outputs is not None
+        told = read_outputs(storage, outputs)
+        return [(line["task_id"], line["sample_idx"]) for line in told]
+
+    for index, read, what in (
+        (rows, keys_of, "keys (task_id, sample_idx, position) of rows"),
+        (lines, samples_of, "samples (task_id, sample_idx) of output lines"),
+    ):
+        for key, first, second, count in index.duplicates(read):
+            where = f"in batches {first} and {second}" if first != second else f"in batch {first}"
+            report.add(record_name(second), f"{count} {what} stand twice, {where}: {key}", second)

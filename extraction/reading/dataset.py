@@ -1,0 +1,477 @@
+"""Runs as data: rows by number, their keys, and streams of batches for training.
+
+    acts = ActivationDataset("activations", layer=12)       # or gs://bucket/prefix
+    acts.info.rows, acts[5], acts[100:200], acts.keys(slice(100, 200)).task_ids
+    for batch in acts.batches(4096, shuffle_seed=0, framework="jax"):
+        ...                                                 # [4096, hidden]
+
+It needs numpy and google-crc32c. Read in this order: `run_contents` (which batches there are),
+`stored_files` (from a file to checked rows), `row_numbers`, `shuffle` (the order of a stream),
+`batch_stream`.
+
+Rows have numbers in the order of their batches. A run that is still being written may commit
+batch 4 before batch 3; `refresh` puts what is new behind what was there, so within one
+`ActivationDataset` a row's number never changes. Another one, opened later, counts by batch id.
+"""
+
+import dataclasses
+import functools
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from extraction.errors import CorruptBatchError, StoreError
+from extraction.formats import ParsedBatch
+from extraction.formats.float_types import to_float32
+from extraction.hook_point_names import few
+from extraction.reading.batch_stream import BatchStream, StreamSettings
+from extraction.reading.buffer_pool import RecycledMemory, TakeMemory
+from extraction.reading.frameworks import Rows, presenter, with_dtype
+from extraction.reading.listed_run import ListedRun
+from extraction.reading.read_ahead import threads_for
+from extraction.reading.row_numbers import EVERY, Place, RowNumbers, is_number
+from extraction.reading.run_contents import (
+    CommittedRun,
+    RunContents,
+    StoredBatch,
+    chosen_hook_points,
+)
+from extraction.reading.shuffle_buffer import RowSource
+from extraction.reading.stored_files import StoredFiles
+from extraction.run.identity import read_identity
+from extraction.run.rows import RowBlock
+from extraction.run.statistics import OUTLIER_FACTOR, RowStatistics
+from extraction.storage import Storage, open_storage
+
+if TYPE_CHECKING:
+    from extraction.reading.torch_batches import TorchBatches
+
+log = logging.getLogger(__name__)
+
+CACHE_BYTES = 512 << 20
+POOL_ROWS = 1 << 16
+
+KEY_COLUMNS = {
+    "task_ids": object,
+    "sample_idx": np.int64,
+    "step": np.int32,
+    "position": np.int32,
+    "token_id": np.int32,
+    "timestamps": object,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class RunInfo:
+    """What a run is, and how far it has come.
+
+    Attributes:
+        model_name: as it was given to the run.
+        hook_points: all that were captured.
+        width: of the rows of each hook point that is read.
+        dtype: that activations are stored in; None: the folder does not tell.
+        format: of the files.
+        rows: of each hook point, that can be read.
+        sequences: samples that have rows; None: the folder does not tell.
+        complete: whether no row will follow; None: the folder does not tell.
+        run_id: of the run; None: the folder does not tell.
+        statistics: of each hook point: rows, nonfinite_rows, mean, mean_square, median_norm,
+            norm_histogram; empty if the folder does not tell.
+    """
+
+    model_name: str
+    hook_points: tuple[str, ...]
+    width: Mapping[str, int]
+    dtype: str | None
+    format: str
+    rows: int
+    sequences: int | None
+    complete: bool | None
+    run_id: str | None
+    statistics: Mapping[str, Mapping[str, Any]]
+
+    def __repr__(self) -> str:
+        hooks = [f"{hook} [{width}]" for hook, width in self.width.items()]
+        how = {True: "complete", False: "not complete", None: "unknown whether complete"}
+        return (
+            f"RunInfo({self.model_name!r}, run {self.run_id}: {self.rows:,} rows of"
+            f" {self.sequences} samples, {how[self.complete]}; {few(hooks)} of"
+            f" {len(self.hook_points)} captured, {self.format}, {self.dtype})"
+        )
+
+
+class ActivationDataset:
+    """The rows of one layer of a run, or of several layers aligned row by row.
+
+    Opening it reads the commit records (or `metadata.json`, in a folder without `_run/`) and
+    lists the files; activations are read when they are asked for. Every file is compared with the
+    checksum in its record. For rows by number, local safetensors and raw files are mapped, so
+    that a few rows cost a few pages; the checksum costs a reading of the whole file, the first
+    time that one of its rows is touched.
+
+    Args:
+        source: folder, `gs://bucket/prefix`, or a storage.
+        layer: 12, `"layer_12"` or any name of another hook point (TransformerLens' and Hugging
+            Face's too): arrays are `[rows, width]`. Several of them: dictionaries of such arrays,
+            by the names asked with. None: the only one there is.
+        dtype: `"float32"`, which bfloat16 is widened to exactly, or `"stored"`.
+        on_bad: what streams do at a damaged batch: `"raise"`, or `"skip"` it with all its hook
+            points, and note it in `skipped`. Rows asked for by number are never skipped.
+        verify_checksums: False: files are not compared with the checksums in their records.
+        cache_bytes: that files which rows were taken from by number are kept up to.
+
+    Attributes:
+        hook_points: that are read, by their names in the run.
+        skipped: why batches were left out, by batch id.
+
+    Raises:
+        StoreError: there is no run, or no such layer.
+        CorruptBatchError: files are missing or of another size than recorded.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Storage,
+        layer: int | str | Sequence[int | str] | None = None,
+        *,
+        dtype: str = "float32",
+        on_bad: str = "raise",
+        verify_checksums: bool = True,
+        cache_bytes: int = CACHE_BYTES,
+    ):
+        if dtype not in ("float32", "stored"):
+            raise StoreError(f"dtype must be 'float32' or 'stored', not {dtype!r}")
+        if on_bad not in ("raise", "skip"):
+            raise StoreError(f"on_bad must be 'raise' or 'skip', not {on_bad!r}")
+        self._run = open_run(source)
+        self._storage = self._run.storage
+        run = self._run.description
+        self._single = isinstance(layer, str) or not isinstance(layer, Iterable)
+        self._asked = chosen_hook_points(layer, run.hook_points, self._storage.address)
+        self.hook_points = tuple(self._asked)
+        self._stored = dtype == "stored"
+        if self._stored and run.dtype is None:
+            raise StoreError(f"{self._storage.address} does not tell its dtype; read it as float32")
+        self._bits = self._stored and run.dtype == "bfloat16"
+        self._dtype = np.dtype(np.uint16 if self._bits else np.float32)
+        with_dtype(np.zeros(0, self._dtype), self._bits)  # refused now, not after a while
+        self._skip = on_bad == "skip"
+        self._verify = verify_checksums
+        self._files = StoredFiles(
+            self._storage,
+            run,
+            self.hook_points,
+            verify_checksums=verify_checksums,
+            cache_bytes=cache_bytes,
+        )
+        self.skipped: dict[int, str] = {}
+        self._known: dict[int, StoredBatch] = {}  # those left out among them
+        self._numbers = RowNumbers(())
+        self._info: RunInfo | None = None
+        self.refresh()
+
+    def __len__(self) -> int:
+        return self._numbers.rows
+
+    def __repr__(self) -> str:
+        hooks = [f"{hook} [{width}]" for hook, width in self._widths().items()]
+        return (
+            f"ActivationDataset({self._storage.address!r}: {len(self):,} rows of {few(hooks)},"
+            f" {self._run.description.dtype if self._stored else 'float32'})"
+        )
+
+    @property
+    def info(self) -> RunInfo:
+        """Of the run, as of the last `refresh`."""
+        if self._info is None:
+            run, progress = self._run.description, self._run.progress()
+            self._info = RunInfo(
+                model_name=run.model_name,
+                hook_points=run.hook_points,
+                width=self._widths(),
+                dtype=run.dtype,
+                format=run.file_format,
+                rows=len(self),
+                sequences=progress.sequences,
+                complete=progress.complete,
+                run_id=run.run_id,
+                statistics=progress.statistics,
+            )
+        return self._info
+
+    def refresh(self) -> int:
+        """Takes up the batches committed since; rows that were there keep their numbers.
+
+        Returns:
+            New rows.
+
+        Raises:
+            StoreError: see the class.
+        """
+        rows = len(self)
+        new = self._run.new_batches(self.hook_points, self._known.keys())
+        problems = self._problems(new) if new else {}
+        if problems and not self._skip:
+            raise CorruptBatchError(next(iter(problems.values())))
+        self._known |= {batch.batch_id: batch for batch in new}
+        for batch_id, problem in problems.items():
+            self._leave_out(batch_id, problem)
+        good = [batch for batch in new if batch.batch_id not in problems]
+        self._numbers = RowNumbers((*self._numbers.batches, *good))
+        self._info = None
+        return len(self) - rows
+
+    def __getitem__(self, rows: Any) -> Any:
+        """Rows by number: `[width]` for one, else `[rows, width]`, new arrays each time.
+
+        Args:
+            rows: a number, a slice, an array of numbers in any order, or a mask.
+
+        Raises:
+            IndexError: there is no such row.
+            CorruptBatchError: a file is damaged, whatever `on_bad` is.
+        """
+        pieces, count = self._numbers.pieces(rows)
+        result = {}
+        for hook, width in self._widths().items():
+            values = np.empty((count, width), self._dtype)
+            for batch, here, there in pieces:
+                values[there] = self._values(self._files.open(batch, hook), here)
+            values = with_dtype(values, self._bits)
+            result[hook] = values[0] if is_number(rows) else values
+        return self._as_asked(result)
+
+    def keys(self, rows: Any = slice(None)) -> RowBlock:
+        """Where rows come from: task ids, sample indices, steps, positions, token ids, times.
+
+        Args:
+            rows: as for `[]`; one number gives a block of one row.
+
+        Returns:
+            A block without activations.
+        """
+        pieces, count = self._numbers.pieces(rows)
+        columns = {name: np.empty(count, dtype) for name, dtype in KEY_COLUMNS.items()}
+        for batch, here, there in pieces:
+            found = self._files.open(batch, self.hook_points[0]).keys
+            for name, column in columns.items():
+                column[there] = getattr(found, name)[here]
+        return RowBlock(**columns, activations={})
+
+    def find(self, task_id: str, sample_idx: int | None = None) -> np.ndarray:
+        """Numbers of a task's rows, or of one of its samples; looks through all batches."""
+        found = [np.zeros(0, np.int64)]
+        for first, batch in self._numbers:
+            keys = self._files.open(batch, self.hook_points[0]).keys
+            wanted = keys.task_ids == task_id
+            if sample_idx is not None:
+                wanted &= keys.sample_idx == sample_idx
+            found.append(first + np.flatnonzero(wanted))
+        return np.concatenate(found)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        shuffle_seed: int | None = None,
+        pool_rows: int = POOL_ROWS,
+        drop_last: bool = False,
+        framework: str = "numpy",
+        epochs: int | None = 1,
+        start: Mapping[str, Any] | None = None,
+        part: tuple[int, int] = (0, 1),
+    ) -> BatchStream:
+        """All rows there are now, in batches; every row once in each epoch.
+
+        Files are read ahead in threads, those of two pools if shuffled; both are in memory.
+
+        Args:
+            batch_size: rows of a batch; the last of an epoch has what is left.
+            shuffle_seed: None: in the order of the batches. Else files come in random order and
+                rows are mixed among `pool_rows` of them, in each epoch anew; the same seed gives
+                the same order on every machine and for every layer.
+            pool_rows: rows that are mixed; a batch with more is a pool alone.
+            drop_last: leave the last batch of an epoch out if it is not full.
+            framework: of the batches: numpy, jax (on its default device) or torch.
+            epochs: None: without end.
+            start: the `position` of an earlier stream with the same seed and pool: what would
+                have followed there follows here, of the batches that it knew.
+            part: `(index, parts)`: of `parts` streams with the same settings, each in a process of
+                its own, this one reads the files that no other reads in that epoch. All together
+                give every row once. Each has a `position` of its own.
+
+        Returns:
+            An iterator over `[batch_size, width]`, or dictionaries of such, with a `position`.
+
+        Raises:
+            StoreError: an argument does not fit.
+            CorruptBatchError: while it is read: a file is damaged.
+        """
+        source = RowSource(
+            read=functools.partial(self._read, memory=RecycledMemory().take),
+            present=presenter(framework, self._asked, self._single, self._bits),
+            widths=self._widths(),
+            dtype=self._dtype,
+            threads=threads_for(self._storage),
+        )
+        settings = StreamSettings(
+            batch_size=batch_size,
+            shuffle_seed=shuffle_seed,
+            pool_rows=pool_rows,
+            drop_last=drop_last,
+            epochs=epochs,
+        )
+        batches = self._numbers.batches if start is None else list(self._known.values())
+        return BatchStream(source, batches, settings, self._run.description.run_id, start, part)
+
+    def torch(
+        self,
+        batch_size: int,
+        *,
+        shuffle_seed: int | None = None,
+        pool_rows: int = POOL_ROWS,
+        drop_last: bool = False,
+        start: Mapping[str, Any] | None = None,
+    ) -> "TorchBatches":
+        """Return a torch `IterableDataset` of batches, for `DataLoader(..., batch_size=None)`.
+
+            batches = acts.torch(4096, shuffle_seed=0)
+            loader = DataLoader(batches, batch_size=None, num_workers=2)
+            for epoch in range(3):
+                batches.set_epoch(epoch)
+                for batch in loader:
+                    ...                                     # torch.Tensor [4096, hidden]
+
+        One pass over the loader is one epoch. The loader's workers, forked or spawned, share the
+        files, so that every row comes once in an epoch; each worker shuffles within its own
+        `pool_rows` and ends with a batch of what is left. Processes of one training (ranks) are
+        not told apart; give each a `part` of `batches`.
+
+        Args:
+            batch_size: see `batches`.
+            shuffle_seed: see `batches`; the order depends on the number of workers too.
+            pool_rows: see `batches`; two pools are in memory for each worker.
+            drop_last: leave the last batch of each worker out if it is not full.
+            start: what `TorchBatches.position` gave, to go on from there.
+
+        Raises:
+            ImportError: torch is not installed.
+            StoreError: an argument does not fit.
+        """
+        from extraction.reading.torch_batches import TorchBatches
+
+        asked = {"shuffle_seed": shuffle_seed, "pool_rows": pool_rows, "drop_last": drop_last}
+        return TorchBatches(self, batch_size, asked, start, countable=not self._skip)
+
+    def outlier_rows(self, factor: float = OUTLIER_FACTOR) -> Any:
+        """Numbers of the rows whose norm is beyond `factor` times the median, or not finite.
+
+        Qwen's attention sinks are such rows; training on them is rarely wanted. Nothing is ever
+        dropped for it here. The median is that of the run's statistics, right within 4.5 %; in a
+        folder without them the rows are read once more for it. All rows are read.
+
+        Returns:
+            `[found]` int64 in ascending order, or a dictionary of such.
+        """
+        statistics = self.info.statistics
+        medians = {h: statistics[h]["median_norm"] for h in self.hook_points if h in statistics}
+        if len(medians) < len(self.hook_points):
+            parts: dict[str, list[RowStatistics]] = {hook: [] for hook in self.hook_points}
+            for _, rows in self._all_rows():
+                for hook, values in rows.items():
+                    parts[hook].append(RowStatistics.of(values))
+            medians = {h: RowStatistics.merge(part).median_norm() for h, part in parts.items()}
+        found = {hook: [np.zeros(0, np.int64)] for hook in self.hook_points}
+        for first, rows in self._all_rows():
+            for hook, values in rows.items():
+                exact = values.astype(np.float64)
+                norms = np.sqrt(np.einsum("rd,rd->r", exact, exact))
+                median = medians[hook]
+                # Of a run whose rows are all infinite there is no median.
+                limit = np.inf if median is None else factor * median
+                found[hook].append(first + np.flatnonzero(~(norms < np.inf) | (norms > limit)))
+        return self._as_asked({hook: np.concatenate(each) for hook, each in found.items()})
+
+    def _all_rows(self) -> Iterator[tuple[int, Rows]]:
+        """Of each batch the number of its first row, and float32 rows that hold until the next."""
+        memory = RecycledMemory().take
+        for first, batch in self._numbers:
+            parsed = self._parsed(batch, memory)
+            if parsed is not None:
+                yield first, {hook: to_float32(p.stored, p.dtype) for hook, p in parsed.items()}
+
+    def _read(self, batch: StoredBatch, memory: TakeMemory) -> Rows | None:
+        """All rows of a batch for a stream; None: it is damaged, and left out."""
+        parsed = self._parsed(batch, memory)
+        return None if parsed is None else {h: self._values(p) for h, p in parsed.items()}
+
+    def _parsed(self, batch: StoredBatch, memory: TakeMemory) -> dict[str, ParsedBatch] | None:
+        try:
+            return self._files.read(batch, memory)
+        except CorruptBatchError as error:
+            if not self._skip:
+                raise
+            self._leave_out(batch.batch_id, str(error))
+            return None
+
+    def _leave_out(self, batch_id: int, problem: str) -> None:
+        # Two epochs may come upon it at the same time; one of them tells.
+        if self.skipped.setdefault(batch_id, problem) is problem:
+            log.warning("batch %d is left out: %s", batch_id, problem)
+
+    def _problems(self, batches: Sequence[StoredBatch]) -> dict[int, str]:
+        """What a listing of the files tells of damage, by batch id."""
+        there = self._storage.infos()
+        listed = Counter(file.name for b in self._known.values() for file in b.all_files())
+        listed.update(file.name for b in batches for file in b.all_files())
+        problems: dict[int, str] = {}
+        for batch in batches:
+            for file in batch.all_files():
+                found, place = there.get(file.name), f"{self._storage.address}/{file.name}"
+                if listed[file.name] > 1:
+                    raise StoreError(f"{place} is named by more than one batch or layer")
+                if found is None:
+                    problem = "is missing"
+                elif file.bytes not in (None, found.bytes):
+                    problem = f"is {found.bytes} bytes, not {file.bytes}"
+                elif batch.rows > found.bytes:
+                    problem = f"is {found.bytes} bytes, too few for {batch.rows} rows"
+                elif self._verify and found.crc32c and file.crc32c not in (None, found.crc32c):
+                    problem = f"has the crc32c {found.crc32c}, not {file.crc32c}"
+                else:
+                    continue
+                problems.setdefault(batch.batch_id, f"{place} {problem}")
+        return problems
+
+    def _as_asked(self, result: dict[str, np.ndarray]) -> Any:
+        """The only array, or a dictionary by the names asked with."""
+        if self._single:
+            return result[self.hook_points[0]]
+        return {self._asked[hook]: values for hook, values in result.items()}
+
+    def _widths(self) -> dict[str, int]:
+        return {hook: self._files.width(hook, self._numbers.batches) for hook in self.hook_points}
+
+    def _values(self, parsed: ParsedBatch, rows: Place = EVERY) -> np.ndarray:
+        """Rows in the dtype asked for; bits of bfloat16 stay bits until the very end."""
+        stored = parsed.stored[rows]
+        return stored if self._stored else to_float32(stored, parsed.dtype)
+
+
+def open_run(source: str | Path | Storage) -> RunContents:
+    """What a run holds.
+
+    Args:
+        source: folder, `gs://bucket/prefix`, or a storage.
+
+    Raises:
+        StoreError: there is no run that can be read.
+    """
+    is_address = isinstance(source, str | Path)
+    storage = open_storage(source, writable=False) if is_address else source
+    identity = read_identity(storage)
+    return ListedRun(storage) if identity is None else CommittedRun(storage, identity)

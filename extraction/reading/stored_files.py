@@ -1,0 +1,256 @@
+"""From a batch's files to its rows, checked against what the run says of them.
+
+Whole files are read into memory of their own, with the checksum counted as the pieces arrive
+(`read`), for those who want all of their rows. Those who want a few (`open`) get safetensors and
+raw files mapped, and parsed files kept up to a limit of bytes. (Published files never change; a
+mapped one that somebody cuts short nevertheless would end the process, as any mapping does.)
+
+What is checked: size and crc32c where the run notes them; the structure of the file; that it is of
+the right hook point, width and dtype, and has as many rows; that the hook points of a batch have
+the same keys.
+"""
+
+import contextlib
+import errno
+import functools
+import mmap
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from extraction.errors import CorruptBatchError, UnsafeFileError
+from extraction.formats import FORMATS, ParsedBatch
+from extraction.formats.batch import Buffer
+from extraction.reading.buffer_pool import TakeMemory, fresh_memory
+from extraction.reading.run_contents import RunDescription, StoredBatch, StoredFile
+from extraction.storage import Storage
+
+STEP = 1 << 20
+"""Bytes read at a time where a checksum is counted, which finds them in the processor's cache."""
+
+MAPPED = ("safetensors", "raw")
+"""Formats that are parsed without a look at the activations."""
+
+MAPPED_COST = 4 << 20
+"""Bytes that a mapped file counts for, as each is an open file too."""
+
+KEY_BYTES = 200
+"""About what the keys of a row take."""
+
+
+class StoredFiles:
+    """The files of a run's batches. Safe to use from several threads.
+
+    Args:
+        storage: of the run.
+        description: of the run.
+        hook_points: that are read.
+        verify_checksums: count the crc32c of every file: of whole ones each time they are read, of
+            mapped ones the first time.
+        cache_bytes: that parsed files are kept up to.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        description: RunDescription,
+        hook_points: Sequence[str],
+        *,
+        verify_checksums: bool,
+        cache_bytes: int,
+    ):
+        self._storage = storage
+        self._description = description
+        self._hook_points = tuple(hook_points)
+        self._format = FORMATS[description.file_format]
+        self._mappable = description.file_format in MAPPED
+        self._verify = verify_checksums
+        self._cache_bytes = cache_bytes
+        self._widths = {hook: description.hidden_dim for hook in hook_points if _is_layer(hook)}
+        self._open_none()
+
+    def _open_none(self) -> None:
+        """Hold no file, and know nothing of any."""
+        self._cached: OrderedDict[tuple[int, str], tuple[ParsedBatch, int]] = OrderedDict()
+        self._cached_bytes = 0
+        self._lock = threading.Lock()
+        self._intact: set[str] = set()  # mapped files whose checksum was right
+        self._aligned: set[int] = set()  # batches whose hook points have the same keys
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what goes into a pickle: all but the open files, and what was found in them."""
+        left = ("_cached", "_cached_bytes", "_lock", "_intact", "_aligned")
+        return {name: value for name, value in vars(self).items() if name not in left}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open_none()
+
+    def read(self, batch: StoredBatch, memory: TakeMemory = fresh_memory) -> dict[str, ParsedBatch]:
+        """All rows of a batch, of every hook point.
+
+        Args:
+            batch: to read.
+            memory: where local files are read to.
+
+        Raises:
+            CorruptBatchError: a file is damaged or missing; names it and says why.
+        """
+        parsed = {}
+        for hook in self._hook_points:
+            read = functools.partial(self._whole, memory=memory)
+            parsed[hook] = self._parse(batch, hook, read)
+        self._check_aligned(batch, parsed)
+        return parsed
+
+    def open(self, batch: StoredBatch, hook: str) -> ParsedBatch:
+        """The rows of one hook point, to take some from; the arrays may not be changed.
+
+        Raises:
+            CorruptBatchError: a file is damaged or missing; names it and says why.
+        """
+        if len(self._hook_points) > 1 and batch.batch_id not in self._aligned:
+            self._check_aligned(
+                batch, {hook: self._open(batch, hook) for hook in self._hook_points}
+            )
+        return self._open(batch, hook)
+
+    def width(self, hook: str, batches: Sequence[StoredBatch]) -> int:
+        """Width of a hook point's rows: the run's, or for other than layers that of a file's."""
+        if hook not in self._widths:
+            for batch in batches:
+                with contextlib.suppress(CorruptBatchError):
+                    self._open(batch, hook)
+                    break
+        return self._widths.get(hook, self._description.hidden_dim)
+
+    def _open(self, batch: StoredBatch, hook: str) -> ParsedBatch:
+        key = batch.batch_id, hook
+        with self._lock:
+            if key in self._cached:
+                self._cached.move_to_end(key)
+                return self._cached[key][0]
+        mapped = self._mappable and self._storage.is_local
+        parsed = self._parse(batch, hook, self._mapped if mapped else self._whole)
+        cost = len(parsed.row_keys) * KEY_BYTES + (MAPPED_COST if mapped else parsed.stored.nbytes)
+        with self._lock:
+            self._cached_bytes -= self._cached.pop(key, (None, 0))[1]
+            self._cached[key] = parsed, cost
+            self._cached_bytes += cost
+            while self._cached_bytes > self._cache_bytes and len(self._cached) > 1:
+                self._cached_bytes -= self._cached.popitem(last=False)[1][1]
+        return parsed
+
+    def _parse(self, batch: StoredBatch, hook: str, read) -> ParsedBatch:
+        file, sidecar = batch.files[hook], batch.sidecars.get(hook)
+        with self._named(file):
+            parsed = self._format.parse(
+                read(file), None if sidecar is None else self._whole(sidecar)
+            )
+            rows, width = parsed.stored.shape
+            if parsed.hook_point != hook:
+                raise CorruptBatchError(f"holds {parsed.hook_point}, not {hook}")
+            if rows != batch.rows:
+                raise CorruptBatchError(f"holds {rows} rows, not {batch.rows}")
+            if width != self._widths.setdefault(hook, width):
+                raise CorruptBatchError(f"has rows of width {width}, not {self._widths[hook]}")
+            if parsed.dtype != (self._description.dtype or parsed.dtype):
+                raise CorruptBatchError(f"is {parsed.dtype}, not {self._description.dtype}")
+        return parsed
+
+    def _check_aligned(self, batch: StoredBatch, parsed: dict[str, ParsedBatch]) -> None:
+        first, *others = self._hook_points
+        for hook in others:
+            if not parsed[first].row_keys.same_rows(parsed[hook].row_keys):
+                with self._named(batch.files[hook]):
+                    raise CorruptBatchError(
+                        f"its rows are not those of {batch.files[first].name}, by their keys"
+                    )
+        self._aligned.add(batch.batch_id)
+
+    @contextlib.contextmanager
+    def _named(self, file: StoredFile):
+        """Puts the file's name before what is wrong with it."""
+        place = f"{self._storage.address}/{file.name}"
+        try:
+            yield
+        except CorruptBatchError as error:
+            raise type(error)(f"{place}: {error}") from error
+        except FileNotFoundError as error:
+            raise CorruptBatchError(f"{place} is missing") from error
+        except UnsafeFileError as error:
+            raise CorruptBatchError(str(error)) from error
+        except OSError as error:
+            if error.errno == errno.EIO:  # of the disk at this place; others are no damage
+                raise CorruptBatchError(f"{place} cannot be read: {error.strerror}") from error
+            raise
+
+    def _whole(self, file: StoredFile, memory: TakeMemory = fresh_memory) -> Buffer:
+        opened = self._storage.open_local(file.name)
+        if opened is None:
+            data = np.frombuffer(bytearray(self._storage.get(file.name)), np.uint8)
+            self._check_size(file, len(data))
+            found = google_crc32c.extend(0, data) if self._checked(file) else 0
+        else:
+            with opened as stream:
+                size = os.fstat(stream.fileno()).st_size
+                self._check_size(file, size)
+                data = memory(size)
+                found = _fill(stream, data, self._checked(file))
+        self._check_crc32c(file, found)
+        return data.data
+
+    def _mapped(self, file: StoredFile) -> Buffer:
+        opened = self._storage.open_local(file.name)
+        assert opened is not None
+        with opened as stream:
+            size = os.fstat(stream.fileno()).st_size
+            self._check_size(file, size)
+            if file.name not in self._intact and self._checked(file):
+                self._check_crc32c(file, _crc32c_of(stream, size))
+                self._intact.add(file.name)
+            if not size:  # cannot be mapped
+                return b""
+            return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def _checked(self, file: StoredFile) -> bool:
+        return self._verify and file.crc32c is not None
+
+    def _check_size(self, file: StoredFile, size: int) -> None:
+        if file.bytes is not None and size != file.bytes:
+            raise CorruptBatchError(f"is {size} bytes, not {file.bytes}")
+
+    def _check_crc32c(self, file: StoredFile, found: int) -> None:
+        if self._checked(file) and f"{found:08x}" != file.crc32c:
+            raise CorruptBatchError(f"its crc32c is {found:08x}, not {file.crc32c}: it is damaged")
+
+
+def _fill(stream, data: np.ndarray, checked: bool) -> int:
+    """Reads a file into an array of its size; gives the crc32c, or 0."""
+    crc = at = 0
+    step = STEP if checked else len(data)
+    while at < len(data):
+        # numpy's arrays are taken by the library without a copy, memoryviews are not.
+        count = stream.readinto(data[at : at + step])
+        if not count:
+            raise CorruptBatchError("became shorter while it was read")
+        if checked:
+            crc = google_crc32c.extend(crc, data[at : at + count])
+        at += count
+    return crc
+
+
+def _crc32c_of(stream, size: int) -> int:
+    scratch, crc = np.empty(min(STEP, size), np.uint8), 0
+    while count := stream.readinto(scratch):
+        crc = google_crc32c.extend(crc, scratch[:count])
+    return crc
+
+
+def _is_layer(hook: str) -> bool:
+    return hook.removeprefix("layer_").isdecimal() and hook.startswith("layer_")

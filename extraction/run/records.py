@@ -1,0 +1,221 @@
+"""Commit records: a batch exists when its record does.
+
+One record for each unit of the plan, published last and never replaced, names everything that
+belongs to the unit: the file of each hook point and the file of its output lines, with sizes and
+checksums. A file that no record names does not exist. `metadata.json` and `outputs.jsonl` are
+derived from the records.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from extraction.checksums import crc32c, sha256
+from extraction.documents import is_count, read_json
+from extraction.errors import StoreError
+from extraction.reading.read_ahead import read_files
+from extraction.run.statistics import RowStatistics, is_bin
+from extraction.storage import Content, Storage, pieces
+from extraction.storage.names import check_hook_point, check_name
+
+COMMITS = "_run/commits/"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CommittedFile:
+    """A file that a record vouches for.
+
+    Attributes:
+        file: its name in the run's folder.
+        bytes: its size.
+        crc32c: of its content, eight hexadecimal digits.
+        sha256: of its content, 64 hexadecimal digits.
+    """
+
+    file: str
+    bytes: int
+    crc32c: str
+    sha256: str
+
+    @classmethod
+    def of(cls, name: str, data: Content) -> "CommittedFile":
+        """That of a file with this content."""
+        size = sum(map(len, pieces(data)))
+        return cls(file=name, bytes=size, crc32c=crc32c(data), sha256=sha256(data))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CommitRecord:
+    """What one unit committed.
+
+    Attributes:
+        batch_id: the unit's number plus one.
+        n_rows: rows of every hook point.
+        n_sequences: samples that have rows.
+        keys_sha256: of the rows' keys and the generated tokens, in order; two attempts at a unit
+            that agree in it may stand for each other.
+        files: of each hook point; empty if the unit has no rows.
+        sidecars: second files of hook points, for formats that have one.
+        outputs: the samples' output lines; None where a run has none.
+        statistics: of each hook point's rows.
+        written_at: when, ISO 8601, UTC; for people, nothing is decided by it.
+    """
+
+    batch_id: int
+    n_rows: int
+    n_sequences: int
+    keys_sha256: str
+    files: dict[str, CommittedFile]
+    sidecars: dict[str, CommittedFile]
+    outputs: CommittedFile | None
+    statistics: dict[str, RowStatistics]
+    written_at: str
+
+    def activation_files(self) -> list[CommittedFile]:
+        """The files of all hook points, and their sidecars."""
+        return [*self.files.values(), *self.sidecars.values()]
+
+    def all_files(self) -> list[CommittedFile]:
+        """Every file that belongs to the unit."""
+        return self.activation_files() + ([] if self.outputs is None else [self.outputs])
+
+    def to_json(self) -> bytes:
+        """The record's file."""
+        return (json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, name: str) -> "CommitRecord":
+        """Reads a record's file.
+
+        Raises:
+            StoreError: it is damaged; `name` says which.
+        """
+        try:
+            raw: dict[str, Any] = read_json(data)
+            for key, kind in (
+                ("files", CommittedFile), ("sidecars", CommittedFile), ("statistics", RowStatistics)
+            ):  # fmt: skip
+                raw[key] = {hook: kind(**entry) for hook, entry in raw[key].items()}
+            if raw["outputs"] is not None:
+                raw["outputs"] = CommittedFile(**raw["outputs"])
+            record = cls(**raw)
+            _check_values(record)
+            return record
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            raise StoreError(f"{name} is no commit record: {error!r}") from None
+
+
+def _check_values(record: CommitRecord) -> None:
+    """Makes sure that every value is of its type, and no larger than what it counts can be.
+
+    Raises:
+        ValueError: one is not.
+    """
+    counts = [record.batch_id, record.n_rows, record.n_sequences]
+    texts = [record.keys_sha256, record.written_at]
+    for file in record.all_files():
+        check_name(file.file)
+        counts.append(file.bytes)
+        texts += [file.crc32c, file.sha256]
+    for hook in {*record.files, *record.sidecars, *record.statistics}:
+        check_hook_point(hook)
+    for statistics in record.statistics.values():
+        counts += [statistics.rows, statistics.nonfinite_rows, statistics.values]
+        counts += statistics.norms.values()
+        sums = (statistics.total, statistics.total_squares)
+        if not all(type(part) in (int, float) and abs(part) < math.inf for part in sums):
+            raise ValueError(f"sums {sums!r}")
+        list(map(float, sums))
+        if not all(map(is_bin, statistics.norms)):
+            raise ValueError("a bin of norms is none")
+    if not all(map(is_count, counts)):
+        raise ValueError("a count is not a whole number")
+    if not all(type(text) is str for text in texts):
+        raise ValueError("a checksum or time is no text")
+    if any(file.bytes < record.n_rows for file in record.files.values()):
+        raise ValueError(f"{record.n_rows} rows in a file of fewer bytes")
+
+
+class CommitLog:
+    """The records of a run. None is kept in memory: a run may have very many.
+
+    Args:
+        storage: of the run.
+    """
+
+    def __init__(self, storage: Storage):
+        self._storage = storage
+
+    def batch_ids(self) -> set[int]:
+        """Batches that exist."""
+        ids = (_batch_id(name) for name in self._storage.names(COMMITS))
+        return {batch_id for batch_id in ids if batch_id is not None}
+
+    def read(self, batch_id: int) -> CommitRecord:
+        """One record.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StoreError: it is damaged.
+        """
+        return _record_of(batch_id, self._storage.get(record_name(batch_id)))
+
+    def read_each(
+        self, batch_ids: Iterable[int]
+    ) -> Iterator[tuple[int, CommitRecord | StoreError | OSError]]:
+        """Many records in the order of the ids, each as `read` gives it, or what `read` raises."""
+        wanted = list(batch_ids)
+        files = read_files(self._storage, [record_name(batch_id) for batch_id in wanted])
+        for batch_id, (_, found) in zip(wanted, files, strict=True):
+            if isinstance(found, bytes):
+                try:
+                    yield batch_id, _record_of(batch_id, found)
+                except StoreError as error:
+                    yield batch_id, error
+            else:
+                yield batch_id, found
+
+    def read_all(self, batch_ids: Iterable[int]) -> Iterator[CommitRecord]:
+        """Many records in the order of the ids.
+
+        Raises:
+            FileNotFoundError: there is none of one of them.
+            StoreError: one is damaged.
+        """
+        for _, found in self.read_each(batch_ids):
+            if not isinstance(found, CommitRecord):
+                raise found
+            yield found
+
+    def records(self) -> Iterator[CommitRecord]:
+        """All records that there are now, by batch id."""
+        return self.read_all(sorted(self.batch_ids()))
+
+    def put(self, record: CommitRecord) -> bool:
+        """Makes a batch exist; False if it does already, which changes nothing."""
+        try:
+            self._storage.put_new(record_name(record.batch_id), record.to_json())
+        except FileExistsError:
+            return False
+        return True
+
+
+def _record_of(batch_id: int, data: bytes) -> CommitRecord:
+    name = record_name(batch_id)
+    record = CommitRecord.from_json(data, name)
+    if record.batch_id != batch_id:
+        raise StoreError(f"{name} is the record of batch {record.batch_id}")
+    return record
+
+
+def record_name(batch_id: int) -> str:
+    """Name of a batch's record."""
+    return f"{COMMITS}{batch_id:06d}.json"
+
+
+def _batch_id(name: str) -> int | None:
+    """The batch whose record has this name; None for any other file."""
+    stem = name.removeprefix(COMMITS).removesuffix(".json")
+    return int(stem) if stem.isdecimal() and record_name(int(stem)) == name else None

@@ -1,0 +1,96 @@
+"""What all commit records of a run tell together.
+
+A record takes some ten kilobytes of memory, most of it statistics, and a run may have hundreds of
+thousands. Of each only what `metadata.json` lists is kept.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterable
+
+from extraction.run.records import CommitLog, CommitRecord
+from extraction.run.statistics import RowStatistics, StatisticsSum
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class BatchSummary:
+    """What is kept of a record.
+
+    Attributes:
+        batch_id: see `CommitRecord`.
+        n_rows: see `CommitRecord`.
+        files: names of the files, by hook point.
+    """
+
+    batch_id: int
+    n_rows: int
+    files: dict[str, str]
+
+
+class RunTotals:
+    """Sums over the commit records of a run, the same for any order of them.
+
+    Args:
+        records: to begin with.
+
+    Attributes:
+        n_rows: of every hook point.
+        n_sequences: samples that have rows.
+        n_files: that the records name.
+        n_bytes: of those files.
+        n_activation_files: those without the output lines.
+        n_activation_bytes: of those.
+        last_written_at: the latest time in the records, ISO 8601; "" without records.
+    """
+
+    def __init__(self, records: Iterable[CommitRecord] = ()):
+        self.n_rows = self.n_sequences = self.n_files = self.n_bytes = 0
+        self.n_activation_files = self.n_activation_bytes = 0
+        self.last_written_at = ""
+        self._batches: dict[int, BatchSummary] = {}
+        self._statistics: dict[str, StatisticsSum] = {}
+        for record in records:
+            self.add(record)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __contains__(self, batch_id: object) -> bool:
+        return batch_id in self._batches
+
+    def add(self, record: CommitRecord) -> None:
+        """Takes a record in; one whose batch is in already changes nothing."""
+        if record.batch_id in self._batches:
+            return
+        activations, files = record.activation_files(), record.all_files()
+        self.n_rows += record.n_rows
+        self.n_sequences += record.n_sequences
+        self.n_files += len(files)
+        self.n_bytes += sum(file.bytes for file in files)
+        self.n_activation_files += len(activations)
+        self.n_activation_bytes += sum(file.bytes for file in activations)
+        self.last_written_at = max(self.last_written_at, record.written_at)
+        for hook, part in record.statistics.items():
+            if hook not in self._statistics:
+                self._statistics[hook] = StatisticsSum()
+            self._statistics[hook].add(part)
+        self._batches[record.batch_id] = BatchSummary(
+            batch_id=record.batch_id,
+            n_rows=record.n_rows,
+            files={sys.intern(hook): file.file for hook, file in record.files.items()},
+        )
+
+    def read_new(self, log: CommitLog) -> set[int]:
+        """Takes in the records that are not in yet; gives the ids of all that the log has."""
+        ids = log.batch_ids()
+        for record in log.read_all(sorted(ids - self._batches.keys())):
+            self.add(record)
+        return ids
+
+    def batches(self) -> list[BatchSummary]:
+        """Of all records, by batch id."""
+        return [self._batches[batch_id] for batch_id in sorted(self._batches)]
+
+    def statistics(self, hook_point: str) -> RowStatistics:
+        """Of all rows of a hook point."""
+        return self._statistics.get(hook_point, StatisticsSum()).total()

@@ -1,0 +1,210 @@
+"""From the rows of a unit to a batch that exists: serialise, publish, record.
+
+The files come first and the record last, so a process that dies in between leaves files that
+nobody counts; the next attempt at the unit replaces them. A full disk is waited for: the unit stays
+in memory and nothing else goes on meanwhile; then its files are written from the first one on.
+
+One thread, the caller's, touches the disk. While it writes a file, a second one works out the
+file's checksums and the content of the next, and for large files a third one the statistics, so
+that the disk need not wait.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from extraction.errors import ConflictError
+from extraction.formats import FORMATS
+from extraction.formats.batch import SerialisedBatch, check_dtype
+from extraction.reading.buffer_pool import RecycledMemory
+from extraction.run.records import CommitLog, CommitRecord, CommittedFile
+from extraction.run.rows import RowBlock, timestamp
+from extraction.run.statistics import RowStatistics
+from extraction.storage import Buffers, Storage
+from extraction.writing.disk_retry import FULL, STALL_TIMEOUT, patiently
+
+CONTENTS = 3
+"""Most contents of files that are in memory: looked at, written, and made for later."""
+
+LARGE_ROWS = 4 << 20
+"""Bytes of a hook point's rows from which on a thread of its own counts their statistics. With
+small ones it would take the interpreter from the thread that writes more often than it saves time.
+"""
+
+
+class Committer:
+    """Writes units.
+
+    Args:
+        storage: of the run.
+        hook_points: names, in the order of their files.
+        file_format: a name in `FORMATS`.
+        dtype: that activations are stored in.
+        stall_timeout: seconds that a full disk is waited for.
+
+    Raises:
+        StoreError: the format does not hold the dtype.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        hook_points: Sequence[str],
+        file_format: str = "pickle",
+        dtype: str = "float32",
+        *,
+        stall_timeout: float = STALL_TIMEOUT,
+    ):
+        self._storage = storage
+        self._hook_points = tuple(hook_points)
+        self._format = FORMATS[file_format]
+        check_dtype(file_format, self._format.dtypes, dtype)
+        self._dtype = dtype
+        self._memory = RecycledMemory(CONTENTS).take
+        self._patiently = functools.partial(patiently, storage.address, stall_timeout=stall_timeout)
+
+    def commit(
+        self,
+        batch_id: int,
+        block: RowBlock | None,
+        outputs: Sequence[Mapping[str, Any]] | None = None,
+        n_sequences: int | None = None,
+    ) -> CommitRecord:
+        """Writes the files of a unit and its record; afterwards the batch exists.
+
+        A batch that exists already is left as it is, and its record returned.
+
+        Args:
+            batch_id: of the unit, from 1.
+            block: its rows; None if it has none.
+            outputs: the output lines of its samples, skipped ones among them; None: the run has
+                no output lines.
+            n_sequences: samples to count for it; None: all that have rows here.
+
+        Raises:
+            StorageUnavailableError: the disk stayed full, or fails. Nothing of the unit exists
+                then; what was committed before does.
+            ConflictError: another process committed the batch meanwhile.
+        """
+        log = CommitLog(self._storage)
+        with contextlib.suppress(FileNotFoundError):
+            return log.read(batch_id)  # to write its files again would belie the record
+        record = self._patiently(lambda: self._write(batch_id, block, outputs, n_sequences))
+        if not self._patiently(lambda: log.put(record)) and log.read(batch_id) != record:
+            raise self._overtaken(batch_id)
+        return record
+
+    def _overtaken(self, batch_id: int) -> ConflictError:
+        return ConflictError(
+            f"{self._storage.address}: another process committed batch {batch_id} meanwhile;"
+            " run verify there"
+        )
+
+    def _write(
+        self,
+        batch_id: int,
+        block: RowBlock | None,
+        outputs: Sequence[Mapping[str, Any]] | None,
+        n_sequences: int | None,
+    ) -> CommitRecord:
+        """Writes the files of a unit, over those of an attempt that came to no record."""
+        files: dict[str, Future[CommittedFile]] = {}
+        statistics: dict[str, Future[RowStatistics]] = {}
+        batch_files, output_file = f"batch_{batch_id:06d}", f"_run/outputs/{batch_id:06d}.jsonl"
+
+        def contents() -> Iterator[tuple[str, Buffers]]:
+            if block is not None:
+                for hook, batch in self._serialised(block, helper):
+                    rows = block.activations[hook]
+                    counter = third if rows.nbytes >= LARGE_ROWS else helper
+                    statistics[hook] = counter.submit(RowStatistics.of, rows, self._dtype)
+                    yield f"{hook}_{batch_files}.{self._format.extension}", batch.data
+                    if batch.sidecar is not None:
+                        sidecar = f"{hook}_{batch_files}.{self._format.sidecar_extension}"
+                        yield sidecar, [batch.sidecar]
+            if outputs is not None:
+                lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in outputs]
+                yield output_file, ["".join(lines).encode()]
+
+        def looked_at() -> Iterator[tuple[str, Buffers]]:
+            for name, data in contents():
+                files[name] = helper.submit(CommittedFile.of, name, data)
+                yield name, data
+
+        # As the helper does one thing after the other, a content is there only when it has looked
+        # at the one but last, which keeps to `CONTENTS`.
+        with ThreadPoolExecutor(1, "commit") as helper, ThreadPoolExecutor(1, "count") as third:
+            try:
+                self._storage.replace_all(looked_at())
+            except OSError as error:
+                if error.errno in FULL:
+                    self._make_room(batch_id, files)
+                raise
+
+        def of_hook_points(extension: str | None) -> dict[str, CommittedFile]:
+            names = {hook: f"{hook}_{batch_files}.{extension}" for hook in statistics}
+            return {hook: files[name].result() for hook, name in names.items() if name in files}
+
+        return CommitRecord(
+            batch_id=batch_id,
+            n_rows=0 if block is None else len(block),
+            n_sequences=_count_sequences(block) if n_sequences is None else n_sequences,
+            keys_sha256=keys_digest(block, outputs or ()),
+            files=of_hook_points(self._format.extension),
+            sidecars=of_hook_points(self._format.sidecar_extension),
+            outputs=None if outputs is None else files[output_file].result(),
+            statistics={hook: found.result() for hook, found in statistics.items()},
+            written_at=timestamp(),
+        )
+
+    def _make_room(self, batch_id: int, names: Iterable[str]) -> None:
+        """Removes the files of an attempt, which take room too.
+
+        Raises:
+            ConflictError: another process committed the batch meanwhile: they are its files now.
+        """
+        if batch_id in CommitLog(self._storage).batch_ids():
+            raise self._overtaken(batch_id)
+        for name in names:
+            self._storage.remove(name)
+
+    def _serialised(
+        self, block: RowBlock, helper: Executor
+    ) -> Iterator[tuple[str, SerialisedBatch]]:
+        """Of each hook point the file's content; the helper works on the next one meanwhile."""
+
+        def serialise(hook: str) -> SerialisedBatch:
+            return self._format.serialise(hook, block, self._dtype, self._memory)
+
+        following = helper.submit(serialise, self._hook_points[0])
+        for hook, next_hook in zip_longest(self._hook_points, self._hook_points[1:]):
+            batch = following.result()
+            if next_hook is not None:
+                following = helper.submit(serialise, next_hook)
+            yield hook, batch
+
+
+def keys_digest(block: RowBlock | None, outputs: Sequence[Mapping[str, Any]] = ()) -> str:
+    """sha256 over the keys of the rows and the generated tokens, in order."""
+    digest = hashlib.sha256()
+    if block is not None:
+        digest.update(json.dumps(block.task_ids.tolist()).encode())
+        for column in (block.sample_idx, block.step, block.position, block.token_id):
+            digest.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
+    for line in outputs:
+        keys = ("task_id", "sample_idx", "generated_token_ids", "finish_reason")
+        digest.update(json.dumps([line.get(key) for key in keys]).encode())
+    return digest.hexdigest()
+
+
+def _count_sequences(block: RowBlock | None) -> int:
+    if block is None:
+        return 0
+    return len(set(zip(block.task_ids, block.sample_idx.tolist(), strict=True)))

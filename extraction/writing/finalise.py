@@ -1,0 +1,163 @@
+"""What is derived from the commit records, by any process, at any time.
+
+`metadata.json` says what the folder holds; `outputs.jsonl` joins the output lines of all batches
+in the order of the samples. Both are pure functions of `_run/`, so it does not matter which
+process writes them last, or whether it was one of the run's at all.
+"""
+
+import functools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from extraction.documents import is_count, read_json
+from extraction.errors import StoreError, UnsafeFileError
+from extraction.reading.collector_pause import collector_paused
+from extraction.reading.read_ahead import read_files
+from extraction.run.identity import CLOSED_FILE, RunIdentity, read_identity
+from extraction.run.metadata import METADATA_FILE, BatchFile, metadata_document
+from extraction.run.records import CommitLog, CommitRecord
+from extraction.run.totals import RunTotals
+from extraction.storage import Storage
+from extraction.writing.disk_retry import STALL_TIMEOUT, patiently
+
+SELF_CHECKS = "_run/self_check/"
+"""Folder of a file for each process: `rows` that were computed again (version 0.1.0: `samples`),
+`largest_error`, null if infinite, and where rows are wrong `failed`, which says how."""
+
+
+def write_metadata(
+    storage: Storage,
+    totals: RunTotals | None = None,
+    copies: Sequence[Storage] = (),
+    *,
+    stall_timeout: float = STALL_TIMEOUT,
+) -> RunTotals:
+    """Writes `metadata.json` of all that is committed, and gives the totals.
+
+    Another process may commit meanwhile and write it too, and be overwritten with less. So
+    afterwards each looks again: the last to write then wrote everything.
+
+    Args:
+        storage: of the run.
+        totals: of an earlier call for the same run, brought up to date; records that are in it
+            are not read again.
+        copies: where the same document is to stand besides.
+        stall_timeout: seconds that a full disk is waited for.
+
+    Raises:
+        StoreError: the folder holds no run.
+        StorageUnavailableError: the disk stayed full, or fails.
+    """
+    identity = read_identity(storage)
+    if identity is None:
+        raise StoreError(f"{storage.address} holds no run")
+    log, totals = CommitLog(storage), RunTotals() if totals is None else totals
+    while True:
+        with collector_paused():
+            seen = totals.read_new(log), storage.names(SELF_CHECKS)
+            document = derived_document(storage, identity, totals)
+        for place in (storage, *copies):
+            write = functools.partial(place.replace, METADATA_FILE, document)
+            patiently(place.address, write, stall_timeout)
+        if seen == (log.batch_ids(), storage.names(SELF_CHECKS)):
+            return totals
+
+
+def derived_document(
+    storage: Storage, identity: RunIdentity, totals: RunTotals, *, list_files: bool = True
+) -> bytes:
+    """`metadata.json` of a run with these totals; without `list_files` as if no batch had any."""
+    batches = [
+        BatchFile(
+            batch_id=batch.batch_id,
+            hook_point=hook,
+            file=batch.files[hook],
+            n_samples=batch.n_rows,
+        )
+        for batch in (totals.batches() if list_files else ())
+        for hook in identity.hook_points
+        if hook in batch.files
+    ]
+    statistics = {hook: totals.statistics(hook).summary() for hook in identity.hook_points}
+    planned = planned_batches(storage, identity)
+    checks = [read_self_check(storage, name) for name in storage.names(SELF_CHECKS)]
+    return metadata_document(
+        model_name=identity.model_name,
+        hook_points=identity.hook_points,
+        hidden_dim=identity.hidden_dim,
+        batches=batches,
+        total_sequences=totals.n_sequences,
+        complete=len(totals) == planned,
+        file_format=identity.file_format,
+        dtype=identity.dtype,
+        run={**identity.run, "self_check": checks} if checks else identity.run,
+        more={
+            "run_id": identity.run_id,
+            "created_at": identity.created_at,
+            "planned_batches": planned,
+            "fingerprint": dict(identity.fingerprint),
+            "statistics": statistics,
+        },
+    )
+
+
+def read_self_check(storage: Storage, name: str) -> dict[str, Any]:
+    """What a process found when it computed some rows again.
+
+    Raises:
+        StoreError: the file is damaged.
+    """
+    try:
+        found = read_json(storage.get(name))
+    except UnsafeFileError:
+        raise
+    except ValueError as error:
+        raise StoreError(f"{name} is damaged: {error!r}") from None
+    if not (
+        isinstance(found, dict)
+        and is_count(found.get("rows", found.get("samples")))
+        and isinstance(found.get("largest_error"), int | float | None)
+        and isinstance(found.get("failed", ""), str)
+    ):
+        raise StoreError(f"{name} is damaged: it is no object of rows and largest_error")
+    return found
+
+
+def copy_self_checks(sources: Sequence[Storage], out: Storage) -> None:
+    """Gives a run what the self-checks of others found, so that rows marked as wrong stay so."""
+    found = [read_self_check(source, n) for source in sources for n in source.names(SELF_CHECKS)]
+    for number, check in enumerate(found):
+        out.replace(f"{SELF_CHECKS}{number:05d}.json", json.dumps(check).encode())
+
+
+def planned_batches(storage: Storage, identity: RunIdentity) -> int | None:
+    """Batches of the finished run; None while that is not known."""
+    if identity.planned_batches is not None:
+        return identity.planned_batches
+    try:
+        batches = read_json(storage.get(CLOSED_FILE))["batches"]
+        if not is_count(batches):
+            raise ValueError(f"batches {batches!r}")
+        return batches
+    except FileNotFoundError:
+        return None
+    except UnsafeFileError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{CLOSED_FILE} is damaged: {error!r}") from None
+
+
+def close(storage: Storage, batches: int) -> None:
+    """Says that a run without a plan is over."""
+    document = (json.dumps({"batches": batches}) + "\n").encode()
+    patiently(storage.address, lambda: storage.replace(CLOSED_FILE, document))
+
+
+def output_lines(storage: Storage, records: Iterable[CommitRecord]) -> Iterator[dict[str, Any]]:
+    """The output lines of all batches, batch by batch."""
+    names = [record.outputs.file for record in records if record.outputs is not None]
+    for _, found in read_files(storage, names):
+        if not isinstance(found, bytes):
+            raise found
+        yield from (json.loads(line) for line in found.split(b"\n") if line)

@@ -1,0 +1,280 @@
+"""From a local folder to the cloud: unit by unit, files first, record last.
+
+During a run the local folder is a spool: each unit is committed there, uploaded in the background,
+and taken away when the cloud holds its record. The spool is bounded, so a slow network slows the
+run down and never fills the disk. After a run `upload_folder` does the same with what is there, as
+often as one likes.
+
+An object that is there already, from an attempt that was cut off, is never overwritten: if it is
+the same unit of the same run it is taken as it stands, else the upload stops and says so.
+"""
+
+import dataclasses
+import logging
+import queue
+import re
+import threading
+from collections.abc import Callable
+
+from extraction.checksums import crc32c
+from extraction.errors import ConflictError, CorruptBatchError, StoreError
+from extraction.maintenance.checks.records import OUTPUTS_FOLDER
+from extraction.run.identity import (
+    CLOSED_FILE,
+    begin,
+    check_identity,
+    read_identity,
+)
+from extraction.run.records import CommitLog, CommitRecord, CommittedFile, record_name
+from extraction.run.totals import RunTotals
+from extraction.storage import CloudStorage, Storage
+from extraction.writing.finalise import SELF_CHECKS, write_metadata
+
+log = logging.getLogger(__name__)
+
+THREADS = 4
+SPOOL_BYTES = 8 << 30
+
+
+def upload_unit(local: Storage, cloud: CloudStorage, record: CommitRecord, run_id: str) -> None:
+    """Publishes a unit's files and its record in the cloud; the local ones stay.
+
+    Raises:
+        CorruptBatchError: a local file is not what its record says.
+        ConflictError: an object of that name holds something else.
+        StorageUnavailableError: the cloud cannot be reached, or refuses.
+    """
+    adopted: dict[str, CommittedFile] = {}
+    for file in record.all_files():
+        try:
+            data = local.get(file.file)
+        except FileNotFoundError:
+            if record.batch_id in CommitLog(cloud).batch_ids():
+                return  # another process uploaded it, and took it from a spool that both use
+            raise CorruptBatchError(f"{local.address}/{file.file} is missing") from None
+        if crc32c(data) != file.crc32c:
+            raise CorruptBatchError(f"{local.address}/{file.file} is damaged; run verify there")
+        attributes = _attributes(record, file, run_id)
+        try:
+            cloud.put_new(file.file, data, attributes)
+        except FileExistsError:
+            adopted[file.file] = _adopt(cloud, file, attributes)
+    CommitLog(cloud).put(_with_files(record, adopted) if adopted else record)
+
+
+def _adopt(cloud: CloudStorage, file: CommittedFile, attributes: dict[str, str]) -> CommittedFile:
+    """The object that has the name already, if an earlier attempt at this unit made it."""
+    found = cloud.attributes(file.file)
+    if found.get("run_id") != attributes["run_id"]:
+        raise ConflictError(
+            f"{cloud.address}/{file.file} exists and is of run {found.get('run_id')!r}, not of"
+            f" {attributes['run_id']!r}; it was left as it is"
+        )
+    if found.get("keys_sha256") != attributes["keys_sha256"]:
+        raise ConflictError(
+            f"{cloud.address}/{file.file} is from an attempt at this batch that was cut off and"
+            " generated other tokens, as another kind of machine may; it was left as it is. When no"
+            " other process of the run is alive, `python -m extraction repair --quarantine"
+            f" {cloud.address}` moves it away"
+        )
+    info = cloud.info(file.file)
+    assert info.crc32c is not None  # Google Cloud Storage tells it of every object
+    return CommittedFile(
+        file=file.file, bytes=info.bytes, crc32c=info.crc32c, sha256=found["sha256"]
+    )
+
+
+def _with_files(record: CommitRecord, files: dict[str, CommittedFile]) -> CommitRecord:
+    def now(file: CommittedFile) -> CommittedFile:
+        return files.get(file.file, file)
+
+    return dataclasses.replace(
+        record,
+        files={hook: now(file) for hook, file in record.files.items()},
+        sidecars={hook: now(file) for hook, file in record.sidecars.items()},
+        outputs=None if record.outputs is None else now(record.outputs),
+    )
+
+
+class Uploader:
+    """Uploads units in threads and empties the spool behind them.
+
+    Use it in a `with` block, whose end waits for all uploads.
+
+    Args:
+        spool: local folder that holds the committed units.
+        cloud: where they go.
+        run_id: of the run.
+        spool_bytes: that may wait in the spool; a larger unit waits alone.
+        threads: that upload.
+    """
+
+    def __init__(
+        self,
+        spool: Storage,
+        cloud: CloudStorage,
+        run_id: str,
+        *,
+        spool_bytes: int = SPOOL_BYTES,
+        threads: int = THREADS,
+    ):
+        self._spool, self._cloud, self._run_id = spool, cloud, run_id
+        self._limit = spool_bytes
+        self._waiting_bytes = 0
+        self._changed = threading.Condition()
+        self._failure: BaseException | None = None
+        self._queue: queue.SimpleQueue[CommitRecord | None] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"upload-{i}", daemon=True)
+            for i in range(threads)
+        ]
+
+    def __enter__(self) -> "Uploader":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, exception_type, exception, traceback) -> None:
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+        if exception_type is None:
+            self._raise_failure()
+
+    def add(self, record: CommitRecord) -> None:
+        """Hands over a committed unit; blocks while the spool is full.
+
+        Raises:
+            StoreError: what an earlier upload failed with.
+        """
+        size = sum(file.bytes for file in record.all_files())
+        with self._changed:
+            self._changed.wait_for(
+                lambda: (
+                    self._failure is not None
+                    or self._waiting_bytes == 0
+                    or self._waiting_bytes + size <= self._limit
+                )
+            )
+            self._raise_failure()
+            self._waiting_bytes += size
+        self._queue.put(record)
+
+    def add_left_over(self) -> None:
+        """Hands over what an earlier attempt committed to the spool and did not upload."""
+        spool_log, in_cloud = CommitLog(self._spool), CommitLog(self._cloud).batch_ids()
+        for batch_id in sorted(spool_log.batch_ids()):
+            try:
+                record = spool_log.read(batch_id)
+            except FileNotFoundError:  # by now in the cloud, by another process of the run
+                continue
+            if batch_id in in_cloud:
+                self._empty(record)
+            else:
+                self.add(record)
+        for name in (*self._spool.names(), *self._spool.names("_run/outputs/")):
+            batch = re.search(r"(?:_batch_|^_run/outputs/)(\d{6,})\.[a-z.]+$", name)
+            if batch and int(batch[1]) in in_cloud:  # its record went, and then its process
+                self._spool.remove(name)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        while (record := self._queue.get()) is not None:
+            try:
+                if self._failure is None:  # after a failure only the queue is emptied
+                    upload_unit(self._spool, self._cloud, record, self._run_id)
+                    self._empty(record)
+            except BaseException as error:
+                self._failure = self._failure or error
+            finally:
+                with self._changed:
+                    self._waiting_bytes -= sum(file.bytes for file in record.all_files())
+                    self._changed.notify_all()
+
+    def _empty(self, record: CommitRecord) -> None:
+        """Takes a unit from the spool; its record first, without which the rest is nothing."""
+        self._spool.remove(record_name(record.batch_id))
+        for file in record.all_files():
+            self._spool.remove(file.file)
+
+
+def upload_folder(
+    local: Storage, cloud: CloudStorage, progress: Callable[[CommitRecord], None] = lambda _: None
+) -> RunTotals:
+    """Uploads every unit of a local folder that the cloud has not; the folder stays as it is.
+
+    It can be repeated, and goes on where it was cut off. Objects that have gone are uploaded again
+    where the folder has them.
+
+    Returns:
+        Totals of what is in the cloud then.
+
+    Raises:
+        StoreError: the folder holds no run, or the cloud another one.
+        CorruptBatchError: an object that a record in the cloud names has gone, or is another.
+    """
+    identity = read_identity(local)
+    if identity is None:
+        raise StoreError(f"{local.address} holds no run")
+    check_identity(cloud, identity, resume=True)
+    if begin(cloud, identity).run_id != identity.run_id:
+        raise ConflictError(f"{cloud.address} holds another run; choose another prefix")
+    in_cloud = CommitLog(cloud).batch_ids()
+    for record in CommitLog(local).records():
+        if record.batch_id not in in_cloud:
+            upload_unit(local, cloud, record, identity.run_id)
+        progress(record)
+    _check_listing(local, cloud, identity.run_id)
+    closed = [name for name in local.names("_run/") if name == CLOSED_FILE]
+    for name in (*closed, *local.names(SELF_CHECKS)):
+        cloud.replace(name, local.get(name))
+    return write_metadata(cloud)
+
+
+def _check_listing(local: Storage, cloud: CloudStorage, run_id: str) -> None:
+    """Compares the cloud's listing with its records, and uploads again what has gone.
+
+    Raises:
+        CorruptBatchError: an object is not what its record says, or cannot be made good.
+    """
+    log = CommitLog(cloud)
+    # Batches may come while this goes on: what has a record now is in the listing afterwards.
+    batch_ids = sorted(log.batch_ids())
+    listed = cloud.infos() | cloud.infos(OUTPUTS_FOLDER)
+    for record in log.read_all(batch_ids):
+        for file in record.all_files():
+            place, info = f"{cloud.address}/{file.file}", listed.get(file.file)
+            if info is None:
+                _put_back(local, cloud, record, file, run_id)
+            elif (info.bytes, info.crc32c) != (file.bytes, file.crc32c):
+                raise CorruptBatchError(
+                    f"{place} has {info.bytes} bytes and the crc32c {info.crc32c}, by its record"
+                    f" {file.bytes} and {file.crc32c}: it was changed after it was uploaded, and"
+                    " was left as it is; take it away, and upload again"
+                )
+
+
+def _put_back(
+    local: Storage, cloud: CloudStorage, record: CommitRecord, file: CommittedFile, run_id: str
+) -> None:
+    """Uploads a file that the cloud has a record of, but no longer has."""
+    try:
+        data = local.get(file.file)
+    except FileNotFoundError:
+        data = None
+    if data is None or CommittedFile.of(file.file, data) != file:
+        raise CorruptBatchError(
+            f"{cloud.address}/{file.file} has gone, and {local.address} has no such file to upload"
+            " again; its batch is lost here"
+        )
+    cloud.put_new(file.file, data, _attributes(record, file, run_id))
+    log.warning("%s/%s had gone and was uploaded again", cloud.address, file.file)
+
+
+def _attributes(record: CommitRecord, file: CommittedFile, run_id: str) -> dict[str, str]:
+    """What is kept beside an object."""
+    return {"run_id": run_id, "keys_sha256": record.keys_sha256, "sha256": file.sha256}

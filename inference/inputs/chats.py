@@ -1,0 +1,231 @@
+"""Chats as the tokenizer's template renders them, and where in the text each content stands.
+
+The places come from the template itself and never from a search: a content is rendered once more
+with characters in it that no chat holds, and where they come out its ends are. What that changes
+besides, or leaves out, tells what the template does with the content: trims it, drops the thinking
+in it, rewrites it. So a content may be anything: empty, a role's name, the template's own markers.
+"""
+
+import dataclasses
+import functools
+import itertools
+import re
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from extraction.setting_names import setting
+from inference.errors import InputError
+from inference.inputs.prompt_forms import Message
+
+Span = tuple[int, int]
+
+MARKS = range(0xF0000, 0x10FFFE)
+"""Characters for private use, which no text has a meaning for."""
+
+REACH = 256
+"""Characters at either end of a content that a template may change, such as spaces it trims."""
+
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chat:
+    """Messages, and the tools that the template tells the model of."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RenderedChat:
+    """A chat's text, and the places of its messages' contents in it.
+
+    Attributes:
+        task_id: of its task, for messages.
+        chat: it.
+        tokenizer: whose template renders it.
+        add_generation_prompt: whether the text ends where an answer begins.
+    """
+
+    task_id: str
+    chat: Chat
+    tokenizer: PreTrainedTokenizerBase
+    add_generation_prompt: bool = False
+
+    @functools.cached_property
+    def text(self) -> str:
+        """What the template makes of the chat.
+
+        Raises:
+            InputError: the tokenizer has no template, or it fails.
+        """
+        if not self.tokenizer.chat_template:
+            raise InputError(
+                f"task {self.task_id!r} is a chat, but the tokenizer has no chat template"
+                f" (for ARC tasks: {setting('prompt_style', 'plain')})"
+            )
+        return self._render(self.chat.messages)
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        try:
+            text = self.tokenizer.apply_chat_template(
+                list(messages),
+                tools=self.chat.tools and list(self.chat.tools),  # pyright: ignore[reportArgumentType]
+                tokenize=False,
+                add_generation_prompt=self.add_generation_prompt,
+            )
+        except Exception as error:  # a template is a program of the checkpoint's
+            raise InputError(
+                f"task {self.task_id!r}: the tokenizer's chat template fails: {error}"
+            ) from None
+        assert isinstance(text, str)
+        return text
+
+    @functools.cached_property
+    def contents(self) -> Mapping[int, Span | None]:
+        """Of each message that has a content its place in `text`.
+
+        `(n, n)` where the template leaves all of it out; None where it rewrites it, so that no
+        part of the text is the content.
+        """
+        spans = self._locate([n for n, m in enumerate(self.chat.messages) if m.get("content")])
+        unknown = [n for n, span in spans.items() if span is None]
+        if any(self.role(n) == "assistant" for n in unknown):
+            spans |= {n: span for n, span in self._generations().items() if n in unknown}
+        return spans
+
+    def role(self, number: int) -> str:
+        """Of a message."""
+        return self.chat.messages[number]["role"]
+
+    def message_at(self, start: int, stop: int) -> int | None:
+        """Number of the message in whose content a part of `text[start:stop]` stands, if any."""
+        for number, span in self.contents.items():
+            if span is not None and span[0] < stop and start < span[1]:
+                return number
+        return None
+
+    def _locate(self, numbers: Sequence[int]) -> dict[int, Span | None]:
+        """Places of the contents of some messages: of all at once, else of each half alone."""
+        if not numbers:
+            return {}
+        together = self._between_marks(numbers)
+        if together is not None:
+            return together
+        if len(numbers) == 1:
+            return {numbers[0]: self._changed_content(numbers[0])}
+        half = len(numbers) // 2
+        return self._locate(numbers[:half]) | self._locate(numbers[half:])
+
+    def _between_marks(self, numbers: Sequence[int]) -> dict[int, Span | None] | None:
+        """Places of whole contents; None if the template does not take over each as it is."""
+        marks = list(itertools.islice(self._marks(), 2 * len(numbers)))
+        contents = {
+            number: marks[2 * i] + self.chat.messages[number]["content"] + marks[2 * i + 1]
+            for i, number in enumerate(numbers)
+        }
+        places = self._places(contents, marks)
+        if places is None or len(places) < len(marks):
+            return None
+        spans = {n: (places[marks[2 * i]], places[marks[2 * i + 1]]) for i, n in enumerate(numbers)}
+        if any(self.text[a:b] != self.chat.messages[n]["content"] for n, (a, b) in spans.items()):
+            return None
+        return dict(spans)
+
+    def _marks(self) -> Iterator[str]:
+        return (mark for mark in map(chr, MARKS) if mark not in self._characters)
+
+    @functools.cached_property
+    def _characters(self) -> frozenset[str]:
+        """All that the text and the contents hold."""
+        contents = (message.get("content") or "" for message in self.chat.messages)
+        return frozenset(itertools.chain(self.text, *contents))
+
+    def _places(self, contents: Mapping[int, str], marks: Sequence[str]) -> dict[str, int] | None:
+        """Where in `text` marks in other contents of messages come out.
+
+        Those that the template leaves out have no place. None: there are two of a mark, or the
+        rest of the text is another.
+        """
+        messages = [
+            message | {"content": contents[n]} if n in contents else message
+            for n, message in enumerate(self.chat.messages)
+        ]
+        try:
+            marked = self._render(messages)
+        except InputError:  # a template that looks into contents
+            return None
+        parts = re.split(f"([{''.join(marks)}])", marked)  # text, mark, text, ..., text
+        found, plain = parts[1::2], parts[::2]
+        if "".join(plain) != self.text or len(set(found)) < len(found):
+            return None
+        return dict(zip(found, itertools.accumulate(map(len, plain)), strict=False))
+
+    def _changed_content(self, number: int) -> Span | None:
+        """The place of what the template takes over of a content that it does not take whole."""
+        content, mark = self.chat.messages[number]["content"], next(self._marks())
+
+        @functools.cache
+        def place(at: int) -> int | str | None:
+            """Where the content's character `at` stands; LEFT_OUT; None where it is not clear."""
+            places = self._places({number: content[:at] + mark + content[at:]}, [mark])
+            return places if places is None else places.get(mark, LEFT_OUT)
+
+        ends = range(len(content) + 1)
+        first, last = _first_known(place, ends), _first_known(place, ends[::-1])
+        if first is None or last is None:
+            left_out = all(place(at) == LEFT_OUT for at in (0, len(content)))
+            return (0, 0) if left_out else None
+        (a, start), (b, stop) = first, last
+        if start >= stop:  # of spaces alone, which are trimmed from either side
+            return start, start
+        if self.text[start:stop] != content[a:b]:
+            return None
+        # Of a mark before `<think>` nothing is seen, also where the thinking stays.
+        if place(0) == LEFT_OUT and a <= start and self.text[start - a : start] == content[:a]:
+            start -= a
+        if place(len(content)) == LEFT_OUT and self.text.startswith(content[b:], stop):
+            stop += len(content) - b
+        return start, stop
+
+    def _generations(self) -> dict[int, Span]:
+        """Of each answer what the template's `{% generation %}` markers enclose, if it has them."""
+        template = self.tokenizer.get_chat_template(tools=self.chat.tools)  # pyright: ignore
+        if not GENERATION.search(template) or not self.tokenizer.is_fast:
+            return {}
+        answers = [n for n in range(len(self.chat.messages)) if self.role(n) == "assistant"]
+        found: Any = self.tokenizer.apply_chat_template(
+            list(self.chat.messages),
+            tools=self.chat.tools and list(self.chat.tools),  # pyright: ignore[reportArgumentType]
+            add_generation_prompt=self.add_generation_prompt,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            tokenizer_kwargs={"return_offsets_mapping": True},
+        )
+        offsets = list(zip(found["assistant_masks"], found["offset_mapping"], strict=True))
+        runs = [
+            [span for _, span in run]
+            for inside, run in itertools.groupby(offsets, key=lambda pair: pair[0])
+            if inside
+        ]
+        if len(runs) != len(answers):
+            return {}
+        return {n: (run[0][0], run[-1][1]) for n, run in zip(answers, runs, strict=True)}
+
+
+LEFT_OUT = "left out"
+
+
+def _first_known(place: Any, ends: range) -> tuple[int, int] | None:
+    """The first of the ends of a content's characters whose place is known, and its place."""
+    skipped = 0
+    if place(ends[0]) == LEFT_OUT:
+        skipped = bisect_left(ends, True, key=lambda at: place(at) != LEFT_OUT)
+    for at in ends[skipped : skipped + REACH]:
+        found = place(at)
+        if isinstance(found, int):
+            return at, found
+    return None

@@ -1,0 +1,141 @@
+"""Which tokens' activations are kept: the selectors of `--positions`.
+
+A selector chooses among a sample's tokens; several together choose what any of them does, and
+`not ...` takes away. Selectors that read the text know the prompt alone; the others go on over the
+generated tokens. Choosing happens here, on the host; the devices are only told slots, so nothing
+that is not wanted leaves them.
+
+A generated token has a row when it has gone through the model. The last one never has: nothing
+follows it.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from extraction.setting_names import setting
+from inference.errors import InputError
+from inference.inputs.position_selectors import KNOWN, GeneratedToken, parse_selector
+from inference.inputs.prompt_tokens import PromptTokens, special_ids
+
+ChooseGenerated = Callable[[int, Sequence[int]], Sequence[int]]
+"""Given the length of a prompt and the generated tokens that ran, says of which, counted from 0,
+the rows are kept."""
+
+
+def choose_all(prompt_length: int, token_ids: Sequence[int]) -> Sequence[int]:
+    """A `ChooseGenerated`: the rows of all generated tokens that ran."""
+    return range(len(token_ids))
+
+
+class Positions:
+    """The selectors of a run.
+
+    Args:
+        expressions: as `--positions` takes them; none but `not ...`: of all tokens.
+
+    Raises:
+        InputError: one is none of `SELECTORS`, or its parts are wrong.
+    """
+
+    def __init__(self, expressions: Sequence[str]):
+        if not expressions:
+            raise InputError(f"{setting('positions')} needs at least one of {KNOWN}")
+        negated = [e.removeprefix("not ") for e in expressions if _is_negated(e)]
+        chosen = [e for e in expressions if not _is_negated(e)] or ["all"]
+        self._names = chosen
+        self._chosen = [parse_selector(expression) for expression in chosen]
+        self._excluded = [parse_selector(expression) for expression in negated]
+
+    @property
+    def any_generated(self) -> bool:
+        """Whether any generated token may be chosen."""
+        return any(selector.generated is not None for selector in self._chosen)
+
+    def most_generated(self, max_new_tokens: int) -> int:
+        """How many generated tokens may have a row: all but the last go through the model."""
+        return max(0, max_new_tokens - 1) if self.any_generated else 0
+
+    def of_prompt(self, prompt: PromptTokens) -> tuple[int, ...]:
+        """Positions in the prompt, ascending, each once.
+
+        Raises:
+            InputError: a selector needs what the prompt does not have.
+        """
+        if not prompt.token_ids:
+            return ()
+        chosen = {at for selector in self._chosen for at in selector.prompt(prompt)}
+        excluded = {at for selector in self._excluded for at in selector.prompt(prompt)}
+        return tuple(sorted(chosen - excluded))
+
+    def found_in_messages(self, prompt: PromptTokens) -> list[dict[str, Any]] | None:
+        """In which message of a chat each text stands that a selector found.
+
+        Returns:
+            Of each occurrence with chosen tokens in the prompt `selector`, `text`, number and
+            `role` of the `message` (None where it stands in no content: in the template's own
+            text, or in what it rewrites), and `positions`. None of a prompt that is no chat, or
+            where no selector looks for a text.
+        """
+        selectors = [
+            (name, selector.chosen)
+            for name, selector in zip(self._names, self._chosen, strict=True)
+            if selector.chosen is not None
+        ]
+        whole = prompt.whole or prompt
+        if whole.chat is None or not selectors or not prompt.token_ids:
+            return None
+        found = []
+        for name, chosen in selectors:
+            occurrences = chosen(prompt)
+            for (start, stop), tokens in zip(occurrences.places, occurrences.tokens, strict=True):
+                here = [at - prompt.first for at in tokens]
+                here = [at for at in here if 0 <= at < len(prompt.token_ids)]
+                if here:
+                    message = whole.chat.message_at(start, stop)
+                    found.append(
+                        {
+                            "selector": name,
+                            "text": whole.chat.text[start:stop],
+                            "message": message,
+                            "role": None if message is None else whole.chat.role(message),
+                            "positions": here,
+                        }
+                    )
+        return found
+
+    def generated_chooser(self, tokenizer: PreTrainedTokenizerBase | None) -> ChooseGenerated:
+        """`of_generated` with the special tokens of a tokenizer."""
+        return functools.partial(self.of_generated, special_ids=special_ids(tokenizer))
+
+    def of_generated(
+        self, prompt_length: int, token_ids: Sequence[int], special_ids: frozenset[int]
+    ) -> list[int]:
+        """Numbers, from 0, of the chosen ones among the generated tokens.
+
+        Args:
+            prompt_length: tokens before the first.
+            token_ids: those that went through the model.
+            special_ids: of the tokenizer.
+        """
+        tokens = (
+            GeneratedToken(
+                number=number,
+                position=prompt_length + number,
+                token_id=token_id,
+                is_special=token_id in special_ids,
+            )
+            for number, token_id in enumerate(token_ids)
+        )
+        return [
+            token.number
+            for token in tokens
+            if any(s.generated is not None and s.generated(token) for s in self._chosen)
+            and not any(s.generated is not None and s.generated(token) for s in self._excluded)
+        ]
+
+
+def _is_negated(expression: str) -> bool:
+    return expression.startswith("not ")

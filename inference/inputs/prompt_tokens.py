@@ -1,0 +1,121 @@
+"""A prompt's tokens and where they stand in its text, as selectors of positions read them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from extraction.setting_names import setting
+from inference.errors import InputError
+from inference.inputs.chats import RenderedChat
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptTokens:
+    """A prompt, as far as selectors read it.
+
+    Attributes:
+        task_id: of its task, for messages.
+        token_ids: as the model sees it.
+        text: that was tokenised; None where there is no tokenizer.
+        tokenizer: of the model, or None.
+        special: ids of its special tokens.
+        adds_special_tokens: whether the tokenizer put special tokens around the text.
+        separators: how many tokens were put behind those of the text.
+        chat: that the text is the rendering of, or None.
+        entity: text that the task names under `entity`, or None.
+        seed: of random choices, this prompt's own.
+        whole: the document that this is a piece of; None: it is whole.
+        first: number of its first token in the document.
+    """
+
+    task_id: str
+    token_ids: Sequence[int]
+    text: str | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    special: frozenset[int] = frozenset()
+    adds_special_tokens: bool = True
+    separators: int = 0
+    chat: RenderedChat | None = None
+    entity: str | None = None
+    seed: tuple[int, ...] = (0,)
+    whole: "PromptTokens | None" = None
+    first: int = 0
+
+    def piece(self, start: int, stop: int) -> "PromptTokens":
+        """Some of its tokens, as a prompt of their own."""
+        ids = self.token_ids[start:stop]
+        return dataclasses.replace(self, token_ids=ids, whole=self, first=start)
+
+    @functools.cached_property
+    def spans(self) -> np.ndarray:
+        """`[S, 2]` places of the tokens in `text`; those of a character's parts are the same.
+
+        Raises:
+            InputError: the tokens are not those that the tokenizer makes of the text, or it cannot
+                tell their places.
+        """
+        if self.text is None or self.tokenizer is None or not self.tokenizer.is_fast:
+            raise InputError(
+                f"task {self.task_id!r}: {setting('positions')} reads the text, which needs a"
+                " checkpoint with a fast tokenizer"
+            )
+        found = self.tokenizer(
+            self.text, add_special_tokens=self.adds_special_tokens, return_offsets_mapping=True
+        )
+        of_text = self.token_ids[: len(self.token_ids) - self.separators]
+        if list(found["input_ids"]) != list(of_text):
+            raise InputError(
+                f"task {self.task_id!r}: its token ids are not those that the tokenizer makes of"
+                f" their text, so {setting('positions')} cannot find text in them"
+            )
+        behind = [(len(self.text), len(self.text))] * self.separators
+        return np.array([*found["offset_mapping"], *behind], np.int64).reshape(-1, 2)
+
+    def within(self, start: int, stop: int) -> list[int]:
+        """The tokens that have a part of `text[start:stop]`."""
+        tokens, starts, ends = self._spans_with_text
+        first, end = np.searchsorted(ends, start, "right"), np.searchsorted(starts, stop, "left")
+        return tokens[first:end].tolist()
+
+    @functools.cached_property
+    def _spans_with_text(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the tokens that stand for text: their numbers, starts and ends, ascending."""
+        starts, ends = self.spans.T
+        tokens = np.flatnonzero(ends > starts)  # a tokenizer's own have no place in the text
+        return tokens, starts[tokens], ends[tokens]
+
+    @functools.cached_property
+    def chosen_by_text(self) -> dict[Callable[..., Any], "ChosenText"]:
+        """What selectors that read the text chose in it, once for all pieces."""
+        return {}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ChosenText:
+    """What a selector that reads the text chose in a document.
+
+    Attributes:
+        places: where each occurrence begins and ends in the text.
+        tokens: of each occurrence.
+    """
+
+    places: Sequence[tuple[int, int]]
+    tokens: Sequence[Sequence[int]]
+
+    @functools.cached_property
+    def positions(self) -> np.ndarray:
+        """Of the tokens of all occurrences, ascending, each once."""
+        return np.unique(np.array([at for tokens in self.tokens for at in tokens], np.int64))
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
+    """Ids of the tokenizer's special tokens, such as those around a chat's messages."""
+    if tokenizer is None:
+        return frozenset()
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    marked = {token_id for token_id, token in added.items() if token.special}
+    return frozenset(marked | set(tokenizer.all_special_ids))
