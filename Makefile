@@ -1,6 +1,7 @@
 # make demo   make an environment and run the main job on a tiny model
 # make test   the tests
-# make lint   formatting, lint and types
+# make lint   formatting, lint, types, and which package may import which
+# make architecture   count code lines, import circles and the files that a row passes
 # make bench  the measurements that the README quotes
 # make test-tpu   compile the programs for TPU slices; needs no TPU
 # make test-faults   kills, failing disks, lost power, full disks: no row lost, none twice; every config.json
@@ -33,7 +34,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTEST := $(BIN)/python -m pytest --quiet
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-lowest test-newest test-random lock lint bench test-tpu test-faults test-peers tpu-smoke clean
+.PHONY: demo test test-lowest test-newest test-random lock lint architecture bench test-tpu test-faults test-peers tpu-smoke clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/run.stamp: pyproject.toml $(CONSTRAINTS)
@@ -81,7 +82,11 @@ lock:
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/pyright
+
+architecture: $(VENV)/test.stamp
+	$(BIN)/python -m benchmarks.architecture --run
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.prefill --tokens 512

@@ -19,7 +19,7 @@ import tokenize
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-PACKAGES = ("qwen_hooks", "inference", "extraction", "launch", "sae")
+PACKAGES = ("qwen_hooks", "inference", "extraction", "launch", "tensor_files", "sae")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
 SKIPPED_TOKENS = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
