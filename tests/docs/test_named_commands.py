@@ -194,7 +194,7 @@ def test_make_bench_runs_at_a_small_size(capsys):
     from benchmarks.prefill import main
 
     (line,) = re.findall(
-        r"python (-m benchmarks.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE
+        r"python (-m benchmarks\.prefill.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE
     )
     assert line.split()[1] == "benchmarks.prefill"
     main([*line.split()[2:], "--shape", "tiny", "--tokens", "12", "--repeats", "1"])
