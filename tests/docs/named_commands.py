@@ -94,7 +94,6 @@ def of_helps() -> list[Named]:
 
 def all_named() -> list[Named]:
     """Every command, each place once."""
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    pages += [path for path in [ROOT / "SECURITY.md"] if path.exists()]
+    pages = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
     found = [named for page in pages for named in of_page(page)]
     return list(dict.fromkeys([*found, *of_makefile(), *of_helps()]))
