@@ -99,9 +99,7 @@ def print_times(shape: str, repeats: int) -> None:
     middle = f"layers.{last // 2}"
     # The pattern is computed beside the fused attention, and says so; everything else is there.
     of_block = [
-        site.name
-        for site in sites(config)
-        if site.layer == last // 2 and not site.name.endswith(".pattern")
+        site.name for site in sites(config) if site.layer == last // 2 and not site.point.per_key
     ]
     captured = {
         "nothing": [],

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen_hooks import QwenConfig, RopeConfig
-from qwen_hooks.weight_names import expected_tensors
+from qwen_hooks.parameters import expected_tensors
 
 if TYPE_CHECKING:
     import torch

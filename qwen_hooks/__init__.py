@@ -1,18 +1,43 @@
-"""Qwen2 and Qwen2.5 in Flax, with the activations of chosen layers.
+"""Language models in Flax, with the activations of chosen hook points.
 
 Read in this order: `model`, `decoder_layer`, `attention`, `layers`, `rope`, `kv_cache`; then
-`config`, `weight_names`, `safetensors_file`, `checkpoint`.
+`config`, `families`, `parameters`, `hook_point_table`, `checkpoint`. Importing the package alone
+imports nothing; a name is imported when it is asked for.
 """
 
-from qwen_hooks.checkpoint import Checkpoint, find_checkpoint, load_params, save_pretrained
-from qwen_hooks.config import QwenConfig, RopeConfig
-from qwen_hooks.decoder_layer import QwenAttention, QwenDecoderLayer
-from qwen_hooks.errors import ModelError
-from qwen_hooks.kv_cache import KVCache
-from qwen_hooks.layers import QwenMLP, RMSNorm
-from qwen_hooks.model import QwenModelWithActivations, create_model_with_hooks
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qwen_hooks.checkpoint import Checkpoint, find_checkpoint, load_params, save_pretrained
+    from qwen_hooks.config import QwenConfig, RopeConfig
+    from qwen_hooks.decoder_layer import QwenAttention, QwenDecoderLayer
+    from qwen_hooks.errors import ModelError
+    from qwen_hooks.families import FAMILIES
+    from qwen_hooks.kv_cache import KVCache
+    from qwen_hooks.layers import QwenMLP, RMSNorm
+    from qwen_hooks.model import QwenModelWithActivations, create_model_with_hooks
+
+_MODULES = {
+    "FAMILIES": "families",
+    "Checkpoint": "checkpoint",
+    "KVCache": "kv_cache",
+    "ModelError": "errors",
+    "QwenAttention": "decoder_layer",
+    "QwenConfig": "config",
+    "QwenDecoderLayer": "decoder_layer",
+    "QwenMLP": "layers",
+    "QwenModelWithActivations": "model",
+    "RMSNorm": "layers",
+    "RopeConfig": "config",
+    "create_model_with_hooks": "model",
+    "find_checkpoint": "checkpoint",
+    "load_params": "checkpoint",
+    "save_pretrained": "checkpoint",
+}
 
 __all__ = [
+    "FAMILIES",
     "Checkpoint",
     "KVCache",
     "ModelError",
@@ -28,3 +53,14 @@ __all__ = [
     "load_params",
     "save_pretrained",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: `hook_point_table` is read where there is no JAX."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -25,6 +25,15 @@ from qwen_hooks.config import QwenConfig, token_ids
 from qwen_hooks.config_fields import check_types
 from qwen_hooks.errors import ModelError
 from qwen_hooks.model import Params
+from qwen_hooks.parameters import (
+    EMBEDDING,
+    HEAD,
+    STACKED,
+    ExpectedTensor,
+    ParamPath,
+    expected_tensors,
+    is_ignored,
+)
 from qwen_hooks.safetensors_file import (
     DTYPES,
     StoredTensor,
@@ -34,16 +43,6 @@ from qwen_hooks.safetensors_file import (
     same_values,
 )
 from qwen_hooks.sharding import Layout
-from qwen_hooks.weight_names import (
-    EMBEDDING,
-    HEAD,
-    STACKED,
-    ExpectedTensor,
-    ParamPath,
-    expected_tensors,
-    is_ignored,
-    stacked_path,
-)
 
 log = logging.getLogger(__name__)
 
@@ -276,7 +275,7 @@ def load_params(
     config = checkpoint.config
     sources: dict[ParamPath, list[tuple[StoredTensor, ExpectedTensor]]] = {}
     for name, tensor in expected_tensors(config).items():
-        path = stacked_path(tensor.path) if scan_layers else tensor.path
+        path = tensor.spec.path() if scan_layers else tensor.path
         sources.setdefault(path, []).append((checkpoint.tensors[name], tensor))
 
     params: dict[str, Any] = {}
@@ -308,13 +307,12 @@ class _TensorReader:
     ):
         expected = tensors[0][1]
         self._stored = [stored for stored, _ in tensors]
-        self._transposed = expected.transposed
+        self._transposed = expected.spec.transposed
         self._dtype = dtype
         self._head_dim = config.head_dim
         self._stacked = stacked
-        is_kv = expected.path[-2] in ("k_proj", "v_proj")
-        self._repeats = layout.kv_repeats if layout is not None and is_kv else 1
-        shape = expected.shape[::-1] if expected.transposed else expected.shape
+        self._repeats = layout.kv_repeats if layout and expected.spec.has_kv_heads else 1
+        shape = expected.spec.sizes(config)
         shape = (*shape[:-1], shape[-1] * self._repeats)
         self.shape = (len(tensors), *shape) if stacked else shape
         self._parts: dict[tuple, np.ndarray] = {}
@@ -373,14 +371,14 @@ def save_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, tensor in expected_tensors(config).items():
-        scanned = STACKED in params["params"] and tensor.path[0].startswith("layers_")
+        scanned = STACKED in params["params"] and tensor.spec.of_block
         leaf = params["params"]
-        for key in stacked_path(tensor.path) if scanned else tensor.path:
+        for key in tensor.spec.path() if scanned else tensor.path:
             leaf = leaf[key]
         if scanned:
             leaf = leaf[int(tensor.path[0].removeprefix("layers_"))]
         array = np.asarray(leaf if dtype is None else jnp.asarray(leaf, dtype))
-        tensors[name] = np.ascontiguousarray(array.T if tensor.transposed else array)
+        tensors[name] = np.ascontiguousarray(array.T if tensor.spec.transposed else array)
     stored = tensors[EMBEDDING].dtype.name
     text = json.dumps(config.to_dict() | {"torch_dtype": stored, "dtype": stored}, indent=2)
     (folder / "config.json").write_text(text + os.linesep, encoding="utf-8")

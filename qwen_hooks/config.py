@@ -15,11 +15,22 @@ from typing import Any, Literal, cast
 
 from qwen_hooks.config_fields import check_fields, shown
 from qwen_hooks.errors import ModelError
-from qwen_hooks.rope_config import LAYER_TYPES, RopeConfig, read_rope
+from qwen_hooks.families import FAMILIES, Family
+from qwen_hooks.families.family import MOST_LAYERS
+from qwen_hooks.rope_config import RopeConfig, read_rope
 
 log = logging.getLogger(__name__)
 
 LayerType = Literal["full_attention", "sliding_attention"]
+
+OWN_ROPE_FIELDS = {
+    "yarn": (
+        "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale",
+        "mscale_all_dim", "truncate",
+    ),
+    "llama3": ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+}  # fmt: skip
+"""Settings that only one type of RoPE has."""
 
 REQUIRED = (
     "vocab_size",
@@ -30,13 +41,10 @@ REQUIRED = (
 )
 """Keys that config.json must have."""
 
-MOST_LAYERS = 10_000
-"""More than any model has: a damaged number shall not fill the memory."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QwenConfig:
-    """Shape and constants of a Qwen2 or Qwen2.5 model.
+    """Shape and constants of a model of one of `families.FAMILIES`; the defaults are Qwen2's.
 
     Attributes:
         vocab_size: rows of the embedding (V).
@@ -53,8 +61,13 @@ class QwenConfig:
         sliding_window: tokens a sliding layer sees, itself included; None: no layer slides.
         layer_types: one entry a block; empty: all `full_attention`.
         eos_token_ids: tokens that end a text, as config.json says.
+        model_type: the family.
+        qkv_bias: queries, keys and values have biases.
+        output_bias: the attention's output has one.
+        mlp_bias: the MLP's three products have biases.
+        qk_norm: each head's queries and keys pass an RMSNorm before the rotation.
         kv_repeats: how often each key and value head of the checkpoint stands among the K, one
-            behind the other; more than once only where a mesh needs it.
+            after the other; more than once only where a mesh needs it.
 
     Raises:
         ModelError: the numbers do not fit together.
@@ -74,6 +87,11 @@ class QwenConfig:
     sliding_window: int | None = None
     layer_types: tuple[LayerType, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
+    model_type: str = "qwen2"
+    qkv_bias: bool = True
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
     kv_repeats: int = 1
 
     def __post_init__(self):
@@ -118,6 +136,8 @@ class QwenConfig:
     @property
     def context_length(self) -> int:
         """Longest sequence the model is meant for, in tokens, RoPE stretching included."""
+        if self.rope.rope_type == "llama3":  # max_position_embeddings is the stretched length
+            return self.max_position_embeddings
         unstretched = self.rope.original_max_position_embeddings or self.max_position_embeddings
         return max(self.max_position_embeddings, int(self.rope.factor * unstretched))
 
@@ -160,16 +180,17 @@ class QwenConfig:
         scaling: dict[str, Any] = {}
         if rope.rope_type != "default":
             scaling = {"rope_type": rope.rope_type, "type": rope.rope_type, "factor": rope.factor}
-        if rope.rope_type == "yarn":
-            scaling |= {
-                name: value
-                for name, value in dataclasses.asdict(rope).items()
-                if value is not None and name not in ("theta", "rope_type", "factor")
-            }
+        given = dataclasses.asdict(rope)
+        scaling |= {
+            name: given[name]
+            for name in OWN_ROPE_FIELDS.get(rope.rope_type, ())
+            if given[name] is not None
+        }
         eos = list(self.eos_token_ids)
+        family = FAMILIES[self.model_type]
         return {
-            "architectures": ["Qwen2ForCausalLM"],
-            "model_type": "qwen2",
+            "architectures": [family.architecture],
+            "model_type": self.model_type,
             "hidden_act": "silu",
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
@@ -183,10 +204,8 @@ class QwenConfig:
             "tie_word_embeddings": self.tie_word_embeddings,
             "rope_theta": rope.theta,
             "rope_scaling": scaling or None,
-            "use_sliding_window": self.sliding_window is not None,
-            "sliding_window": self.sliding_window,
-            "layer_types": list(self.layer_types),
             "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+            **family.write(self),
         }
 
 
@@ -199,11 +218,7 @@ def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
 
 def _read(raw: Mapping[str, Any]) -> tuple[QwenConfig, list[str]]:
     """The configuration that config.json holds, and the names of the fields that nothing reads."""
-    if raw.get("model_type") != "qwen2":
-        raise ModelError(
-            f"model_type is {shown(raw.get('model_type'))}; this package computes 'qwen2'"
-            " (Qwen2 and Qwen2.5) and nothing else"
-        )
+    family = _family(raw)
     if raw.get("quantization_config"):
         raise ModelError(
             "quantization_config: quantised weights are not read; use the original checkpoint"
@@ -211,37 +226,28 @@ def _read(raw: Mapping[str, Any]) -> tuple[QwenConfig, list[str]]:
     missing = [name for name in REQUIRED if raw.get(name) is None]
     if missing:
         raise ModelError(f"missing {', '.join(missing)}")
-    ignored = check_fields(raw)
-    window = raw.get("sliding_window", 4096) if raw.get("use_sliding_window") else None
-    rope, ignored_in_rope = read_rope(raw)
-    kv_heads = raw.get("num_key_value_heads", 32)
+    ignored = check_fields(raw, family)
+    fields = {**family.defaults, **raw}
+    rope, ignored_in_rope = read_rope(fields, family.rope_types)
+    kv_heads = fields["num_key_value_heads"]
     config = QwenConfig(
         **{name: raw[name] for name in REQUIRED},
+        model_type=family.model_type,
         num_key_value_heads=raw["num_attention_heads"] if kv_heads is None else kv_heads,
-        head_dim=raw.get("head_dim") or 0,
-        max_position_embeddings=raw.get("max_position_embeddings", 32_768),
-        rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-        tie_word_embeddings=raw.get("tie_word_embeddings", False),
+        head_dim=fields.get("head_dim") or 0,
+        max_position_embeddings=fields["max_position_embeddings"],
+        rms_norm_eps=fields.get("rms_norm_eps", 1e-6),
+        tie_word_embeddings=fields.get("tie_word_embeddings", False),
         rope=rope,
-        sliding_window=window,
-        layer_types=_read_layer_types(raw, window),
-        eos_token_ids=token_ids(raw.get("eos_token_id")),
+        eos_token_ids=token_ids(fields.get("eos_token_id")),
+        **family.read(fields),
     )
     return config, ignored + ignored_in_rope
 
 
-def _read_layer_types(raw: Mapping[str, Any], window: int | None) -> tuple[LayerType, ...]:
-    types = raw.get("layer_types")
-    if types is None:
-        if window is None:
-            return ()
-        first, layers = raw.get("max_window_layers", 28), min(raw["num_hidden_layers"], MOST_LAYERS)
-        types = [LAYER_TYPES[i >= first] for i in range(layers)]
-    if len(types) != raw["num_hidden_layers"]:
-        raise ModelError(
-            f"layer_types has {len(types)} entries for {raw['num_hidden_layers']} layers"
-        )
-    unknown = sorted(set(types) - set(LAYER_TYPES))
-    if unknown:
-        raise ModelError(f"layer_types {unknown} are not supported; {', '.join(LAYER_TYPES)} are")
-    return cast(tuple[LayerType, ...], tuple(types))
+def _family(raw: Mapping[str, Any]) -> Family:
+    model_type = raw.get("model_type")
+    if isinstance(model_type, str) and model_type in FAMILIES:
+        return FAMILIES[model_type]
+    known = "; ".join(f"'{family.model_type}' ({family.title})" for family in FAMILIES.values())
+    raise ModelError(f"model_type is {shown(model_type)}; this package computes {known}")

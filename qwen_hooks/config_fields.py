@@ -1,8 +1,8 @@
 """Which fields of config.json decide anything, and the JSON types that they may have.
 
-A field is relevant if transformers' code for Qwen2 reads it: configuration, modelling, masks, RoPE,
-cache and generation. A test derives that set from the installed source and looks each name up here.
-Three tables hold all of them; whatever stands in none is read by nobody and ignored.
+A field is relevant if transformers' code for the family reads it: configuration, modelling, masks,
+RoPE, cache and generation. A test derives that set from the installed source and looks each name up
+here and in the family's own tables. Whatever stands in none is read by nobody and ignored.
 
 Types are those of transformers' own class, which refuses others: `?` after a type permits null.
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from qwen_hooks.errors import ModelError
+from qwen_hooks.families.family import Family
 
 TRANSLATED = {
     "model_type": "text",
@@ -26,17 +27,13 @@ TRANSLATED = {
     "max_position_embeddings": "int",
     "rms_norm_eps": "float",
     "tie_word_embeddings": "bool",
-    "use_sliding_window": "bool",
-    "sliding_window": "int?",
-    "max_window_layers": "int",
-    "layer_types": "texts?",
     "rope_theta": "number",
     "rope_scaling": "object?",
     "rope_parameters": "object?",
     "original_max_position_embeddings": "int",
     "eos_token_id": "ids?",
 }
-"""Fields that `QwenConfig.from_dict` reads."""
+"""Fields that `QwenConfig.from_dict` reads for every family; `Family.translated` has others."""
 
 ONLY_DEFAULT: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
@@ -118,6 +115,7 @@ WITHOUT_EFFECT = {
     "output_hidden_states": "bool?",
     "output_vocab_size": "any",
     "pad_token_id": "int?",
+    "pretraining_tp": "int?",  # of an early implementation of Llama
     "problem_type": "problem?",
     "qk_head_dim": "any",
     "return_dict": "bool?",
@@ -152,6 +150,15 @@ ROPE_FIELDS = {
         "mscale": "number?",
         "mscale_all_dim": "number?",
         "truncate": "bool?",
+    },
+    "llama3": {
+        "rope_type": "text",
+        "type": "text",
+        "rope_theta": "number",
+        "factor": "number",
+        "original_max_position_embeddings": "int",
+        "low_freq_factor": "number",
+        "high_freq_factor": "number",
     },
 }
 """Fields of `rope_parameters` (or `rope_scaling`) that each type of RoPE reads."""
@@ -189,16 +196,18 @@ def _is_numbered(value: Any) -> bool:
     return type(value) is dict and all(str(name).isdecimal() for name in value)
 
 
-def check_fields(raw: Mapping[str, Any]) -> list[str]:
+def check_fields(raw: Mapping[str, Any], family: Family) -> list[str]:
     """Refuse fields that would be computed wrongly, and return the names of ignored ones.
 
     Args:
         raw: content of config.json.
+        family: the model's.
 
     Raises:
         ModelError: a field has a wrong type, or a value that this package does not compute.
     """
-    for name, allowed in ONLY_DEFAULT.items():
+    only_default = {**ONLY_DEFAULT, **family.only_default}
+    for name, allowed in only_default.items():
         if name in raw and raw[name] not in allowed:
             words = " or ".join(json.dumps(value) for value in allowed)
             raise ModelError(
@@ -207,9 +216,9 @@ def check_fields(raw: Mapping[str, Any]) -> list[str]:
     for name in CLASS_INTERNALS:
         if raw.get(name) is not None:
             raise ModelError(f"{name} belongs to transformers' class and is no setting: remove it")
-    types = TRANSLATED | WITHOUT_EFFECT
+    types = {**WITHOUT_EFFECT, **TRANSLATED, **family.translated}
     check_types({name: value for name, value in raw.items() if name in types}, types)
-    return sorted(raw.keys() - {*types, *ONLY_DEFAULT, *CLASS_INTERNALS})
+    return sorted(raw.keys() - {*types, *only_default, *CLASS_INTERNALS})
 
 
 def check_types(raw: Mapping[str, Any], types: Mapping[str, str], within: str = "") -> None:

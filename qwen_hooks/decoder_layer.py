@@ -64,7 +64,7 @@ class Surroundings:
 
 
 class QwenAttention(nn.Module):
-    """Grouped-query attention with rotary positions and q/k/v biases."""
+    """Grouped-query attention with rotary positions; biases and norms as the family has them."""
 
     config: QwenConfig
     window: int | None = None
@@ -74,10 +74,13 @@ class QwenAttention(nn.Module):
         config = self.config
         queries = config.num_attention_heads * config.head_dim
         keys = config.num_key_value_heads * config.head_dim
-        self.q_proj = Linear(queries, use_bias=True, dtype=self.dtype)
-        self.k_proj = Linear(keys, use_bias=True, dtype=self.dtype)
-        self.v_proj = Linear(keys, use_bias=True, dtype=self.dtype)
-        self.o_proj = Linear(config.hidden_size, dtype=self.dtype)
+        self.q_proj = Linear(queries, config.qkv_bias, self.dtype)
+        self.k_proj = Linear(keys, config.qkv_bias, self.dtype)
+        self.v_proj = Linear(keys, config.qkv_bias, self.dtype)
+        self.o_proj = Linear(config.hidden_size, config.output_bias, self.dtype)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.rms_norm_eps, self.dtype, "q_norm")
+            self.k_norm = RMSNorm(config.rms_norm_eps, self.dtype, "k_norm")
 
     def __call__(
         self,
@@ -96,12 +99,16 @@ class QwenAttention(nn.Module):
         heads = (batch, tokens, -1, self.config.head_dim)
         repeats = self.config.kv_repeats
         key = taps("k", self.k_proj(x).reshape(heads), every=repeats)
+        if self.config.qk_norm:
+            key = self.k_norm(key, taps, every=repeats)
         key = taps("k_rotated", rotate(key, around.cos, around.sin), every=repeats)
         seen = (key, taps("v", self.v_proj(x).reshape(heads), every=repeats))
         asking = around
         if rows is not None:
             asking, x, taps = around.at_rows(rows), take_rows(x, rows), taps.of_rows()
         query = taps("q", self.q_proj(x).reshape(batch, x.shape[1], -1, self.config.head_dim))
+        if self.config.qk_norm:
+            query = self.q_norm(query, taps)
         query = taps("q_rotated", rotate(query, asking.cos, asking.sin))
         if cache is not None:
             assert around.slot is not None
@@ -133,7 +140,9 @@ class QwenDecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(
             config.rms_norm_eps, self.dtype, "post_attention_layernorm"
         )
-        self.mlp = QwenMLP(config.hidden_size, config.intermediate_size, self.dtype)
+        self.mlp = QwenMLP(
+            config.hidden_size, config.intermediate_size, self.dtype, config.mlp_bias
+        )
 
     def __call__(
         self,

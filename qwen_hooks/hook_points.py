@@ -1,13 +1,6 @@
-"""Named places in the model where activations are captured.
+"""Which hook points a model has, and which a user's names select.
 
-`BLOCK_POINTS` and `MODEL_POINTS` are the one table of them; docs and tests are made from it. Names
-follow the module path: `layers.6.mlp` is what the MLP of block 6 adds to the residual stream. The
-output of block i is called `layer_i`, as in founding document 004, and `layers.i` means the same.
-TransformerLens' names (`blocks.6.hook_mlp_out`) and Hugging Face's module paths
-(`model.layers.6.mlp`) are understood too.
-
-`layer_i` is before the final norm. (Hugging Face's `hidden_states[L]` is not `layer_{L-1}`: it has
-passed that norm.)
+`hook_point_table.HOOK_POINTS` is the one table of them; docs and tests are made from it.
 """
 
 import dataclasses
@@ -18,231 +11,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.errors import ModelError, NotCapturedError
+from qwen_hooks.hook_point_table import HOOK_POINTS, HookPoint
 
+AFTER_BLOCKS = frozenset(point.key for point in HOOK_POINTS if point.stage == "after")
+_POINTS = {point.key: point for point in HOOK_POINTS}
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HookPoint:
-    """A kind of place; `{i}` in its names stands for the block's number.
-
-    Attributes:
-        key: what the model's code calls it.
-        name: canonical.
-        shape: of one token's value, in the letters of `model`.
-        definition: what is there.
-        transformer_lens: its name in TransformerLens.
-        hugging_face: the module whose output it is (`...input`: whose input), or None.
-        aliases: further names.
-    """
-
-    key: str
-    name: str
-    shape: str
-    definition: str
-    transformer_lens: str
-    hugging_face: str | None = None
-    aliases: tuple[str, ...] = ()
-
-    def names(self, layer: int | None) -> list[str]:
-        """Every name of the hook point of a block (None: outside of the blocks)."""
-        given = (self.name, self.transformer_lens, self.hugging_face, *self.aliases)
-        return [name.format(i=layer) for name in given if name is not None]
-
-
-BLOCK_POINTS = (
-    HookPoint(
-        key="resid_pre",
-        name="layers.{i}.resid_pre",
-        shape="D",
-        definition="residual stream that enters the block",
-        transformer_lens="blocks.{i}.hook_resid_pre",
-        hugging_face="model.layers.{i}.input",
-    ),
-    HookPoint(
-        key="input_layernorm.normalized",
-        name="layers.{i}.input_layernorm.normalized",
-        shape="D",
-        definition="resid_pre divided by its root mean square, before the norm's weight",
-        transformer_lens="blocks.{i}.ln1.hook_normalized",
-    ),
-    HookPoint(
-        key="input_layernorm",
-        name="layers.{i}.input_layernorm",
-        shape="D",
-        definition="what attention reads: the normalized resid_pre times the norm's weight",
-        transformer_lens="blocks.{i}.ln1.hook_out",
-        hugging_face="model.layers.{i}.input_layernorm",
-        aliases=("layers.{i}.attention_norm",),  # in KempnerForge
-    ),
-    HookPoint(
-        key="q",
-        name="layers.{i}.attention.q",
-        shape="N H",
-        definition="queries with their bias, before the rotation",
-        transformer_lens="blocks.{i}.attn.hook_q",
-        hugging_face="model.layers.{i}.self_attn.q_proj",
-    ),
-    HookPoint(
-        key="k",
-        name="layers.{i}.attention.k",
-        shape="K H",
-        definition="keys with their bias, before the rotation; one for each group of queries",
-        transformer_lens="blocks.{i}.attn.hook_k",
-        hugging_face="model.layers.{i}.self_attn.k_proj",
-    ),
-    HookPoint(
-        key="v",
-        name="layers.{i}.attention.v",
-        shape="K H",
-        definition="values with their bias",
-        transformer_lens="blocks.{i}.attn.hook_v",
-        hugging_face="model.layers.{i}.self_attn.v_proj",
-    ),
-    HookPoint(
-        key="q_rotated",
-        name="layers.{i}.attention.q_rotated",
-        shape="N H",
-        definition="queries after the rotation by their position (RoPE)",
-        transformer_lens="blocks.{i}.attn.hook_rot_q",
-    ),
-    HookPoint(
-        key="k_rotated",
-        name="layers.{i}.attention.k_rotated",
-        shape="K H",
-        definition="keys after the rotation by their position (RoPE)",
-        transformer_lens="blocks.{i}.attn.hook_rot_k",
-    ),
-    HookPoint(
-        key="pattern",
-        name="layers.{i}.attention.pattern",
-        shape="N S",
-        definition="softmax over the keys, float32 rounded to the model's dtype; it is computed"
-        " beside the fused attention, and takes memory quadratic in the length",
-        transformer_lens="blocks.{i}.attn.hook_pattern",
-    ),
-    HookPoint(
-        key="z",
-        name="layers.{i}.attention.z",
-        shape="N H",
-        definition="values mixed by the pattern, each head's own, before the output projection",
-        transformer_lens="blocks.{i}.attn.hook_z",
-        hugging_face="model.layers.{i}.self_attn.o_proj.input",
-    ),
-    HookPoint(
-        key="attention",
-        name="layers.{i}.attention",
-        shape="D",
-        definition="what attention adds to the residual stream",
-        transformer_lens="blocks.{i}.hook_attn_out",
-        hugging_face="model.layers.{i}.self_attn",
-    ),
-    HookPoint(
-        key="resid_mid",
-        name="layers.{i}.resid_mid",
-        shape="D",
-        definition="residual stream between attention and MLP",
-        transformer_lens="blocks.{i}.hook_resid_mid",
-        hugging_face="model.layers.{i}.post_attention_layernorm.input",
-    ),
-    HookPoint(
-        key="post_attention_layernorm.normalized",
-        name="layers.{i}.post_attention_layernorm.normalized",
-        shape="D",
-        definition="resid_mid divided by its root mean square, before the norm's weight",
-        transformer_lens="blocks.{i}.ln2.hook_normalized",
-    ),
-    HookPoint(
-        key="post_attention_layernorm",
-        name="layers.{i}.post_attention_layernorm",
-        shape="D",
-        definition="what the MLP reads: the normalized resid_mid times the norm's weight",
-        transformer_lens="blocks.{i}.ln2.hook_out",
-        hugging_face="model.layers.{i}.post_attention_layernorm",
-        aliases=("layers.{i}.mlp_norm",),  # in KempnerForge
-    ),
-    HookPoint(
-        key="gate",
-        name="layers.{i}.mlp.gate",
-        shape="F",
-        definition="the MLP's gate before its activation function",
-        transformer_lens="blocks.{i}.mlp.hook_pre",
-        hugging_face="model.layers.{i}.mlp.gate_proj",
-    ),
-    HookPoint(
-        key="up",
-        name="layers.{i}.mlp.up",
-        shape="F",
-        definition="what the gate is multiplied with",
-        transformer_lens="blocks.{i}.mlp.hook_pre_linear",
-        hugging_face="model.layers.{i}.mlp.up_proj",
-    ),
-    HookPoint(
-        key="neurons",
-        name="layers.{i}.mlp.neurons",
-        shape="F",
-        definition="silu(gate) * up: the MLP's neurons",
-        transformer_lens="blocks.{i}.mlp.hook_post",
-        hugging_face="model.layers.{i}.mlp.down_proj.input",
-    ),
-    HookPoint(
-        key="mlp",
-        name="layers.{i}.mlp",
-        shape="D",
-        definition="what the MLP adds to the residual stream",
-        transformer_lens="blocks.{i}.hook_mlp_out",
-        hugging_face="model.layers.{i}.mlp",
-    ),
-    HookPoint(
-        key="resid_post",
-        name="layer_{i}",
-        shape="D",
-        definition="residual stream that leaves the block",
-        transformer_lens="blocks.{i}.hook_resid_post",
-        hugging_face="model.layers.{i}",
-        aliases=("layers.{i}", "layers.{i}.resid_post"),
-    ),
-)
-"""In the order in which a block computes them."""
-
-MODEL_POINTS = (
-    HookPoint(
-        key="embed_tokens",
-        name="embed_tokens",
-        shape="D",
-        definition="embeddings of the tokens, the residual stream before block 0",
-        transformer_lens="hook_embed",
-        hugging_face="model.embed_tokens",
-        aliases=("token_embedding",),  # in KempnerForge
-    ),
-    HookPoint(
-        key="norm.normalized",
-        name="norm.normalized",
-        shape="D",
-        definition="residual stream after the last block divided by its root mean square, before"
-        " the final norm's weight",
-        transformer_lens="ln_final.hook_normalized",
-    ),
-    HookPoint(
-        key="norm",
-        name="norm",
-        shape="D",
-        definition="what the unembedding reads: norm.normalized times the final norm's weight",
-        transformer_lens="ln_final.hook_out",
-        hugging_face="model.norm",
-    ),
-    HookPoint(
-        key="logits",
-        name="logits",
-        shape="V",
-        definition="float32 scores of the next token",
-        transformer_lens="unembed.hook_out",
-        hugging_face="lm_head",
-        aliases=("output_head",),  # in KempnerForge
-    ),
-)
-"""The first before all blocks, the others after them."""
-
-AFTER_BLOCKS = frozenset(point.key for point in MODEL_POINTS[1:])
-_POINTS = {point.key: point for point in (*BLOCK_POINTS, *MODEL_POINTS)}
+WHERE = {"qk_norm": "Qwen3"}
+"""Families that have the hook points of a switch, for the documentation."""
 
 MAX_BLOCKS = 10_000
 MOST_NAMED = 6
@@ -265,15 +40,16 @@ class Site:
 
 
 def sites(config: QwenConfig) -> list[Site]:
-    """All places of a model, in the order in which they are computed."""
-    first, *rest = MODEL_POINTS
-    of_blocks = [
+    """Return the hook points of a model, in the order in which they are computed."""
+    points = [point for point in HOOK_POINTS if not point.when or getattr(config, point.when)]
+    layers = {"before": [None], "block": range(config.num_hidden_layers), "after": [None]}
+    return [
         Site(name=point.name.format(i=layer), point=point, layer=layer)
-        for layer in range(config.num_hidden_layers)
-        for point in BLOCK_POINTS
+        for stage, numbers in layers.items()
+        for layer in numbers
+        for point in points
+        if point.stage == stage
     ]
-    ends = [Site(name=point.name, point=point, layer=None) for point in rest]
-    return [Site(name=first.name, point=first, layer=None), *of_blocks, *ends]
 
 
 def point_shape(
@@ -380,7 +156,7 @@ def _without_braces(name: str) -> list[str]:
 def _unknown(name: str, spellings: Mapping[str, str], config: QwenConfig) -> str:
     blocks = f"this model has layers 0 to {config.num_hidden_layers - 1}"
     near = _nearest(name, spellings)
-    kinds = ", ".join(point.name.format(i=0) for point in (*BLOCK_POINTS, *MODEL_POINTS))
+    kinds = ", ".join(site.name for site in sites(config) if not site.layer)
     hint = f"did you mean {', '.join(near)}?" if near else f"there are {kinds}"
     return f"there is no hook point {name!r}; {hint} ({blocks})"
 
@@ -402,15 +178,15 @@ def _nearest(name: str, spellings: Mapping[str, str]) -> list[str]:
 
 def markdown_table() -> str:
     """The table of all hook points, as docs/hook_points.md has it."""
-    first, *last = MODEL_POINTS
     lines = [
         "| name | shape | what is there | TransformerLens | Hugging Face |",
         "|---|---|---|---|---|",
     ]
-    for point in (first, *BLOCK_POINTS, *last):
+    for point in HOOK_POINTS:
         names = [f"`{n}`" if n else "" for n in (point.transformer_lens, point.hugging_face)]
         shape = "[" + ", ".join(point.shape.split()) + "]"
-        cells = [f"`{point.name}`", shape, point.definition, *names]
+        only = f" ({WHERE[point.when]})" if point.when else ""
+        cells = [f"`{point.name}`", shape, point.definition + only, *names]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines).replace("{i}", "i") + "\n"
 
@@ -439,10 +215,19 @@ def by_layer(names: Iterable[str]) -> dict[int | None, dict[str, str]]:
     for name in names:
         match = re.match(r"layer_(\d+)$|layers\.(\d+)\.", name)
         layer = int(match[1] or match[2]) if match else None
-        points = MODEL_POINTS if layer is None else BLOCK_POINTS
-        (key,) = (point.key for point in points if point.name.format(i=layer) == name)
+        (key,) = (
+            point.key
+            for point in HOOK_POINTS
+            if (layer is None) != (point.stage == "block") and point.name.format(i=layer) == name
+        )
         found.setdefault(layer, {})[key] = name
     return found
+
+
+def is_per_key(name: str) -> bool:
+    """Return whether a canonical name's values are one for each key, `[B, R, N, S]`."""
+    (keys,) = by_layer([name]).values()
+    return any(_POINTS[key].per_key for key in keys)
 
 
 def blocks_needed(names: Iterable[str], num_layers: int) -> int:

@@ -62,12 +62,18 @@ class RMSNorm(nn.Module):
     key: str = "norm"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*B D"], taps: Taps | None = None) -> Float[Array, "*B D"]:
-        """Return the normalised input, rounded to its dtype (as in Hugging Face), times weight."""
+    def __call__(
+        self, x: Float[Array, "*B D"], taps: Taps | None = None, every: int = 1
+    ) -> Float[Array, "*B D"]:
+        """Return the normalised input, rounded to its dtype (as in Hugging Face), times weight.
+
+        Of repeated KV heads every n-th is a head of the checkpoint; see `Taps`.
+        """
         taps = taps or Taps()
         weight = self.param("weight", nn.initializers.ones, (x.shape[-1],), self.dtype)
-        normalized = taps(f"{self.key}.normalized", rms_normalize(x, self.epsilon))
-        return taps(self.key, _for_last_axis(weight, x) * normalized)
+        normalized = rms_normalize(x, self.epsilon)
+        normalized = taps(f"{self.key}.normalized", normalized, every=every)
+        return taps(self.key, _for_last_axis(weight, x) * normalized, every=every)
 
 
 class Linear(nn.Module):
@@ -94,11 +100,12 @@ class QwenMLP(nn.Module):
     hidden_size: int
     intermediate_size: int
     dtype: DTypeLike = jnp.float32
+    use_bias: bool = False
 
     def setup(self):  # noqa: D102
-        self.gate_proj = Linear(self.intermediate_size, dtype=self.dtype)
-        self.up_proj = Linear(self.intermediate_size, dtype=self.dtype)
-        self.down_proj = Linear(self.hidden_size, dtype=self.dtype)
+        self.gate_proj = Linear(self.intermediate_size, self.use_bias, self.dtype)
+        self.up_proj = Linear(self.intermediate_size, self.use_bias, self.dtype)
+        self.down_proj = Linear(self.hidden_size, self.use_bias, self.dtype)
 
     def __call__(self, x: Float[Array, "B S D"], taps: Taps) -> Float[Array, "B S D"]:
         """The gated MLP of Shazeer (arXiv 2002.05202)."""

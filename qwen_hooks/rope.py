@@ -1,4 +1,4 @@
-"""Rotary position embeddings: frequencies, YaRN and linear scaling, rotation.
+"""Rotary position embeddings: frequencies, their scaling (linear, YaRN, Llama 3), rotation.
 
 Angles are always float32: bfloat16 rounds position 257 to 256. Source: RoFormer
 (arXiv 2104.09864), YaRN (arXiv 2309.00071), in Hugging Face's half-split layout, where
@@ -30,8 +30,23 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, fl
     stretched = plain / np.float32(rope.factor)
     if rope.rope_type == "linear":
         return stretched, 1.0
+    if rope.rope_type == "llama3":
+        return _llama3(rope, plain, stretched), 1.0
     keep = 1 - _yarn_ramp(rope, head_dim)
     return stretched * (1 - keep) + plain * keep, _yarn_attention_factor(rope)
+
+
+def _llama3(rope: RopeConfig, plain: np.ndarray, stretched: np.ndarray) -> np.ndarray:
+    """Short wavelengths as they are, long ones stretched, a linear mixture of both between."""
+    assert rope.original_max_position_embeddings is not None  # RopeConfig refuses None here
+    context = np.float32(rope.original_max_position_embeddings)
+    low, high = np.float32(rope.low_freq_factor), np.float32(rope.high_freq_factor)
+    # In float32 and in Hugging Face's order: half a unit in the last place is 0.001 radians at
+    # position 32,768.
+    wavelengths = np.float32(2 * math.pi) / plain
+    keep = np.clip((context / wavelengths - low) / (high - low), 0, 1)
+    mixed = (1 - keep) * plain / np.float32(rope.factor) + keep * plain
+    return np.where(keep == 0, stretched, np.where(keep == 1, plain, mixed)).astype(np.float32)
 
 
 def _yarn_ramp(rope: RopeConfig, head_dim: int) -> np.ndarray:

@@ -14,14 +14,13 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.errors import ModelError
-from qwen_hooks.weight_names import STACKED, ParamPath, expected_tensors
+from qwen_hooks.parameters import SHARDED, STACKED, ParamPath, params_count, spec_of
 
 log = logging.getLogger(__name__)
 
@@ -54,21 +53,13 @@ class Layout:
 
     def param_spec(self, path: ParamPath) -> P:
         """Partition of a parameter, given by its path below `params`."""
-        if path[0] == STACKED:
-            return P(None, *self.param_spec(("", *path[1:])))
-        if path[0] == "embed_tokens":
-            return P("model", None) if self.vocabulary else P()
-        if path[0] == "lm_head":
-            return P(None, "model") if self.vocabulary else P()
-        if path[-2] in ("q_proj", "k_proj", "v_proj") and self.heads:
-            return P("model") if path[-1] == "bias" else P(None, "model")
-        if path[-2] == "o_proj" and self.heads:
-            return P("model", None)
-        if path[-2] in ("gate_proj", "up_proj") and self.mlp:
-            return P(None, "model")
-        if path[-2] == "down_proj" and self.mlp:
-            return P("model", None)
-        return P()
+        axes = [
+            "model" if letter in SHARDED and getattr(self, SHARDED[letter]) else None
+            for letter in spec_of(path).shape.split()
+        ]
+        if not any(axes):
+            return P()
+        return P(None, *axes) if path[0] == STACKED else P(*axes)
 
     def param_sharding(self, path: ParamPath) -> NamedSharding:
         """Sharding of a parameter, given by its path below `params`."""
@@ -77,8 +68,7 @@ class Layout:
 
 def params_bytes(config: QwenConfig, itemsize: int) -> int:
     """Bytes of all parameters at so many bytes a number."""
-    shapes = (tensor.shape for tensor in expected_tensors(config).values())
-    return itemsize * sum(int(np.prod(shape)) for shape in shapes)
+    return itemsize * params_count(config)
 
 
 def layout_for(

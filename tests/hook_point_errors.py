@@ -17,14 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwen_hooks import Checkpoint, KVCache, create_model_with_hooks, load_params
-from qwen_hooks.hook_points import BLOCK_POINTS, MODEL_POINTS, sites
+from qwen_hooks.hook_point_table import HOOK_POINTS
+from qwen_hooks.hook_points import sites
 from qwen_hooks.model import forward
 from qwen_hooks.sharding import layout_for
+from tests.families import FAMILIES
 from tests.oracle import make_checkpoint, random_tokens
 from tests.torch_values import load_eager, torch_values
 
 TOLERANCE = 1e-4
 TOKENS = 21
+ALL = [".".join("*" * parts) for parts in range(1, 6)]
 SHAPES: dict[str, dict[str, Any]] = {
     "14/2 heads": {"hidden_size": 56, "num_attention_heads": 14, "num_hidden_layers": 2},
     "tied, sliding": {
@@ -34,6 +37,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "sliding_window": 7,
         "max_window_layers": 0,
     },
+    **{name: shape | {"num_hidden_layers": 2} for name, shape in FAMILIES.items() if shape},
 }
 Captured = Iterator[tuple[dict[str, Any], Any]]
 """Activations `[1, R, ...]` by name, and of which tokens they are."""
@@ -42,7 +46,7 @@ Captured = Iterator[tuple[dict[str, Any], Any]]
 def every_point(checkpoint: Checkpoint, **options: Any) -> Any:
     """The model that captures all there is."""
     config = options.pop("config", checkpoint.config)
-    return create_model_with_hooks(config, hook_points=["*", "*.*", "*.*.*", "*.*.*.*"], **options)
+    return create_model_with_hooks(config, hook_points=ALL, **options)
 
 
 def _tokens() -> jax.Array:
@@ -126,7 +130,6 @@ def errors(checkpoint: Checkpoint, theirs: dict[str, np.ndarray], way: str) -> d
 
 def main() -> None:
     """Prints the table."""
-    first, *last = MODEL_POINTS
     worst: dict[str, dict[str, float]] = {}
     for shape in SHAPES.values():
         with tempfile.TemporaryDirectory() as folder:
@@ -138,7 +141,9 @@ def main() -> None:
                     row = worst.setdefault(kinds[name], {})
                     row[way] = max(error, row.get(way, 0.0))
     print(f"{'hook point':36}" + "".join(f"{way:>17}" for way in WAYS))
-    for point in (first, *BLOCK_POINTS, *last):
+    for point in HOOK_POINTS:
+        if point.name not in worst:  # of other families
+            continue
         row = worst[point.name]
         print(f"{point.name:36}" + "".join(f"{row[way]:17.1e}" for way in WAYS))
     largest = max(max(row.values()) for row in worst.values())

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 
 def make_checkpoint(
@@ -16,14 +16,14 @@ def make_checkpoint(
     seed: int = 0,
     **shape: Any,
 ) -> Path:
-    """A Qwen2 that transformers wrote, with biases and norm weights far from 0 and 1.
+    """A model that transformers wrote, with biases and norm weights far from 0 and 1.
 
     Args:
         folder: to write to.
         stored: dtype of the weights in the files.
         shard: size above which the weights are split over files.
         seed: of the weights.
-        **shape: of `Qwen2Config`, over a small default.
+        **shape: of the family's configuration, over a small default; `model_type`: qwen2.
     """
     small = {
         "vocab_size": 211,
@@ -35,7 +35,8 @@ def make_checkpoint(
         "max_position_embeddings": 1024,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
     }
-    model = Qwen2ForCausalLM(Qwen2Config(**(small | shape)))
+    shape = {"model_type": "qwen2"} | small | shape
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -51,12 +52,12 @@ def make_checkpoint(
     return folder
 
 
-def load_torch(folder: Path, dtype: torch.dtype = torch.float32) -> Qwen2ForCausalLM:
+def load_torch(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The torch model of a checkpoint."""
-    return Qwen2ForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
-def torch_rows(model: Qwen2ForCausalLM, token_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def torch_rows(model: PreTrainedModel, token_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """One sequence, unpadded: logits `[S, V]` and the blocks' outputs `[L, S, D]`, float32."""
     outputs: list[np.ndarray] = []
 

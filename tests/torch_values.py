@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.func import functional_call
-from transformers import Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from qwen_hooks import QwenConfig
@@ -13,7 +13,7 @@ from qwen_hooks.hook_points import Site, point_shape, sites
 
 
 def torch_values(
-    model: Qwen2ForCausalLM, config: QwenConfig, token_ids: list[int]
+    model: PreTrainedModel, config: QwenConfig, token_ids: list[int]
 ) -> dict[str, np.ndarray]:
     """One sequence, unpadded: `[S, ...]` float32 by canonical name.
 
@@ -44,8 +44,10 @@ def torch_values(
         for layer in range(config.num_hidden_layers):
             prefix = f"layers.{layer}.attention"
             q, k = (
-                found[f"{prefix}.{key}"].unflatten(-1, (-1, config.head_dim)).transpose(1, 2)
-                for key in "qk"
+                found[f"{prefix}.{key}"]
+                .view(1, len(token_ids), -1, config.head_dim)
+                .transpose(1, 2)
+                for key in (("q_norm", "k_norm") if config.qk_norm else "qk")
             )
             rotated = apply_rotary_pos_emb(q, k, cos, sin)
             for key, value in zip("qk", rotated, strict=True):
@@ -53,14 +55,20 @@ def torch_values(
             found[f"{prefix}.pattern"] = patterns[layer].transpose(1, 2)
     for handle in handles:
         handle.remove()
-    read_by_norms = {"norm": f"layer_{config.num_hidden_layers - 1}"}
+    read_by_norms: dict[str, Any] = {"norm": f"layer_{config.num_hidden_layers - 1}"}
     for layer in range(config.num_hidden_layers):
         read_by_norms[f"layers.{layer}.input_layernorm"] = f"layers.{layer}.resid_pre"
         read_by_norms[f"layers.{layer}.post_attention_layernorm"] = f"layers.{layer}.resid_mid"
+        if config.qk_norm:
+            for key in "qk":
+                prefix = f"layers.{layer}.attention.{key}"
+                heads = found[prefix].unflatten(-1, (-1, config.head_dim))
+                read_by_norms[f"{prefix}_norm"] = heads
     for name, read in read_by_norms.items():
-        norm = model.get_submodule(f"model.{name}")
+        norm = model.get_submodule(f"model.{name.replace('.attention.', '.self_attn.')}")
         unweighted = {"weight": torch.ones_like(norm.weight)}
-        found[f"{name}.normalized"] = functional_call(norm, unweighted, found[read]).detach()
+        value = found[read] if isinstance(read, str) else read
+        found[f"{name}.normalized"] = functional_call(norm, unweighted, value).detach()
     shaped = {}
     for site in sites(config):
         shape = _shape(site, config, len(token_ids))
@@ -74,8 +82,8 @@ def _shape(site: Site, config: QwenConfig, keys: int) -> tuple[int, ...]:
     return tuple(size for size in shape if size is not None)
 
 
-def load_eager(folder) -> Qwen2ForCausalLM:
+def load_eager(folder) -> PreTrainedModel:
     """The torch model of a checkpoint, with attention that gives its pattern."""
-    return Qwen2ForCausalLM.from_pretrained(
+    return AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()

@@ -29,7 +29,7 @@ from qwen_hooks import (
     load_params,
 )
 from qwen_hooks.activations import NamedActivations
-from qwen_hooks.hook_points import few, sites
+from qwen_hooks.hook_points import few, is_per_key, sites
 from qwen_hooks.interventions import Operation, intervene
 from qwen_hooks.model import Params
 from qwen_hooks.sharding import Layout
@@ -244,8 +244,7 @@ class ActivationStore:
         self._captured = NamedActivations()
         for hook, values in captured.items():
             of_tokens = np.asarray(values)[:, :slots]
-            is_pattern = hook.endswith(".pattern")
-            self._captured[hook] = of_tokens[..., :slots] if is_pattern else of_tokens
+            self._captured[hook] = of_tokens[..., :slots] if is_per_key(hook) else of_tokens
         return np.asarray(logits)[:, :slots]
 
     def __getitem__(self, hook_point: str) -> np.ndarray:

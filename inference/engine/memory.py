@@ -13,6 +13,7 @@ from extraction.setting_names import setting
 from inference.engine.plan import PlanSettings
 from inference.errors import InputError
 from qwen_hooks.config import QwenConfig
+from qwen_hooks.parameters import params_count
 from qwen_hooks.sharding import Layout, params_bytes
 
 USABLE_SHARE = 0.92
@@ -60,16 +61,12 @@ def estimate_memory(
     over_mlp = model if layout.mlp else 1
     over_vocabulary = model if layout.vocabulary else 1
 
-    L, D, F, V = (
-        config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.vocab_size
-    )  # fmt: skip
+    L, D = config.num_hidden_layers, config.hidden_size
+    F, V = config.intermediate_size, config.vocab_size
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * layout.kv_repeats * config.head_dim
-    tables = 1 if config.tie_word_embeddings else 2
-    attention = L * (2 * D * queries + 2 * D * keys)
-    params = itemsize * (
-        tables * V * D // over_vocabulary + attention // over_heads + L * 3 * D * F // over_mlp
-    )
+    shards = {"heads": over_heads, "mlp": over_mlp, "vocabulary": over_vocabulary}
+    params = itemsize * params_count(layout.config(config), shards)
 
     tokens = batch_size * bucket
     residual = 3 * tokens * D

@@ -23,7 +23,7 @@ from qwen_hooks import (
     find_checkpoint,
 )
 from qwen_hooks.errors import ModelError
-from qwen_hooks.hook_points import default_layers
+from qwen_hooks.hook_points import default_layers, is_per_key
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def check_widths(model: QwenModelWithActivations) -> QwenModelWithActivations:
     Raises:
         InputError: one does not.
     """
-    patterns = [name for name in model.hook_points if name.endswith(".pattern")]
+    patterns = [name for name in model.hook_points if is_per_key(name)]
     if patterns:
         raise InputError(
             f"{patterns[0]} has a value for each key, so its rows differ in width; take it from the"

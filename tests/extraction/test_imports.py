@@ -27,11 +27,13 @@ def test_what_threads_need_at_once_is_loaded_before():
 
 
 def test_the_package_needs_neither_jax_nor_the_clouds_client():
-    roots = {name.partition(".")[0] for name in loaded_by("extraction.__main__")}
+    loaded = loaded_by("extraction.__main__")
+    roots = {name.partition(".")[0] for name in loaded}
     assert {"extraction", "numpy"} <= roots
     unneeded = {"jax", "jaxlib", "flax", "torch", "transformers", "ml_dtypes", "google", "requests"}
-    unneeded |= {"qwen_hooks", "inference"}
-    assert not roots & unneeded
+    assert not roots & {*unneeded, "inference"}
+    of_the_model = {name for name in loaded if name.partition(".")[0] == "qwen_hooks"}
+    assert of_the_model <= {"qwen_hooks", "qwen_hooks.hook_point_table"}
 
 
 def test_what_the_package_names_is_loaded_when_it_is_asked_for():

@@ -106,10 +106,10 @@ def test_folder_without_a_checkpoint(bench, refused):
 
 
 def test_another_architecture(bench, refused):
-    edit_config(bench, model_type="llama", architectures=["LlamaForCausalLM"])
+    edit_config(bench, model_type="mamba", architectures=["MambaForCausalLM"])
     message = refused()
     assert "config.json" in message
-    assert '"llama"' in message
+    assert '"mamba"' in message
     assert "'qwen2'" in message
 
 

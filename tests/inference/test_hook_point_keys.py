@@ -11,11 +11,11 @@ from inference.capture import capture
 from inference.engine.language_model import ActivationStore, load_model
 from inference.extract import extract
 from qwen_hooks import ModelError, create_model_with_hooks
-from qwen_hooks.hook_points import BLOCK_POINTS, MODEL_POINTS
+from qwen_hooks.hook_point_table import HOOK_POINTS
 from tests.oracle import make_checkpoint, random_tokens
 
 IDS = [random_tokens(5, seed=3)]
-POINTS = {point.name: point for point in (*BLOCK_POINTS, *MODEL_POINTS)}
+POINTS = {point.name: point for point in HOOK_POINTS}
 CANONICAL = "layer_1", "layers.0.mlp", "layers.1.input_layernorm.normalized", "norm"
 NAMES = [
     *("layers.1", "layers.1.resid_post", "blocks.1.hook_resid_post", "model.layers.1", "layer_1"),

@@ -88,7 +88,7 @@ def test_what_is_written_is_read_back_by_both(rope, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "llama"}, "llama"),
+        ({"model_type": "mistral"}, "mistral"),
         ({"model_type": "qwen2_moe"}, "qwen2_moe"),
         ({"model_type": None}, "null"),
         ({"hidden_act": "gelu"}, "gelu"),

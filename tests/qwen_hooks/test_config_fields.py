@@ -11,10 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, modeling_rope_utils
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    GenerationConfig,
+    Qwen2Config,
+    modeling_rope_utils,
+)
 from transformers.models.qwen2 import modeling_qwen2
 
-from qwen_hooks import ModelError, QwenConfig
+from qwen_hooks import FAMILIES, ModelError, QwenConfig
 from qwen_hooks.config_fields import (
     CLASS_INTERNALS,
     ONLY_DEFAULT,
@@ -24,12 +30,10 @@ from qwen_hooks.config_fields import (
 )
 from tests.qwen_hooks.test_config import RAW
 
-KNOWN = {*TRANSLATED, *ONLY_DEFAULT, *CLASS_INTERNALS, *WITHOUT_EFFECT}
 PUBLISHED = json.loads((Path(__file__).parent / "published_configs.json").read_bytes())
 """Configurations written after those that their authors publish on the hub."""
 
 READERS = (
-    "transformers.models.qwen2.modeling_qwen2",
     "transformers.modeling_utils",
     "transformers.masking_utils",
     "transformers.modeling_rope_utils",
@@ -39,7 +43,14 @@ READERS = (
     "transformers.utils.generic",
     "transformers.utils.output_capturing",
 )
-"""What computes a Qwen2 in torch; the classes of its configuration are looked at besides."""
+"""What computes any family in torch, beside its own model and its configuration's classes."""
+
+
+def known(family: str) -> set[str]:
+    """Fields that our tables have for a family."""
+    own = FAMILIES[family]
+    tables = (TRANSLATED, ONLY_DEFAULT, CLASS_INTERNALS, WITHOUT_EFFECT)
+    return {*own.translated, *own.only_default}.union(*tables)
 
 
 def is_config(node: ast.expr, of_class: bool) -> bool:
@@ -87,56 +98,63 @@ def names_read(source: str, of_class: bool) -> set[str]:
     return names
 
 
-def is_field(name: str) -> bool:
-    method = callable(getattr(Qwen2Config, name, None)) or name == "setter"
+def is_field(name: str, config: type) -> bool:
+    method = callable(getattr(config, name, None)) or name == "setter"
     return not name.startswith("__") and not method
 
 
-def relevant_fields() -> set[str]:
-    """Fields that transformers declares for Qwen2, or that its code for it reads."""
-    names = set(Qwen2Config().to_dict()) - {"transformers_version"}  # of no effect on the newest
-    for module in READERS:
+def relevant_fields(family: str = "qwen2") -> set[str]:
+    """Fields that transformers declares for a family, or that its code for it reads."""
+    config = CONFIG_MAPPING[family]
+    names = set(config().to_dict()) - {"transformers_version"}  # of no effect on the newest
+    for module in (f"transformers.models.{family}.modeling_{family}", *READERS):
         try:
             names |= names_read(inspect.getsource(importlib.import_module(module)), False)
         except ModuleNotFoundError:  # of other versions
             assert module == "transformers.utils.output_capturing"
-    for kind in Qwen2Config.__mro__:
+    for kind in config.__mro__:
         if kind.__module__.startswith("transformers"):
             names |= names_read(inspect.getsource(kind), True)
-    return {name for name in names if is_field(name)}
+    return {name for name in names if is_field(name, config)}
 
 
-def test_every_field_that_transformers_reads_is_known():
-    relevant = relevant_fields()
-    assert {"layer_types", "rms_norm_eps", "hidden_act", "rope_theta"} <= relevant
-    assert sorted(relevant - KNOWN) == []
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_field_that_transformers_reads_is_known(family):
+    relevant = relevant_fields(family)
+    assert {"layer_types", "rms_norm_eps", "rope_theta"} <= relevant
+    assert sorted(relevant - known(family)) == []
 
 
-def test_no_field_stands_in_two_tables():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_field_stands_in_two_tables(family):
+    own = FAMILIES[family]
     tables = [TRANSLATED, ONLY_DEFAULT, CLASS_INTERNALS, WITHOUT_EFFECT]
-    assert sum(map(len, tables)) == len(KNOWN)
+    assert sum(map(len, [*tables, own.translated, own.only_default])) == len(known(family))
 
 
-def test_the_source_tells_what_a_run_reads():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_source_tells_what_a_run_reads(family):
     """A configuration that writes down who asks for what, against the names from the source."""
     asked = set()
 
-    class Watched(Qwen2Config):
+    class Watched(CONFIG_MAPPING[family]):
         def __getattribute__(self, name):
             asked.add(name)
             return super().__getattribute__(name)
 
     small = RAW | {"num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 4}
     small |= {"max_window_layers": 1, "rope_scaling": {"type": "yarn", "factor": 2.0}}
+    small = {name: value for name, value in small.items() if name in known(family)}
     config = Watched(**{k: v for k, v in small.items() if k != "model_type"})
     config._attn_implementation = "eager"
-    model = Qwen2ForCausalLM(config).eval()
+    model = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[family]](config).eval()
     with torch.inference_mode():
         model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=3, do_sample=False)
     # The configuration of generation has a file of its own; these are dropped from this one.
-    asked = {name for name in asked - GenerationConfig().to_dict().keys() if is_field(name)}
-    assert {"layer_types", "rms_norm_eps"} <= asked
-    assert sorted(asked - KNOWN) == []
+    asked -= GenerationConfig().to_dict().keys()
+    asked = {name for name in asked if is_field(name, CONFIG_MAPPING[family])}
+    assert {"rms_norm_eps", "rope_parameters"} <= asked
+    assert sorted(asked - known(family)) == []
 
 
 @pytest.mark.parametrize("rope_type", ROPE_FIELDS)
@@ -156,6 +174,14 @@ def test_every_field_of_rope_that_transformers_reads_is_known(rope_type):
             names.add(key.value)
     assert "rope_theta" in names
     assert sorted(names - {*ROPE_FIELDS[rope_type], "partial_rotary_factor"}) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_are_those_of_the_class(family):
+    theirs = CONFIG_MAPPING[family]().to_dict()
+    for name, value in FAMILIES[family].defaults.items():
+        default = theirs[name] if theirs[name] != theirs["num_attention_heads"] else value
+        assert default == value, name
 
 
 WRONG = [None, True, 0, 1.5, "x", [], ["x"], [1], [1.5], {}, {"a": 1}]

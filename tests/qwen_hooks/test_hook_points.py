@@ -3,9 +3,8 @@
 import pytest
 
 from qwen_hooks import ModelError, QwenConfig, create_model_with_hooks
+from qwen_hooks.hook_point_table import HOOK_POINTS
 from qwen_hooks.hook_points import (
-    BLOCK_POINTS,
-    MODEL_POINTS,
     blocks_needed,
     by_layer,
     check_layers,
@@ -59,7 +58,9 @@ def test_every_name_and_alias_selects_its_place():
         for form in (site.point.name, site.point.transformer_lens, site.point.hugging_face):
             if form is not None:
                 assert select(form.format(i=site.layer), CONFIG) == (site.name,)
-    assert len(sites(CONFIG)) == 12 * len(BLOCK_POINTS) + len(MODEL_POINTS)
+    of_model = [point for point in HOOK_POINTS if not point.when]
+    blocks = sum(point.stage == "block" for point in of_model)
+    assert len(sites(CONFIG)) == 12 * blocks + len(of_model) - blocks
     assert create_model_with_hooks(CONFIG).list_hook_points() == [s.name for s in sites(CONFIG)]
 
 

@@ -1,4 +1,8 @@
-"""The model against Hugging Face's torch model on the same tokens, unpadded, float32."""
+"""The model against Hugging Face's torch model on the same tokens, unpadded.
+
+The judge computes in float64. Where torch in float32 is itself further from that than the tolerance
+(1.2e-5 in a model without biases), it is enough to be as near as torch.
+"""
 
 import functools
 
@@ -9,6 +13,7 @@ import pytest
 import torch
 
 from qwen_hooks import Checkpoint, create_model_with_hooks, load_params
+from tests.families import FAMILIES
 from tests.oracle import load_torch, make_checkpoint, random_tokens, row_error, torch_rows
 
 TOLERANCE = 1e-5
@@ -49,6 +54,7 @@ CASES = {
         "sliding_window": 9,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     },
+    **{name: shape for name, shape in FAMILIES.items() if shape},
     "split over files": {"shard": "40KB"},
     "stored as bfloat16": {"stored": torch.bfloat16},
     "stored as float16": {"stored": torch.float16},
@@ -66,17 +72,19 @@ def compiled(model, params, input_ids):
 def test_every_row_equals_torch(case, tokens, tmp_path):
     folder = make_checkpoint(tmp_path, **CASES[case])
     token_ids = random_tokens(tokens)
-    logits, layers = torch_rows(load_torch(folder), token_ids)
+    logits, layers = torch_rows(load_torch(folder, torch.float64), token_ids)
+    single, layers_single = torch_rows(load_torch(folder), token_ids)
 
     checkpoint = Checkpoint.open(folder)
     model = create_model_with_hooks(checkpoint.config)
     input_ids = jnp.array([token_ids], jnp.int32)
     ours, activations = compiled(model, load_params(checkpoint), input_ids)
 
-    assert row_error(ours[0], logits) < TOLERANCE
+    assert row_error(ours[0], logits) < max(TOLERANCE, row_error(single, logits))
     assert list(activations) == [f"layer_{i}" for i in range(4)]
     for i in range(4):
-        assert row_error(activations[f"layer_{i}"][0], layers[i]) < TOLERANCE
+        allowed = max(TOLERANCE, row_error(layers_single[i], layers[i]))
+        assert row_error(activations[f"layer_{i}"][0], layers[i]) < allowed
 
 
 def test_split_checkpoint_is_really_split(tmp_path):

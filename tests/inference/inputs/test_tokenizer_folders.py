@@ -160,7 +160,12 @@ def ids_of(folder, settings, tasks):
 @pytest.mark.parametrize("change", READ, ids=lambda change: change.__name__)
 def test_ids_are_those_of_auto_tokenizer(change, folder, settings):
     change(folder)
-    judge = AutoTokenizer.from_pretrained(folder)
+    try:
+        judge = AutoTokenizer.from_pretrained(folder)
+    except ValueError:  # transformers 5.0 does not read all that later versions do
+        with pytest.raises(InputError):
+            load_tokenizer(folder)
+        return
     tasks = [PromptTask(task_id=str(i), prompt=text) for i, text in enumerate(TEXTS)]
     wanted = [judge(text)["input_ids"] for text in TEXTS]
     if judge.chat_template:

@@ -1,0 +1,278 @@
+"""Every hook point of the model, in one table.
+
+`HOOK_POINTS` has their names, shapes and meanings, in the order of computation. Names follow the
+module path: `layers.6.mlp` is what the MLP of block 6 adds to the residual stream. The output of
+block i is called `layer_i`, and `layers.i` means the same. TransformerLens' names
+(`blocks.6.hook_mlp_out`) and Hugging Face's module paths (`model.layers.6.mlp`) are aliases.
+
+`layer_i` is before the final norm. (Hugging Face's `hidden_states[L]` is not `layer_{L-1}`: it has
+passed that norm.)
+
+This module needs the standard library alone, because reading a run knows the names too.
+"""
+
+import dataclasses
+from typing import Literal
+
+Stage = Literal["before", "block", "after"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HookPoint:
+    """A hook point of every block, or of the model; `{i}` stands for the block's number.
+
+    Attributes:
+        key: its name in the model's code.
+        name: canonical.
+        shape: of one token's value, in the letters of `model`.
+        definition: what the value is.
+        transformer_lens: its name in TransformerLens, or None.
+        hugging_face: the module whose output it is (`...input`: whose input), or None.
+        aliases: further names.
+        stage: computed before the blocks, in each of them, or after them.
+        when: attribute of `QwenConfig` that must be true; empty: every model has it.
+    """
+
+    key: str
+    name: str
+    shape: str
+    definition: str
+    transformer_lens: str | None = None
+    hugging_face: str | None = None
+    aliases: tuple[str, ...] = ()
+    stage: Stage = "block"
+    when: str = ""
+
+    @property
+    def per_key(self) -> bool:
+        """Whether there is one value for each key that a query sees, so the width is a prompt's."""
+        return "S" in self.shape.split()
+
+    def names(self, layer: int | None = None) -> list[str]:
+        """Every name, the canonical one first, in a block (None: outside of the blocks)."""
+        given = (self.name, self.transformer_lens, self.hugging_face, *self.aliases)
+        return [name.format(i=layer) for name in given if name is not None]
+
+
+HOOK_POINTS = (
+    HookPoint(
+        key="embed_tokens",
+        name="embed_tokens",
+        shape="D",
+        definition="embeddings of the tokens, the residual stream before block 0",
+        transformer_lens="hook_embed",
+        hugging_face="model.embed_tokens",
+        aliases=("token_embedding",),  # in KempnerForge
+        stage="before",
+    ),
+    HookPoint(
+        key="resid_pre",
+        name="layers.{i}.resid_pre",
+        shape="D",
+        definition="residual stream that enters the block",
+        transformer_lens="blocks.{i}.hook_resid_pre",
+        hugging_face="model.layers.{i}.input",
+    ),
+    HookPoint(
+        key="input_layernorm.normalized",
+        name="layers.{i}.input_layernorm.normalized",
+        shape="D",
+        definition="resid_pre divided by its root mean square, before the norm's weight",
+        transformer_lens="blocks.{i}.ln1.hook_normalized",
+    ),
+    HookPoint(
+        key="input_layernorm",
+        name="layers.{i}.input_layernorm",
+        shape="D",
+        definition="what attention reads: the normalized resid_pre times the norm's weight",
+        transformer_lens="blocks.{i}.ln1.hook_out",
+        hugging_face="model.layers.{i}.input_layernorm",
+        aliases=("layers.{i}.attention_norm",),  # in KempnerForge
+    ),
+    HookPoint(
+        key="q",
+        name="layers.{i}.attention.q",
+        shape="N H",
+        definition="queries with their bias, before norm and rotation",
+        transformer_lens="blocks.{i}.attn.hook_q",
+        hugging_face="model.layers.{i}.self_attn.q_proj",
+    ),
+    HookPoint(
+        key="k",
+        name="layers.{i}.attention.k",
+        shape="K H",
+        definition="keys with their bias, before norm and rotation; one for each group of queries",
+        transformer_lens="blocks.{i}.attn.hook_k",
+        hugging_face="model.layers.{i}.self_attn.k_proj",
+    ),
+    HookPoint(
+        key="v",
+        name="layers.{i}.attention.v",
+        shape="K H",
+        definition="values with their bias",
+        transformer_lens="blocks.{i}.attn.hook_v",
+        hugging_face="model.layers.{i}.self_attn.v_proj",
+    ),
+    HookPoint(
+        key="q_norm.normalized",
+        name="layers.{i}.attention.q_norm.normalized",
+        shape="N H",
+        definition="each head's query divided by its root mean square, before the norm's weight",
+        when="qk_norm",
+    ),
+    HookPoint(
+        key="q_norm",
+        name="layers.{i}.attention.q_norm",
+        shape="N H",
+        definition="normalized queries times the norm's weight, before the rotation",
+        hugging_face="model.layers.{i}.self_attn.q_norm",
+        when="qk_norm",
+    ),
+    HookPoint(
+        key="k_norm.normalized",
+        name="layers.{i}.attention.k_norm.normalized",
+        shape="K H",
+        definition="each head's key divided by its root mean square, before the norm's weight",
+        when="qk_norm",
+    ),
+    HookPoint(
+        key="k_norm",
+        name="layers.{i}.attention.k_norm",
+        shape="K H",
+        definition="normalized keys times the norm's weight, before the rotation",
+        hugging_face="model.layers.{i}.self_attn.k_norm",
+        when="qk_norm",
+    ),
+    HookPoint(
+        key="q_rotated",
+        name="layers.{i}.attention.q_rotated",
+        shape="N H",
+        definition="queries after the rotation by their position (RoPE)",
+        transformer_lens="blocks.{i}.attn.hook_rot_q",
+    ),
+    HookPoint(
+        key="k_rotated",
+        name="layers.{i}.attention.k_rotated",
+        shape="K H",
+        definition="keys after the rotation by their position (RoPE)",
+        transformer_lens="blocks.{i}.attn.hook_rot_k",
+    ),
+    HookPoint(
+        key="pattern",
+        name="layers.{i}.attention.pattern",
+        shape="N S",
+        definition="softmax over the keys, float32 rounded to the model's dtype; it is computed"
+        " beside the fused attention, and takes memory quadratic in the length",
+        transformer_lens="blocks.{i}.attn.hook_pattern",
+    ),
+    HookPoint(
+        key="z",
+        name="layers.{i}.attention.z",
+        shape="N H",
+        definition="values mixed by the pattern, each head's own, before the output projection",
+        transformer_lens="blocks.{i}.attn.hook_z",
+        hugging_face="model.layers.{i}.self_attn.o_proj.input",
+    ),
+    HookPoint(
+        key="attention",
+        name="layers.{i}.attention",
+        shape="D",
+        definition="what attention adds to the residual stream",
+        transformer_lens="blocks.{i}.hook_attn_out",
+        hugging_face="model.layers.{i}.self_attn",
+    ),
+    HookPoint(
+        key="resid_mid",
+        name="layers.{i}.resid_mid",
+        shape="D",
+        definition="residual stream between attention and MLP",
+        transformer_lens="blocks.{i}.hook_resid_mid",
+        hugging_face="model.layers.{i}.post_attention_layernorm.input",
+    ),
+    HookPoint(
+        key="post_attention_layernorm.normalized",
+        name="layers.{i}.post_attention_layernorm.normalized",
+        shape="D",
+        definition="resid_mid divided by its root mean square, before the norm's weight",
+        transformer_lens="blocks.{i}.ln2.hook_normalized",
+    ),
+    HookPoint(
+        key="post_attention_layernorm",
+        name="layers.{i}.post_attention_layernorm",
+        shape="D",
+        definition="what the MLP reads: the normalized resid_mid times the norm's weight",
+        transformer_lens="blocks.{i}.ln2.hook_out",
+        hugging_face="model.layers.{i}.post_attention_layernorm",
+        aliases=("layers.{i}.mlp_norm",),  # in KempnerForge
+    ),
+    HookPoint(
+        key="gate",
+        name="layers.{i}.mlp.gate",
+        shape="F",
+        definition="the MLP's gate before its activation function",
+        transformer_lens="blocks.{i}.mlp.hook_pre",
+        hugging_face="model.layers.{i}.mlp.gate_proj",
+    ),
+    HookPoint(
+        key="up",
+        name="layers.{i}.mlp.up",
+        shape="F",
+        definition="what the gate is multiplied with",
+        transformer_lens="blocks.{i}.mlp.hook_pre_linear",
+        hugging_face="model.layers.{i}.mlp.up_proj",
+    ),
+    HookPoint(
+        key="neurons",
+        name="layers.{i}.mlp.neurons",
+        shape="F",
+        definition="silu(gate) * up: the MLP's neurons",
+        transformer_lens="blocks.{i}.mlp.hook_post",
+        hugging_face="model.layers.{i}.mlp.down_proj.input",
+    ),
+    HookPoint(
+        key="mlp",
+        name="layers.{i}.mlp",
+        shape="D",
+        definition="what the MLP adds to the residual stream",
+        transformer_lens="blocks.{i}.hook_mlp_out",
+        hugging_face="model.layers.{i}.mlp",
+    ),
+    HookPoint(
+        key="resid_post",
+        name="layer_{i}",
+        shape="D",
+        definition="residual stream that leaves the block",
+        transformer_lens="blocks.{i}.hook_resid_post",
+        hugging_face="model.layers.{i}",
+        aliases=("layers.{i}", "layers.{i}.resid_post"),
+    ),
+    HookPoint(
+        key="norm.normalized",
+        name="norm.normalized",
+        shape="D",
+        definition="residual stream after the last block divided by its root mean square, before"
+        " the final norm's weight",
+        transformer_lens="ln_final.hook_normalized",
+        stage="after",
+    ),
+    HookPoint(
+        key="norm",
+        name="norm",
+        shape="D",
+        definition="what the unembedding reads: norm.normalized times the final norm's weight",
+        transformer_lens="ln_final.hook_out",
+        hugging_face="model.norm",
+        stage="after",
+    ),
+    HookPoint(
+        key="logits",
+        name="logits",
+        shape="V",
+        definition="float32 scores of the next token",
+        transformer_lens="unembed.hook_out",
+        hugging_face="lm_head",
+        aliases=("output_head",),  # in KempnerForge
+        stage="after",
+    ),
+)
+"""In the order in which the model computes them."""
