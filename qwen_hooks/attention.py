@@ -17,6 +17,8 @@ begin anew in each, and a query sees its own segment only.
 itself. Softmax is float32 in both.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -30,10 +32,37 @@ LOWEST = jnp.finfo(jnp.float32).min
 """Score of a hidden key. Finite: a query that sees nothing gets an average, not NaN."""
 
 
+Window = int | Int[Array, ""] | None
+"""Keys that a query sees, its own included; None: all before it. Traced in scanned blocks."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How products of queries and keys become scores.
+
+    Attributes:
+        scale: factor; 0: one over the root of the head's width.
+        softcap: c in `c * tanh(score / c)` (arXiv 2408.00118); None: no cap.
+    """
+
+    scale: float = 0.0
+    softcap: float | None = None
+
+    def of(self, products: Float[Array, "*any"], head_dim: int) -> Float[Array, "*any"]:
+        """Return float32 scores of the same shape."""
+        scores = products * (self.scale or head_dim**-0.5)
+        return soft_cap(scores, self.softcap)
+
+
+def soft_cap(values: Float[Array, "*any"], cap: float | None) -> Float[Array, "*any"]:
+    """Return `cap * tanh(values / cap)`, or the values where there is no cap."""
+    return values if cap is None else cap * jnp.tanh(values / cap)
+
+
 def visible_keys(
     query_positions: Int[Array, "B T"],
     key_positions: Int[Array, "B S"],
-    window: int | None,
+    window: Window,
     query_segments: Int[Array, "B T"] | None = None,
     key_segments: Int[Array, "B S"] | None = None,
 ) -> Bool[Array, "B T S"]:
@@ -53,13 +82,14 @@ def attend(
     value: Float[Array, "B S K H"],
     query_positions: Int[Array, "B T"],
     key_positions: Int[Array, "B S"],
-    window: int | None = None,
+    window: Window = None,
     query_segments: Int[Array, "B T"] | None = None,
     key_segments: Int[Array, "B S"] | None = None,
+    scoring: Scoring | None = None,
 ) -> Float[Array, "B T N H"]:
     """Attention of any queries to any keys; all scores exist at once, `[B, N, T, S]`."""
     visible = visible_keys(query_positions, key_positions, window, query_segments, key_segments)
-    weights = _weights(query, key, visible)
+    weights = _weights(query, key, visible, scoring)
     precision = matmul_precision(query.dtype)
     mixed = jnp.einsum("bkgts,bskh->btkgh", weights.astype(value.dtype), value, precision=precision)
     return mixed.reshape(query.shape)
@@ -70,13 +100,14 @@ def attention_pattern(
     key: Float[Array, "B S K H"],
     query_positions: Int[Array, "B T"],
     key_positions: Int[Array, "B S"],
-    window: int | None = None,
+    window: Window = None,
     query_segments: Int[Array, "B T"] | None = None,
     key_segments: Int[Array, "B S"] | None = None,
+    scoring: Scoring | None = None,
 ) -> Float[Array, "B T N S"]:
     """The weights by which `attend` mixes, in the dtype of the queries."""
     visible = visible_keys(query_positions, key_positions, window, query_segments, key_segments)
-    weights = _weights(query, key, visible).astype(query.dtype)
+    weights = _weights(query, key, visible, scoring).astype(query.dtype)
     batch, kv_heads, group, tokens, keys = weights.shape
     return weights.reshape(batch, kv_heads * group, tokens, keys).swapaxes(1, 2)
 
@@ -85,6 +116,7 @@ def _weights(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
     visible: Bool[Array, "B T S"],
+    scoring: Scoring | None,
 ) -> Float[Array, "B K G T S"]:
     """Float32 softmax over the keys that each query sees."""
     batch, tokens, heads, head_dim = query.shape
@@ -94,8 +126,8 @@ def _weights(
     scores = jnp.einsum(
         "btkgh,bskh->bkgts", grouped, key, precision=precision, preferred_element_type=jnp.float32
     )
-    scores = jnp.where(visible[:, None, None], scores * head_dim**-0.5, LOWEST)
-    return jax.nn.softmax(scores, axis=-1)
+    scores = (scoring or Scoring()).of(scores, head_dim)
+    return jax.nn.softmax(jnp.where(visible[:, None, None], scores, LOWEST), axis=-1)
 
 
 def attend_causal(
@@ -103,8 +135,9 @@ def attend_causal(
     key: Float[Array, "B S K H"],
     value: Float[Array, "B S K H"],
     positions: Int[Array, "B S"],
-    window: int | None = None,
+    window: Window = None,
     segments: Int[Array, "B S"] | None = None,
+    scoring: Scoring | None = None,
 ) -> Float[Array, "B S N H"]:
     """Attention of a prompt to itself, block by block with a running softmax (arXiv 2205.14135).
 
@@ -115,7 +148,7 @@ def attend_causal(
     """
     batch, slots, heads, head_dim = query.shape
     if slots <= BLOCK:
-        return attend(query, key, value, positions, positions, window, segments, segments)
+        return attend(query, key, value, positions, positions, window, segments, segments, scoring)
     kv_heads, group = key.shape[2], heads // key.shape[2]
     blocks = -(-slots // BLOCK)
     padding = blocks * BLOCK - slots
@@ -154,7 +187,8 @@ def attend_causal(
                 block_segments,
                 None if segments_of is None else segments_of[j],
             )
-            scores = jnp.where(visible[:, None, None], scores * head_dim**-0.5, LOWEST)
+            scores = (scoring or Scoring()).of(scores, head_dim)
+            scores = jnp.where(visible[:, None, None], scores, LOWEST)
             new_highest = jnp.maximum(highest, scores.max(axis=-1))
             weights = jnp.exp(scores - new_highest[..., None])
             keep = jnp.exp(highest - new_highest)

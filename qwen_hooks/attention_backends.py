@@ -4,9 +4,9 @@
     splash   TPU                        `attend_splash`, a Pallas kernel that ships with JAX
     cudnn    NVIDIA GPU, half precision `attend_cudnn`, the fused kernel of cuDNN
 
-All take `(query, key, value, positions, window, segments)` as `attend_causal` does and give the
-same rows on every slot that holds a token; what stands on padding is finite, differs, and is read
-by nobody.
+All take `(query, key, value, positions, window, segments, scoring)` as `attend_causal` does and
+give the same rows on every slot that holds a token. Rows of padding are finite, differ, and are
+never read.
 `ATTENTION` is the table that the model looks its choice up in, `choose_attention` makes the choice.
 
     padding            left   right   both   between tokens     segments
@@ -21,14 +21,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel as splash_kernel,
-)
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from qwen_hooks.attention import attend_causal
+from qwen_hooks.attention import Scoring, attend_causal
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.errors import ModelError
 
@@ -53,7 +49,9 @@ CUDNN_HEAD_DIM, CUDNN_HEAD_DIM_HOPPER = 128, 256
 (`check_is_flash_attention` in jax/_src/cudnn/fused_attention_stablehlo.py)."""
 
 
-@functools.partial(jax.jit, static_argnames="window")  # the layers of a model share one trace
+@functools.partial(
+    jax.jit, static_argnames=("window", "scoring")
+)  # the layers of a model share one trace
 def attend_splash(
     query: Float[Array, "B S N H"],
     key: Float[Array, "B S K H"],
@@ -61,6 +59,7 @@ def attend_splash(
     positions: Int[Array, "B S"],
     window: int | None = None,
     segments: Int[Array, "B S"] | None = None,
+    scoring: Scoring | None = None,
 ) -> Float[Array, "B S N H"]:
     """Splash attention, a flash attention (arXiv 2205.14135) that skips blocks nobody sees.
 
@@ -75,6 +74,9 @@ def attend_splash(
         window: keys that a query sees, its own included; None: all before it.
         segments: int32 `[B, S]`, not negative; tokens see their own segment only.
     """
+    # An experimental module of JAX: imported only where it is used.
+    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SegmentIds
+
     _, slots, heads, head_dim = query.shape
     padded = -(-slots // LANES) * LANES
 
@@ -90,20 +92,30 @@ def attend_splash(
     segments = jnp.pad(segments, ((0, 0), (0, padded - slots)), constant_values=-1)
     # The kernel does not scale. In bfloat16 this rounds the query once more, unless H is a power of
     # four (64 is, 128 is not): noise of the size that rounding query and key has brought already.
-    scaled = (query.astype(jnp.float32) * head_dim**-0.5).astype(query.dtype)
+    scoring = scoring or Scoring()
+    scaled = query.astype(jnp.float32) * (scoring.scale or head_dim**-0.5)
     # It takes no precision either; this is `matmul_precision`, said to whatever it multiplies.
     with jax.default_matmul_precision("highest" if query.dtype == jnp.float32 else "default"):
         mixed = jax.lax.platform_dependent(
-            *map(lay_out, (scaled, key, value)),
-            splash_kernel.SegmentIds(q=segments, kv=segments),
-            tpu=_splash(padded, heads, window, interpret=False),
-            cpu=_splash(padded, heads, window, interpret=True),
+            *map(lay_out, (scaled.astype(query.dtype), key, value)),
+            SegmentIds(q=segments, kv=segments),
+            tpu=_splash(padded, heads, window, scoring.softcap, interpret=False),
+            cpu=_splash(padded, heads, window, scoring.softcap, interpret=True),
         )
     return mixed.transpose(0, 2, 1, 3)[:, :slots]
 
 
-def _splash(slots: int, heads: int, window: int | None, *, interpret: bool) -> Callable:
+def _splash(
+    slots: int, heads: int, window: int | None, softcap: float | None, *, interpret: bool
+) -> Callable:
     """The kernel for batches of `[B, heads, slots, H]` and segments `[B, slots]`."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel as splash_kernel,
+    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_mask as splash_mask,
+    )
+
     if window is None:
         mask = splash_mask.CausalMask((slots, slots))
     else:
@@ -117,6 +129,7 @@ def _splash(slots: int, heads: int, window: int | None, *, interpret: bool) -> C
             block_sizes=blocks,
             head_shards=1,
             q_seq_shards=1,
+            attn_logits_soft_cap=softcap,
             interpret=interpret,
         )
     )
@@ -138,6 +151,7 @@ def attend_cudnn(
     positions: Int[Array, "B S"],
     window: int | None = None,
     segments: Int[Array, "B S"] | None = None,
+    scoring: Scoring | None = None,
 ) -> Float[Array, "B S N H"]:
     """cuDNN's fused attention, for prompts padded on the right only.
 
@@ -153,11 +167,13 @@ def attend_cudnn(
         segments: None; it has no mask for them.
 
     Raises:
-        ModelError: the dtype is not one of cuDNN's, or there are segments.
+        ModelError: the dtype is not one of cuDNN's, or there are segments or a soft cap.
     """
     refusal = _cudnn_dtype_refusal(query.dtype)
     if segments is not None:
         refusal = "attention 'cudnn' takes no packed documents: use 'xla'"
+    if scoring is not None and scoring.softcap is not None:
+        refusal = NO_SOFTCAP
     if refusal:
         raise ModelError(refusal)
     return jax.nn.dot_product_attention(
@@ -166,9 +182,12 @@ def attend_cudnn(
         value,
         is_causal=True,
         local_window_size=None if window is None else (window - 1, 0),  # before and after
+        scale=(scoring.scale or None) if scoring is not None else None,
         implementation="cudnn",
     )
 
+
+NO_SOFTCAP = "attention 'cudnn' has no soft cap for scores (Gemma 2 has one): use 'auto' or 'xla'"
 
 ATTENTION: dict[str, Callable[..., Array]] = {
     "xla": attend_causal,
@@ -213,6 +232,8 @@ def choose_attention(
         ModelError: what is requested does not exist, or cannot run there.
     """
     no_cudnn = _cudnn_refusal(platform, dtype, config.head_dim, compute_capability)
+    if config.attention_softcap is not None:
+        no_cudnn = no_cudnn or NO_SOFTCAP
     if requested == "auto":
         if platform == "tpu":
             return TPU_DEFAULT

@@ -66,6 +66,13 @@ class QwenConfig:
         output_bias: the attention's output has one.
         mlp_bias: the MLP's three products have biases.
         qk_norm: each head's queries and keys pass an RMSNorm before the rotation.
+        activation: of the MLP's gate, a key of `layers.ACTIVATIONS`.
+        post_norms: outputs of attention and MLP pass an RMSNorm before they are added.
+        norms_add_one: RMSNorms multiply with one plus their weight.
+        embedding_scale: factor of the embeddings.
+        attention_scale: factor of the attention's scores; 0 as an argument: one over the root of H.
+        attention_softcap: c in `c * tanh(score / c)`; None: no cap.
+        logits_softcap: likewise, of the logits.
         kv_repeats: how often each key and value head of the checkpoint stands among the K, one
             after the other; more than once only where a mesh needs it.
 
@@ -92,6 +99,13 @@ class QwenConfig:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    activation: str = "silu"
+    post_norms: bool = False
+    norms_add_one: bool = False
+    embedding_scale: float = 1.0
+    attention_scale: float = 0.0
+    attention_softcap: float | None = None
+    logits_softcap: float | None = None
     kv_repeats: int = 1
 
     def __post_init__(self):
@@ -118,6 +132,12 @@ class QwenConfig:
             object.__setattr__(self, "head_dim", self.hidden_size // heads)
         if self.head_dim % 2 or self.head_dim < 0:
             raise ModelError(f"head_dim must be even and above 0, not {self.head_dim}")
+        if not self.attention_scale:
+            object.__setattr__(self, "attention_scale", self.head_dim**-0.5)
+        for name in ("attention_scale", "attention_softcap", "logits_softcap"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ModelError(f"{name} must be a finite number above 0, not {value}")
         if not self.layer_types:
             full = cast(tuple[LayerType, ...], ("full_attention",) * self.num_hidden_layers)
             object.__setattr__(self, "layer_types", full)
@@ -191,7 +211,6 @@ class QwenConfig:
         return {
             "architectures": [family.architecture],
             "model_type": self.model_type,
-            "hidden_act": "silu",
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,

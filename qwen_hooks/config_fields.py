@@ -36,7 +36,6 @@ TRANSLATED = {
 """Fields that `QwenConfig.from_dict` reads for every family; `Family.translated` has others."""
 
 ONLY_DEFAULT: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
     "is_causal": (True,),
     "partial_rotary_factor": (None, 1, 1.0),
     "attention_chunk_size": (None,),

@@ -12,6 +12,7 @@ This module needs the standard library alone, because reading a run knows the na
 """
 
 import dataclasses
+import re
 from typing import Literal
 
 Stage = Literal["before", "block", "after"]
@@ -30,7 +31,8 @@ class HookPoint:
         hugging_face: the module whose output it is (`...input`: whose input), or None.
         aliases: further names.
         stage: computed before the blocks, in each of them, or after them.
-        when: attribute of `QwenConfig` that must be true; empty: every model has it.
+        when: attribute of `QwenConfig` that must be true, or false after `not `; empty: every model
+            has it.
     """
 
     key: str
@@ -42,6 +44,11 @@ class HookPoint:
     aliases: tuple[str, ...] = ()
     stage: Stage = "block"
     when: str = ""
+
+    def is_in(self, config: object) -> bool:
+        """Whether a model of this `QwenConfig` has the hook point."""
+        wanted, name = not self.when.startswith("not "), self.when.removeprefix("not ")
+        return not name or bool(getattr(config, name)) == wanted
 
     @property
     def per_key(self) -> bool:
@@ -180,6 +187,33 @@ HOOK_POINTS = (
         definition="what attention adds to the residual stream",
         transformer_lens="blocks.{i}.hook_attn_out",
         hugging_face="model.layers.{i}.self_attn",
+        when="not post_norms",
+    ),
+    HookPoint(
+        key="attention.output",
+        name="layers.{i}.attention.output",
+        shape="D",
+        definition="what attention gives, before the norm after it",
+        hugging_face="model.layers.{i}.self_attn",
+        when="post_norms",
+    ),
+    HookPoint(
+        key="attention.normalized",
+        name="layers.{i}.attention.post_norm.normalized",
+        shape="D",
+        definition="attention.output divided by its root mean square, before the norm's weight",
+        transformer_lens="blocks.{i}.ln1_post.hook_normalized",
+        when="post_norms",
+    ),
+    HookPoint(
+        key="attention",
+        name="layers.{i}.attention.post_norm",
+        shape="D",
+        definition="what attention adds to the residual stream",
+        transformer_lens="blocks.{i}.hook_attn_out",
+        hugging_face="model.layers.{i}.post_attention_layernorm",
+        aliases=("layers.{i}.attention",),
+        when="post_norms",
     ),
     HookPoint(
         key="resid_mid",
@@ -188,22 +222,54 @@ HOOK_POINTS = (
         definition="residual stream between attention and MLP",
         transformer_lens="blocks.{i}.hook_resid_mid",
         hugging_face="model.layers.{i}.post_attention_layernorm.input",
+        when="not post_norms",
     ),
     HookPoint(
-        key="post_attention_layernorm.normalized",
+        key="resid_mid",
+        name="layers.{i}.resid_mid",
+        shape="D",
+        definition="residual stream between attention and MLP",
+        transformer_lens="blocks.{i}.hook_resid_mid",
+        hugging_face="model.layers.{i}.pre_feedforward_layernorm.input",
+        when="post_norms",
+    ),
+    HookPoint(
+        key="mlp_norm.normalized",
         name="layers.{i}.post_attention_layernorm.normalized",
         shape="D",
         definition="resid_mid divided by its root mean square, before the norm's weight",
         transformer_lens="blocks.{i}.ln2.hook_normalized",
+        aliases=("layers.{i}.mlp_norm.normalized",),
+        when="not post_norms",
     ),
     HookPoint(
-        key="post_attention_layernorm",
+        key="mlp_norm",
         name="layers.{i}.post_attention_layernorm",
         shape="D",
         definition="what the MLP reads: the normalized resid_mid times the norm's weight",
         transformer_lens="blocks.{i}.ln2.hook_out",
         hugging_face="model.layers.{i}.post_attention_layernorm",
         aliases=("layers.{i}.mlp_norm",),  # in KempnerForge
+        when="not post_norms",
+    ),
+    HookPoint(
+        key="mlp_norm.normalized",
+        name="layers.{i}.pre_feedforward_layernorm.normalized",
+        shape="D",
+        definition="resid_mid divided by its root mean square, before the norm's weight",
+        transformer_lens="blocks.{i}.ln2.hook_normalized",
+        aliases=("layers.{i}.mlp_norm.normalized",),
+        when="post_norms",
+    ),
+    HookPoint(
+        key="mlp_norm",
+        name="layers.{i}.pre_feedforward_layernorm",
+        shape="D",
+        definition="what the MLP reads: the normalized resid_mid times the norm's weight",
+        transformer_lens="blocks.{i}.ln2.hook_out",
+        hugging_face="model.layers.{i}.pre_feedforward_layernorm",
+        aliases=("layers.{i}.mlp_norm",),  # in KempnerForge
+        when="post_norms",
     ),
     HookPoint(
         key="gate",
@@ -225,7 +291,7 @@ HOOK_POINTS = (
         key="neurons",
         name="layers.{i}.mlp.neurons",
         shape="F",
-        definition="silu(gate) * up: the MLP's neurons",
+        definition="activation(gate) * up: the MLP's neurons",
         transformer_lens="blocks.{i}.mlp.hook_post",
         hugging_face="model.layers.{i}.mlp.down_proj.input",
     ),
@@ -236,6 +302,33 @@ HOOK_POINTS = (
         definition="what the MLP adds to the residual stream",
         transformer_lens="blocks.{i}.hook_mlp_out",
         hugging_face="model.layers.{i}.mlp",
+        when="not post_norms",
+    ),
+    HookPoint(
+        key="mlp.output",
+        name="layers.{i}.mlp.output",
+        shape="D",
+        definition="what the MLP gives, before the norm after it",
+        hugging_face="model.layers.{i}.mlp",
+        when="post_norms",
+    ),
+    HookPoint(
+        key="mlp.normalized",
+        name="layers.{i}.mlp.post_norm.normalized",
+        shape="D",
+        definition="mlp.output divided by its root mean square, before the norm's weight",
+        transformer_lens="blocks.{i}.ln2_post.hook_normalized",
+        when="post_norms",
+    ),
+    HookPoint(
+        key="mlp",
+        name="layers.{i}.mlp.post_norm",
+        shape="D",
+        definition="what the MLP adds to the residual stream",
+        transformer_lens="blocks.{i}.hook_mlp_out",
+        hugging_face="model.layers.{i}.post_feedforward_layernorm",
+        aliases=("layers.{i}.mlp",),
+        when="post_norms",
     ),
     HookPoint(
         key="resid_post",
@@ -274,5 +367,38 @@ HOOK_POINTS = (
         aliases=("output_head",),  # in KempnerForge
         stage="after",
     ),
+    HookPoint(
+        key="logits.capped",
+        name="logits.capped",
+        shape="V",
+        definition="logits after the soft cap: the scores of the next token",
+        stage="after",
+        when="logits_softcap",
+    ),
 )
 """In the order in which the model computes them."""
+
+
+def entries(name: str) -> tuple[list[HookPoint], int | None]:
+    """Return the entries of a canonical name, of which a model has one, and the block's number."""
+    match = re.match(r"(?:layer_|layers\.)(\d+)", name)
+    layer = int(match[1]) if match else None
+    found = [
+        point
+        for point in HOOK_POINTS
+        if (layer is None) != (point.stage == "block") and point.name.format(i=layer) == name
+    ]
+    return found, layer
+
+
+def names_of(name: str) -> list[str]:
+    """Return every name of a canonical name, that one first, whichever model it is of.
+
+    An alias that means something else in another family is left out. A name that is not in the
+    table has no other.
+    """
+    found, layer = entries(name)
+    if not found:
+        return [name]
+    first, *others = (point.names(layer) for point in found)
+    return [alias for alias in first if all(alias in names for names in others)]

@@ -11,12 +11,16 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.errors import ModelError, NotCapturedError
-from qwen_hooks.hook_point_table import HOOK_POINTS, HookPoint
+from qwen_hooks.hook_point_table import HOOK_POINTS, HookPoint, entries, names_of
 
 AFTER_BLOCKS = frozenset(point.key for point in HOOK_POINTS if point.stage == "after")
-_POINTS = {point.key: point for point in HOOK_POINTS}
 
-WHERE = {"qk_norm": "Qwen3"}
+WHERE = {
+    "qk_norm": "Qwen3",
+    "post_norms": "Gemma 2",
+    "not post_norms": "not Gemma 2",
+    "logits_softcap": "Gemma 2",
+}
 """Families that have the hook points of a switch, for the documentation."""
 
 MAX_BLOCKS = 10_000
@@ -41,7 +45,7 @@ class Site:
 
 def sites(config: QwenConfig) -> list[Site]:
     """Return the hook points of a model, in the order in which they are computed."""
-    points = [point for point in HOOK_POINTS if not point.when or getattr(config, point.when)]
+    points = [point for point in HOOK_POINTS if point.is_in(config)]
     layers = {"before": [None], "block": range(config.num_hidden_layers), "after": [None]}
     return [
         Site(name=point.name.format(i=layer), point=point, layer=layer)
@@ -119,12 +123,7 @@ def captured_name(asked: object, captured: Collection[str]) -> str:
     """
     if isinstance(asked, str) and asked in captured:
         return asked
-    spellings = {
-        form: name
-        for layer, keys in by_layer(captured).items()
-        for key, name in keys.items()
-        for form in _POINTS[key].names(layer)
-    }
+    spellings = {form: name for name in captured for form in names_of(name)}
     forms = _without_braces(asked) if isinstance(asked, str) else []
     found = set().union(*(_matches(form, spellings) for form in forms))
     if len(found) == 1:
@@ -213,21 +212,15 @@ def by_layer(names: Iterable[str]) -> dict[int | None, dict[str, str]]:
     """Canonical names by block (None: outside of the blocks) and by the key of their kind."""
     found: dict[int | None, dict[str, str]] = {}
     for name in names:
-        match = re.match(r"layer_(\d+)$|layers\.(\d+)\.", name)
-        layer = int(match[1] or match[2]) if match else None
-        (key,) = (
-            point.key
-            for point in HOOK_POINTS
-            if (layer is None) != (point.stage == "block") and point.name.format(i=layer) == name
-        )
+        points, layer = entries(name)
+        (key,) = {point.key for point in points}
         found.setdefault(layer, {})[key] = name
     return found
 
 
 def is_per_key(name: str) -> bool:
     """Return whether a canonical name's values are one for each key, `[B, R, N, S]`."""
-    (keys,) = by_layer([name]).values()
-    return any(_POINTS[key].per_key for key in keys)
+    return any(point.per_key for point in entries(name)[0])
 
 
 def blocks_needed(names: Iterable[str], num_layers: int) -> int:

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from qwen_hooks.taps import Taps
 
@@ -19,10 +19,10 @@ def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision:
 
 
 def rms_normalize(x: Float[Array, "*B D"], epsilon: float) -> Float[Array, "*B D"]:
-    """Divide by the root mean square (arXiv 1910.07467), which is computed in float32."""
+    """Divide by the root mean square (arXiv 1910.07467), in float32, which the result stays."""
     x32 = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
-    return (x32 * scale).astype(x.dtype)
+    return x32 * scale
 
 
 def linear(
@@ -55,11 +55,13 @@ class RMSNorm(nn.Module):
         epsilon: added to the mean square.
         dtype: of the weight that `init` makes.
         key: of the hook point at the output; `{key}.normalized` is the one before the weight.
+        add_one: the factor is one plus the weight, and multiplies before the rounding (Gemma 2).
     """
 
     epsilon: float
     dtype: DTypeLike = jnp.float32
     key: str = "norm"
+    add_one: bool = False
 
     @nn.compact
     def __call__(
@@ -71,8 +73,14 @@ class RMSNorm(nn.Module):
         """
         taps = taps or Taps()
         weight = self.param("weight", nn.initializers.ones, (x.shape[-1],), self.dtype)
-        normalized = rms_normalize(x, self.epsilon)
-        normalized = taps(f"{self.key}.normalized", normalized, every=every)
+        exact = rms_normalize(x, self.epsilon)
+        rounded = exact.astype(x.dtype)
+        normalized = taps(f"{self.key}.normalized", rounded, every=every)
+        if self.add_one:
+            if normalized is not rounded:  # an intervention changed it
+                exact = normalized.astype(jnp.float32)
+            scaled = (1 + _for_last_axis(weight.astype(jnp.float32), x)) * exact
+            return taps(self.key, scaled.astype(x.dtype), every=every)
         return taps(self.key, _for_last_axis(weight, x) * normalized, every=every)
 
 
@@ -94,13 +102,18 @@ class Linear(nn.Module):
         return linear(x, kernel, bias)
 
 
+ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": jax.nn.gelu}
+"""By the names of config.json; `jax.nn.gelu` approximates by tanh unless told otherwise."""
+
+
 class QwenMLP(nn.Module):
-    """`down(silu(gate(x)) * up(x))`, `[B, S, D]` to `[B, S, D]`."""
+    """`down(activation(gate(x)) * up(x))`, `[B, S, D]` to `[B, S, D]`."""
 
     hidden_size: int
     intermediate_size: int
     dtype: DTypeLike = jnp.float32
     use_bias: bool = False
+    activation: str = "silu"
 
     def setup(self):  # noqa: D102
         self.gate_proj = Linear(self.intermediate_size, self.use_bias, self.dtype)
@@ -110,4 +123,35 @@ class QwenMLP(nn.Module):
     def __call__(self, x: Float[Array, "B S D"], taps: Taps) -> Float[Array, "B S D"]:
         """The gated MLP of Shazeer (arXiv 2002.05202)."""
         gate, up = taps("gate", self.gate_proj(x)), taps("up", self.up_proj(x))
-        return self.down_proj(taps("neurons", jax.nn.silu(gate) * up))
+        return self.down_proj(taps("neurons", ACTIVATIONS[self.activation](gate) * up))
+
+
+class Embedding(nn.Module):
+    """Holds `weight` `[V, D]`, of which a tied unembedding is the transpose.
+
+    Embeddings are rows of it times `scale`, which is rounded to the weight's dtype first.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    dtype: DTypeLike = jnp.float32
+    scale: float = 1.0
+
+    def setup(self):  # noqa: D102
+        shape = (self.vocab_size, self.hidden_size)
+        self.weight = self.param("weight", nn.initializers.normal(0.02), shape, self.dtype)
+
+    def __call__(self, input_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """The rows of the tokens, scaled."""
+        rows = self.weight[input_ids]
+        return rows if self.scale == 1 else rows * jnp.asarray(self.scale, rows.dtype)
+
+    def attend(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Float32 logits of a tied unembedding."""
+        return jax.lax.dot_general(
+            hidden,
+            self.weight,
+            (((hidden.ndim - 1,), (1,)), ((), ())),
+            precision=matmul_precision(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5 with their activations. Read top to bottom; then `decoder_layer`, `taps`.
+"""A language model with its activations. Read top to bottom; then `decoder_layer`, `taps`.
 
 Dimension letters, used in the whole package:
 
@@ -25,9 +25,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from qwen_hooks.activations import NamedActivations
+from qwen_hooks.attention import soft_cap
 from qwen_hooks.attention_backends import check_attention
 from qwen_hooks.config import QwenConfig
-from qwen_hooks.decoder_layer import QwenDecoderLayer, Surroundings
+from qwen_hooks.decoder_layer import AttentionContext, QwenDecoderLayer
 from qwen_hooks.errors import ModelError
 from qwen_hooks.hook_points import (
     AFTER_BLOCKS,
@@ -41,7 +42,7 @@ from qwen_hooks.hook_points import (
 )
 from qwen_hooks.interventions import Interventions, edits_of
 from qwen_hooks.kv_cache import KeysValues, KVCache, StackedKeysValues
-from qwen_hooks.layers import Linear, RMSNorm, matmul_precision
+from qwen_hooks.layers import Embedding, Linear, RMSNorm
 from qwen_hooks.rope import rotary_angles
 from qwen_hooks.scanned_layers import run_scanned
 from qwen_hooks.taps import Taps
@@ -49,6 +50,9 @@ from qwen_hooks.taps import Taps
 Activations = dict[str, Float[Array, "B R ..."]]
 TokenIds = Int[Array | np.ndarray, "B S"]
 AttentionMask = Shaped[Array | np.ndarray, "B S"]
+EVERY_KEY = 2**30
+"""A window beyond any prompt, of blocks without one that are scanned with others that have one."""
+
 Params = Mapping[str, Any]
 """The full `{'params': ...}`."""
 
@@ -74,7 +78,7 @@ class ForwardOutput:
 
 
 class QwenModelWithActivations(nn.Module):
-    """A Qwen2 causal language model that returns what it computes at chosen hook points.
+    """A causal language model that returns what it computes at chosen hook points.
 
     Computes in the dtype of the parameters; logits are float32. Build it with
     `create_model_with_hooks`, which checks the names.
@@ -100,7 +104,9 @@ class QwenModelWithActivations(nn.Module):
 
     def setup(self):  # noqa: D102
         config = self.config
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, self.dtype)
+        self.embed_tokens = Embedding(
+            config.vocab_size, config.hidden_size, self.dtype, config.embedding_scale
+        )
         if self.scan_layers:
             self.stacked = self.param("layers", self._init_stacked)
         else:
@@ -108,7 +114,7 @@ class QwenModelWithActivations(nn.Module):
                 QwenDecoderLayer(config, config.layer_window(i), self.dtype, name=f"layers_{i}")
                 for i in range(config.num_hidden_layers)
             ]
-        self.norm = RMSNorm(config.rms_norm_eps, self.dtype)
+        self.norm = RMSNorm(config.rms_norm_eps, self.dtype, add_one=config.norms_add_one)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.vocab_size, dtype=self.dtype)
 
@@ -188,10 +194,16 @@ class QwenModelWithActivations(nn.Module):
             segments: int32 `[B, T]`, of documents packed into one row: a token sees its own
                 only, and positions begin anew in each. Without a cache, and not with `cudnn`.
         """
+        attention = attention or self.attention
+        if self.scan_layers and attention != "xla" and len(set(self.config.layer_types)) > 1:
+            raise ModelError(
+                f"attention {attention!r} cannot be scanned where some blocks have a sliding window"
+                " and others none: use 'xla', or no scan_layers"
+            )
         if cache is not None:
             slot, cache = cache.filled, cache.with_positions(positions)
         cos, sin = rotary_angles(self.config.rope, self.config.head_dim, positions)
-        around = Surroundings(
+        context = AttentionContext(
             cos=cos,
             sin=sin,
             query_positions=positions,
@@ -199,7 +211,7 @@ class QwenModelWithActivations(nn.Module):
             slot=None if cache is None else slot,
             query_segments=segments,
             key_segments=segments,
-            attention=attention or self.attention,
+            attention=attention,
         )
 
         num_layers = num_layers or self.config.num_hidden_layers
@@ -208,7 +220,7 @@ class QwenModelWithActivations(nn.Module):
         residual = outside("embed_tokens", self.embed_tokens(input_ids))
         run = self._run_scanned if self.scan_layers else self._run_unrolled
         residual, activations, keys_values = run(
-            residual, around, cache, num_layers, rows, interventions
+            residual, context, cache, num_layers, rows, interventions
         )
         if AFTER_BLOCKS & outside.wanted and num_layers == self.config.num_hidden_layers:
             self._logits(residual, outside.of_rows())
@@ -222,13 +234,13 @@ class QwenModelWithActivations(nn.Module):
     def _run_unrolled(
         self,
         residual: Float[Array, "B T D"],
-        around: Surroundings,
+        context: AttentionContext,
         cache: KVCache | None,
         num_layers: int,
         rows: Int[Array, "B R"] | None,
         interventions: Interventions | None,
     ) -> tuple[Float[Array, "B R D"], Activations, tuple[KeysValues, ...]]:
-        """The blocks one behind the other."""
+        """The blocks one after the other."""
         names = by_layer(self.hook_points)
         activations: Activations = {}
         keys_values: list[KeysValues] = []
@@ -236,8 +248,8 @@ class QwenModelWithActivations(nn.Module):
             is_last = i == num_layers - 1
             buffers = None if cache is None else cast("KeysValues", cache.layers[i])
             wanted = names.get(i, {})
-            taps = Taps(wanted, rows, edits_of(interventions, i, around.query_positions))
-            residual, seen = layer(residual, around, taps, buffers, rows if is_last else None)
+            taps = Taps(wanted, rows, edits_of(interventions, i, context.query_positions))
+            residual, seen = layer(residual, context, taps, buffers, rows if is_last else None)
             keys_values.append(seen)
             activations |= {wanted[key]: value for key, value in taps.captured.items()}
         return residual, activations, tuple(keys_values)
@@ -245,7 +257,7 @@ class QwenModelWithActivations(nn.Module):
     def _run_scanned(
         self,
         residual: Float[Array, "B T D"],
-        around: Surroundings,
+        context: AttentionContext,
         cache: KVCache | None,
         num_layers: int,
         rows: Int[Array, "B R"] | None,
@@ -253,6 +265,9 @@ class QwenModelWithActivations(nn.Module):
     ) -> tuple[Float[Array, "B R D"], Activations, StackedKeysValues]:
         """The blocks as a loop; keys and values are stacked, `[L, B, S, K, H]`."""
         names = by_layer(self.hook_points)
+        windows = [
+            self.config.layer_window(i) or EVERY_KEY for i in range(self.config.num_hidden_layers)
+        ]
         wanted: dict[str, list[int]] = {}
         for layer, keys in names.items():
             if layer is not None:
@@ -262,12 +277,13 @@ class QwenModelWithActivations(nn.Module):
             lambda params, *inputs: self._any_block().apply({"params": params}, *inputs),
             self.stacked,
             residual,
-            around,
+            context,
             num_layers=num_layers,
             captured=wanted,
             buffers=None if cache is None else cast("StackedKeysValues", cache.layers),
             rows=rows,
             interventions=interventions,
+            windows=None if len(set(windows)) == 1 else windows,
         )
         activations = {
             names[layer][key]: value
@@ -284,10 +300,10 @@ class QwenModelWithActivations(nn.Module):
         residual = jnp.zeros((1, 1, config.hidden_size), self.dtype)
         positions = jnp.zeros((1, 1), jnp.int32)
         cos, sin = rotary_angles(config.rope, config.head_dim, positions)
-        around = Surroundings(cos, sin, query_positions=positions, key_positions=positions)
+        context = AttentionContext(cos, sin, query_positions=positions, key_positions=positions)
         keys = jax.random.split(key, config.num_hidden_layers)
         init = self._any_block().init
-        return jax.vmap(lambda key: init(key, residual, around)["params"])(keys)
+        return jax.vmap(lambda key: init(key, residual, context)["params"])(keys)
 
     def __repr__(self) -> str:
         config = self.config
@@ -331,36 +347,12 @@ class QwenModelWithActivations(nn.Module):
         return self._logits(residual, Taps(edits=edits_of(interventions, None, positions)))
 
     def _logits(self, residual: Float[Array, "*B D"], taps: Taps) -> Float[Array, "*B V"]:
-        hidden = self.norm(residual, taps)
+        hidden, cap = self.norm(residual, taps), self.config.logits_softcap
         if self.config.tie_word_embeddings:
-            return taps("logits", self.embed_tokens.attend(hidden))
-        return taps("logits", self.lm_head(hidden).astype(jnp.float32))
-
-
-class Embedding(nn.Module):
-    """Holds `weight` `[V, D]`, of which a tied unembedding is the transpose."""
-
-    vocab_size: int
-    hidden_size: int
-    dtype: DTypeLike = jnp.float32
-
-    def setup(self):  # noqa: D102
-        shape = (self.vocab_size, self.hidden_size)
-        self.weight = self.param("weight", nn.initializers.normal(0.02), shape, self.dtype)
-
-    def __call__(self, input_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """The rows of the tokens."""
-        return self.weight[input_ids]
-
-    def attend(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """Float32 logits of a tied unembedding."""
-        return jax.lax.dot_general(
-            hidden,
-            self.weight,
-            (((hidden.ndim - 1,), (1,)), ((), ())),
-            precision=matmul_precision(hidden.dtype),
-            preferred_element_type=jnp.float32,
-        )
+            logits = taps("logits", self.embed_tokens.attend(hidden))
+        else:
+            logits = taps("logits", self.lm_head(hidden).astype(jnp.float32))
+        return logits if cap is None else taps("logits.capped", soft_cap(logits, cap))
 
 
 def positions_from_mask(
@@ -396,20 +388,14 @@ def create_model_with_hooks(
             `hook_points.select`.
 
     Raises:
-        ModelError: a layer is out of range, repeated or no whole number; there is no such hook
-            point or attention; or blocks that differ shall be scanned.
+        ModelError: a layer is out of range, repeated or no whole number; or there is no such hook
+            point or attention.
     """
     names: list[str] = []
     if layers_to_extract is not None or hook_points is None:
         names += map(layer_name, check_layers(layers_to_extract, config.num_hidden_layers))
     if hook_points is not None:
         names += select(hook_points, config)
-    windows = {config.layer_window(i) for i in range(config.num_hidden_layers)}
-    if scan_layers and len(windows) > 1:
-        raise ModelError(
-            "scan_layers needs blocks that are all alike; here some have a sliding window and"
-            " others none"
-        )
     return QwenModelWithActivations(
         config, select(names, config), dtype, check_attention(attention), scan_layers
     )

@@ -103,6 +103,8 @@ PARAMETERS = (
     _block("self_attn.o_proj.kernel", "NH D"),
     _block("self_attn.o_proj.bias", "D", "output_bias"),
     _block("post_attention_layernorm.weight", "D"),
+    _block("pre_feedforward_layernorm.weight", "D", "post_norms"),
+    _block("post_feedforward_layernorm.weight", "D", "post_norms"),
     _block("mlp.gate_proj.kernel", "D F"),
     _block("mlp.gate_proj.bias", "F", "mlp_bias"),
     _block("mlp.up_proj.kernel", "D F"),

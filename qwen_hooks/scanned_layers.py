@@ -6,6 +6,7 @@ and so do the buffers of the KV cache. On CPU the loop copies every block's para
 uses them, so it is for accelerators.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from qwen_hooks.decoder_layer import Surroundings
+from qwen_hooks.decoder_layer import AttentionContext
 from qwen_hooks.interventions import Interventions, edits_of_any
 from qwen_hooks.kv_cache import StackedKeysValues
 from qwen_hooks.taps import Taps
@@ -27,13 +28,14 @@ def run_scanned(
     block: Block,
     stacked: Mapping[str, Any],
     residual: Float[Array, "B T D"],
-    around: Surroundings,
+    context: AttentionContext,
     *,
     num_layers: int,
     captured: Mapping[str, Sequence[int]],
     buffers: StackedKeysValues | None,
     rows: Int[Array, "B R"] | None,
     interventions: Interventions | None = None,
+    windows: Sequence[int] | None = None,
 ) -> tuple[Float[Array, "B R D"], dict[str, dict[int, Array]], StackedKeysValues]:
     """Runs the first `num_layers` blocks.
 
@@ -41,12 +43,13 @@ def run_scanned(
         block: the function of one.
         stacked: parameters of all, each `[L, ...]`.
         residual: `[B, T, D]`, what goes into the first.
-        around: alike for all.
+        context: alike for all.
         num_layers: to run, at least one.
         captured: of each hook point's key the blocks where it is wanted.
         buffers: the cache's, `[L, B, C, K, H]` each; None without a cache.
         rows: as in `QwenModelWithActivations.forward`.
         interventions: that change what is computed; every block looks which are its own.
+        windows: keys that a query sees, of every block, where blocks differ; None: all are alike.
 
     Returns:
         The residual stream, what was captured by key and block, and the keys and values of all
@@ -56,10 +59,13 @@ def run_scanned(
     wanted = {key: layers for key, layers in wanted.items() if layers}
 
     def run_block(layer: Int[Array, ""], residual: Array, cache: Any, rows_now: Array | None):
-        edits = edits_of_any(interventions, layer, around.query_positions)
+        edits = edits_of_any(interventions, layer, context.query_positions)
         taps = Taps(wanted, rows, edits)
         params = at_layer(stacked, layer)
-        residual, seen = block(params, residual, around, taps, cache, rows_now)
+        here = context
+        if windows is not None:
+            here = dataclasses.replace(context, window=jnp.asarray(windows, jnp.int32)[layer])
+        residual, seen = block(params, residual, here, taps, cache, rows_now)
         return residual, seen, taps.captured
 
     def first_block() -> tuple:

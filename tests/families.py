@@ -31,4 +31,23 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "num_key_value_heads": 6,
     },
+    "gemma2": {
+        "model_type": "gemma2",
+        "head_dim": 12,
+        "sliding_window": 9,
+        "query_pre_attn_scalar": 20,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 3.0,
+        "pad_token_id": None,
+    },
+    "gemma2, biases, no caps": {
+        "model_type": "gemma2",
+        "head_dim": 8,
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "sliding_window": 500,
+        "pad_token_id": None,
+    },
 }

@@ -38,7 +38,8 @@ def torch_values(
         handles.append(register(keep))
     input_ids = torch.tensor([token_ids])
     with torch.inference_mode():
-        patterns = model(input_ids, use_cache=False, output_attentions=True).attentions
+        output = model(input_ids, use_cache=False, output_attentions=True)
+        patterns, found["logits.capped"] = output.attentions, output.logits
         positions = torch.arange(len(token_ids))[None]
         cos, sin = model.model.rotary_emb(found["embed_tokens"], positions)
         for layer in range(config.num_hidden_layers):
@@ -56,17 +57,28 @@ def torch_values(
     for handle in handles:
         handle.remove()
     read_by_norms: dict[str, Any] = {"norm": f"layer_{config.num_hidden_layers - 1}"}
+    paths = {}
     for layer in range(config.num_hidden_layers):
-        read_by_norms[f"layers.{layer}.input_layernorm"] = f"layers.{layer}.resid_pre"
-        read_by_norms[f"layers.{layer}.post_attention_layernorm"] = f"layers.{layer}.resid_mid"
+        prefix = f"layers.{layer}"
+        read_by_norms[f"{prefix}.input_layernorm"] = f"{prefix}.resid_pre"
+        if config.post_norms:
+            read_by_norms[f"{prefix}.pre_feedforward_layernorm"] = f"{prefix}.resid_mid"
+            read_by_norms[f"{prefix}.attention.post_norm"] = f"{prefix}.attention.output"
+            read_by_norms[f"{prefix}.mlp.post_norm"] = f"{prefix}.mlp.output"
+            paths[f"{prefix}.attention.post_norm"] = f"{prefix}.post_attention_layernorm"
+            paths[f"{prefix}.mlp.post_norm"] = f"{prefix}.post_feedforward_layernorm"
+        else:
+            read_by_norms[f"{prefix}.post_attention_layernorm"] = f"{prefix}.resid_mid"
         if config.qk_norm:
             for key in "qk":
                 prefix = f"layers.{layer}.attention.{key}"
                 heads = found[prefix].unflatten(-1, (-1, config.head_dim))
                 read_by_norms[f"{prefix}_norm"] = heads
     for name, read in read_by_norms.items():
-        norm = model.get_submodule(f"model.{name.replace('.attention.', '.self_attn.')}")
-        unweighted = {"weight": torch.ones_like(norm.weight)}
+        path = paths.get(name, name.replace(".attention.", ".self_attn."))
+        norm = model.get_submodule(f"model.{path}")
+        neutral = torch.zeros_like if config.norms_add_one else torch.ones_like
+        unweighted = {"weight": neutral(norm.weight)}
         value = found[read] if isinstance(read, str) else read
         found[f"{name}.normalized"] = functional_call(norm, unweighted, value).detach()
     shaped = {}

@@ -1,10 +1,13 @@
 """The model families by `model_type` of config.json: a file for each, and a line here."""
 
 from qwen_hooks.families.family import Family
+from qwen_hooks.families.gemma2 import GEMMA2
 from qwen_hooks.families.llama import LLAMA
 from qwen_hooks.families.qwen2 import QWEN2
 from qwen_hooks.families.qwen3 import QWEN3
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (QWEN2, QWEN3, LLAMA)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (QWEN2, QWEN3, LLAMA, GEMMA2)
+}
 
 __all__ = ["FAMILIES", "Family"]

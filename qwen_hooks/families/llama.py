@@ -9,6 +9,7 @@ LLAMA = Family(
     defaults={"num_key_value_heads": None, "max_position_embeddings": 2_048, "eos_token_id": 2},
     translated={"attention_bias": "bool", "mlp_bias": "bool"},
     only_default={
+        "hidden_act": ("silu",),
         "layer_types": (None,),  # the cache would read them, and the model would not
         "sliding_window": (None,),
     },
@@ -17,5 +18,9 @@ LLAMA = Family(
         "output_bias": fields.get("attention_bias", False),
         "mlp_bias": fields.get("mlp_bias", False),
     },
-    write=lambda config: {"attention_bias": config.output_bias, "mlp_bias": config.mlp_bias},
+    write=lambda config: {
+        "hidden_act": "silu",
+        "attention_bias": config.output_bias,
+        "mlp_bias": config.mlp_bias,
+    },
 )

@@ -8,6 +8,7 @@ QWEN2 = Family(
     title="Qwen2 and Qwen2.5",
     defaults={"num_key_value_heads": 32, "max_position_embeddings": 32_768},
     translated=SLIDING_FIELDS,
+    only_default={"hidden_act": ("silu",)},
     read=lambda fields: {"qkv_bias": True, **read_sliding(fields)},
-    write=write_sliding,
+    write=lambda config: {"hidden_act": "silu", **write_sliding(config)},
 )

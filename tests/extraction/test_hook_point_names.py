@@ -8,7 +8,9 @@ def test_the_names_are_those_of_the_model():
     for point in HOOK_POINTS:
         for i in (0, 6, 23):
             canonical = point.name.format(i=i)
-            assert spellings([canonical]) == dict.fromkeys(point.names(i), canonical)
+            names = [point.names(i) for point in HOOK_POINTS if point.name.format(i=i) == canonical]
+            common = [name for name in names[0] if all(name in others for others in names)]
+            assert spellings([canonical]) == dict.fromkeys(common, canonical)
             theirs = point.transformer_lens or canonical
             assert transformer_lens_name(canonical) == theirs.format(i=i)
 

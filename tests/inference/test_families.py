@@ -1,4 +1,4 @@
-"""Every family through both commands and `capture`: torch's texts, and torch's rows of every token."""
+"""Every family through both commands and `capture`: torch's texts, torch's row of every token."""
 
 import json
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 
 from qwen_hooks import Checkpoint, ModelError, create_model_with_hooks, load_params
 from tests.oracle import random_tokens, row_error, torch_rows
@@ -172,6 +172,55 @@ MUST_REFUSE: list[dict[str, Any]] = [
     {"partial_rotary_factor": 0.5},
 ]
 
+FAMILIES: dict[str, dict[str, list[Any]]] = {
+    "qwen3": {"attention_bias": [True, "x", None], "head_dim": [16, 6, 7, 0]},
+    "llama": {
+        "attention_bias": [True, None],
+        "mlp_bias": [True, 1],
+        "pretraining_tp": [2, None],
+        "sliding_window": [5],
+        "layer_types": [[FULL, FULL], [SLIDES, FULL]],
+        "rope_scaling": [
+            {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+             "original_max_position_embeddings": 16},
+            {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+            {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0},
+            {"rope_type": "llama3", "factor": 8.0},
+            {"rope_type": "dynamic", "factor": 2.0},
+        ],
+    },
+    "gemma2": {
+        "attention_bias": [True, None],
+        "head_dim": [16, 6, 7],
+        "query_pre_attn_scalar": [8, 1, 0, 2.5, None],
+        "attn_logit_softcapping": [5.0, None, 0.0, 7],
+        "final_logit_softcapping": [3.0, None, 0.0],
+        "sliding_window": [5, None, 0],
+        "layer_types": [[FULL, SLIDES], [FULL, FULL], [FULL]],
+        "hidden_activation": ["gelu", "silu", None],
+        "hidden_act": ["silu"],
+        "use_bidirectional_attention": [True, False],
+        "tie_word_embeddings": [False],
+    },
+}  # fmt: skip
+"""Values of the fields that a family has of its own, or with another meaning."""
+
+BASES = {"gemma2": {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 24}}
+BASES["gemma2"]["pad_token_id"] = None
+OF_FAMILIES = [
+    {"model_type": family, "head_dim": 8} | BASES.get(family, {}) | {name: value}
+    for family, fields in FAMILIES.items()
+    for name, values in (VALUES | fields).items()
+    for value in values
+]
+
+MUST_EQUAL += [{"model_type": "qwen3", "head_dim": 12}, {"model_type": "llama", "mlp_bias": True}]
+MUST_EQUAL += [{"model_type": "gemma2", **BASES["gemma2"]}]
+MUST_REFUSE += [
+    {"model_type": "llama", "sliding_window": 5},
+    {"model_type": "gemma2", **BASES["gemma2"], "use_bidirectional_attention": True},
+]
+
 SINGLES = [{name: value} for name, values in VALUES.items() for value in values]
 
 
@@ -193,10 +242,10 @@ def write(folder, change: dict[str, Any]) -> bool:
     raw = {name: value for name, value in raw.items() if value is not ...}
     (folder / "config.json").write_text(json.dumps(raw))
     try:
-        config = Qwen2Config.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder)
         config.dtype = None
         torch.manual_seed(0)
-        model = Qwen2ForCausalLM(config)
+        model = AutoModelForCausalLM.from_config(config)
         tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     except Exception:  # of many kinds: transformers refuses in its own ways
         return False
@@ -214,7 +263,7 @@ def write(folder, change: dict[str, Any]) -> bool:
 def torchs_rows(folder) -> tuple[np.ndarray, np.ndarray] | None:
     """Logits and the blocks' outputs of torch; None if it cannot compute this."""
     try:
-        model = Qwen2ForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager"
         )
         model.config.return_dict = True
@@ -286,7 +335,7 @@ def test_every_field_of_the_class_has_values():
 @pytest.mark.skipif(not EVERYTHING, reason="minutes; FAULTS=all")
 def test_every_value_and_many_pairs(tmp_path):
     found, wrong = {}, []
-    changes = [*SINGLES, *COMBINED, *many_pairs()]
+    changes = [*SINGLES, *COMBINED, *OF_FAMILIES, *many_pairs()]
     for number, change in enumerate(changes):
         try:
             kind = outcome(tmp_path / str(number), change)

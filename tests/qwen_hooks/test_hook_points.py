@@ -58,7 +58,7 @@ def test_every_name_and_alias_selects_its_place():
         for form in (site.point.name, site.point.transformer_lens, site.point.hugging_face):
             if form is not None:
                 assert select(form.format(i=site.layer), CONFIG) == (site.name,)
-    of_model = [point for point in HOOK_POINTS if not point.when]
+    of_model = [point for point in HOOK_POINTS if point.is_in(CONFIG)]
     blocks = sum(point.stage == "block" for point in of_model)
     assert len(sites(CONFIG)) == 12 * blocks + len(of_model) - blocks
     assert create_model_with_hooks(CONFIG).list_hook_points() == [s.name for s in sites(CONFIG)]
