@@ -4,6 +4,8 @@ Packages that the tests already have are put on the path of the new environment;
 installed, so nothing is downloaded but what builds it.
 """
 
+import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -16,6 +18,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = Path(np.__file__).parents[1]
 READING = ("numpy", "numpy.libs", "google_crc32c", "google_crc32c.libs")
 SCRIPTS = ("qwen-extract", "qwen-extract-simple", "qwen-activations", "qwen-launch")
+# A path of the caller's would let pip find the package there and install nothing.
+WITHOUT_PATHS = {name: os.environ[name] for name in os.environ if not name.startswith("PYTHON")}
 
 READ = """
 import sys
@@ -28,9 +32,17 @@ assert not {"jax", "transformers", "torch"} & set(sys.modules)
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
+    """The wheel, built from a copy: building writes into the sources' folder."""
     folder = tmp_path_factory.mktemp("wheel")
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    for name in tracked.strip("\0").split("\0"):
+        if not name.startswith("tests/") and (ROOT / name).is_file():
+            (folder / "sources" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / "sources" / name)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder]
-    subprocess.run([*command, ROOT], check=True, timeout=300)
+    run(*command, folder / "sources", cwd=ROOT)
     (found,) = folder.glob("*.whl")
     return found
 
@@ -39,8 +51,10 @@ def environment(folder: Path, wheel: Path) -> Path:
     """The `bin` folder of a new environment that holds the wheel alone."""
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
-    command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps"]
-    subprocess.run([*command, "--no-index", wheel], check=True, timeout=300)
+    pip = (sys.executable, "-I", "-m", "pip", "--isolated", "--python", python)
+    command = (*pip, "install", "--no-deps", "--no-index", "--ignore-installed", wheel)
+    told = run(*command, cwd=folder, env=WITHOUT_PATHS)
+    assert (folder / "bin" / SCRIPTS[0]).is_file(), told
     return folder / "bin"
 
 
@@ -49,8 +63,8 @@ def site_packages(bin_folder: Path) -> Path:
     return found
 
 
-def run(*words, cwd: Path, status: int = 0) -> str:
-    result = subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=300)
+def run(*words, cwd: Path, status: int = 0, env: dict[str, str] | None = None) -> str:
+    result = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
     assert result.returncode == status, result.stderr
     return result.stdout
 
@@ -59,8 +73,8 @@ def test_console_scripts_run_outside_the_repository(tmp_path, wheel):
     scripts = environment(tmp_path / "environment", wheel)
     (site_packages(scripts) / "others.pth").write_text(f"{PACKAGES}\n")
     for script in SCRIPTS:
-        assert "usage:" in run(scripts / script, "--help", cwd=tmp_path)
-        run(scripts / script, "--no_such_flag", cwd=tmp_path, status=2)
+        assert "usage:" in run(scripts / script, "--help", cwd=tmp_path, env=WITHOUT_PATHS)
+        run(scripts / script, "--no_such_flag", cwd=tmp_path, status=2, env=WITHOUT_PATHS)
 
 
 def test_numpy_and_google_crc32c_are_enough_to_read(tmp_path, wheel):

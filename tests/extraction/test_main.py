@@ -332,7 +332,7 @@ def test_jax_and_the_cloud_are_not_needed(tmp_path):
 import json, sys
 allowed = {{"numpy", "google_crc32c"}}
 for name in ("jax", "jaxlib", "flax", "torch", "transformers", "ml_dtypes", "google.cloud",
-             "safetensors", "tqdm", "requests", "qwen_hooks", "inference"):
+             "safetensors", "tqdm", "requests", "qwen_hooks.model", "inference"):
     sys.modules[name] = None
 from extraction.__main__ import main
 folder = {str(tmp_path)!r}

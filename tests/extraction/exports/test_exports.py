@@ -179,7 +179,7 @@ def test_numpy_alone_is_needed_for_npz_and_memmap(tmp_path):
     code = f"""
 import sys
 for name in ("jax", "torch", "transformers", "ml_dtypes", "google.cloud", "datasets", "pyarrow",
-             "safetensors", "tqdm", "qwen_hooks", "inference"):
+             "safetensors", "tqdm", "qwen_hooks.model", "inference"):
     sys.modules[name] = None
 from extraction.__main__ import main
 folder = {str(tmp_path)!r}

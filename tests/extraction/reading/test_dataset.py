@@ -283,7 +283,8 @@ RUN: dict = {
 
 BLOCKED = """
 import sys
-for name in ("jax", "jaxlib", "torch", "ml_dtypes", "google.cloud", "requests", "transformers"):
+for name in ("jax", "jaxlib", "torch", "ml_dtypes", "google.cloud", "requests", "transformers",
+             "qwen_hooks.model"):
     sys.modules[name] = None  # importing it fails
 from extraction.reading.dataset import ActivationDataset
 for folder in sys.argv[1:]:
@@ -307,7 +308,7 @@ def test_numpy_and_google_crc32c_are_all_it_needs(runs):
     loaded = subprocess.run([sys.executable, "-c", BLOCKED, *folders], **RUN).stdout
     ignored = ("_", "sitecustom", "distutils", "cython_runtime")  # of python's and numpy's own
     roots = {root for root in eval(loaded) if not root.startswith(ignored)}
-    assert roots == {"extraction", "google_crc32c", "numpy", "tensor_files"}
+    assert roots == {"extraction", "google_crc32c", "numpy", "qwen_hooks", "tensor_files"}
 
 
 def test_a_run_that_is_being_written(tmp_path):
