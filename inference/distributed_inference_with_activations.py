@@ -66,7 +66,8 @@ from inference.engine.plan import (
 from inference.engine.plan_comparison import actual_of, compare, read_plan
 from inference.engine.pretrained import Pretrained, open_pretrained
 from inference.engine.programs import GenerationSettings
-from inference.engine.self_check import SelfCheck, SelfCheckError, plan_check
+from inference.engine.self_check import SelfCheck, plan_check
+from inference.errors import SelfCheckError
 from inference.inputs.datasets import read_inputs, with_commit
 from inference.inputs.positions import Positions
 from inference.inputs.samples import Sample, decode_text, read_samples, reason_to_skip

@@ -3,3 +3,7 @@
 
 class InputError(ValueError):
     """A setting or an input file that cannot be used: what, where, and what would be right."""
+
+
+class SelfCheckError(RuntimeError):
+    """Rows differ from the same rows computed alone."""

@@ -39,7 +39,7 @@ from extraction.writing.disk_retry import patiently
 from extraction.writing.finalise import SELF_CHECKS, output_lines, read_self_check, write_metadata
 from inference.engine.plan import SAVE_EVERY, WINDOW, PlannedSample, Unit, rows_per_file
 from inference.engine.pretrained import TOKENIZER_FILES, Pretrained
-from inference.engine.self_check import SelfCheckError
+from inference.errors import SelfCheckError
 from inference.inputs.samples import Sample, separator_ids
 from inference.inputs.tasks import Task, tasks_digest
 from inference.outputs import OUTPUTS_FILE, SUBMISSION_FILE, OutputsFile, write_submission
@@ -49,12 +49,6 @@ from inference.settings.inputs import InputSettings
 from qwen_hooks.hook_points import hook_widths
 
 log = logging.getLogger(__name__)
-
-DECIDING = (
-    "revision", "max_new_tokens", "save_every_n_samples", "temperature", "top_p", "random_seed",
-    "batch_size", "tokens_per_batch", "pack_length", "positions",
-)  # fmt: skip
-"""Settings that decide what the rows are or how they are cut into units."""
 
 INPUT_SETTINGS = [entry.name for entry in dataclasses.fields(InputSettings)]
 """Settings that decide by way of the samples."""
@@ -360,7 +354,11 @@ def _fingerprint(
         "samples_sha256": digest.hexdigest(),
         "compute_dtype": str(pretrained.dtype),
         "repetition_penalty": pretrained.repetition_penalty,
-        **{name: values[name] for name in DECIDING if name in values},
+        **{
+            entry.name: values[entry.name]
+            for entry in dataclasses.fields(settings)
+            if entry.metadata["decides"] in ("rows", "files")
+        },
     }
 
 

@@ -23,9 +23,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import field
 from pathlib import Path
-from typing import ClassVar
 
 import jax
 
@@ -44,7 +42,7 @@ from inference.inputs.samples import read_samples
 from inference.inputs.tasks import Task
 from inference.settings.command_line import run_command
 from inference.settings.commands import DistributedSettings
-from inference.settings.inputs import doc
+from inference.settings.fields import flag
 from inference.unit_run import UnitRun
 from launch.machines import Machine, machine, slice_layout, slice_workers
 from launch.plan_calibration import calibrate, disk_of
@@ -71,33 +69,40 @@ DEVICE_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 l
 class PlanFlags(DistributedSettings):
     """The distributed command's flags, and what else a plan needs to know."""
 
-    machine: str | None = field(
+    group = "the plan"
+
+    machine: str | None = flag(
+        "TPU slice to plan for. Default: this machine.",
+        decides="nothing",
         default=None,
-        metadata=doc("TPU slice to plan for, such as v5e-64. Default: this machine."),
+        example="v5e-64",
     )
-    calibrate: int = field(
+    calibrate: int = flag(
+        "Time batches of the plan so many times on the devices here; 0: do not. With --machine on a"
+        " host of such a slice only.",
+        decides="nothing",
         default=0,
-        metadata=doc(
-            "Time batches of the plan so many times on the devices here; 0: do not. With --machine"
-            " on a host of such a slice only."
-        ),
+        least=0,
+        example=3,
     )
-    compile_memory: bool = field(
+    compile_memory: bool = flag(
+        "With --machine: let the TPU compiler say what memory the fullest batch needs, where libtpu"
+        " is installed; takes a minute or more. False: estimate it.",
+        decides="nothing",
         default=True,
-        metadata=doc(
-            "With --machine: let the TPU compiler say what memory the fullest batch needs, where"
-            " libtpu is installed; takes a minute or more. Else it is estimated."
-        ),
     )
-    prices: str | None = field(
-        default=None, metadata=doc("JSON file of prices in place of the table of launch/prices.py.")
+    prices: str | None = flag(
+        "JSON file of prices in place of the table of launch/prices.py.",
+        decides="nothing",
+        default=None,
+        example="prices.json",
     )
-    json: str | None = field(default=None, metadata=doc("File to write the plan to as well."))
+    json: str | None = flag(
+        "File to write the plan to as well.", decides="nothing", default=None, example="plan.json"
+    )
 
-    minimum: ClassVar = {**DistributedSettings.minimum, "calibrate": 0}
-
-    def __post_init__(self):
-        super().__post_init__()
+    def _check(self) -> None:
+        super()._check()
         if self.coordinator_address is not None:
             raise InputError("a plan is made by one process; leave --coordinator_address out")
         if self.plan is not None:

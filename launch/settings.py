@@ -22,7 +22,7 @@ from typing import Literal
 
 from inference.errors import InputError
 from inference.settings.commands import DistributedSettings
-from launch.settings_file import build, read_yaml
+from inference.settings.yaml_file import build, read_yaml
 
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 """What Google's machines and Kubernetes' objects may be called, with room for endings."""

@@ -114,7 +114,7 @@ def test_settings_cost_what_their_bytes_do(tmp_path):
         (tmp_path / f"{number}.yaml").write_text(text)
     ended = run_bounded(
         "import sys; from pathlib import Path;"
-        " from launch.settings_file import build, read_yaml;"
+        " from inference.settings.yaml_file import build, read_yaml;"
         " from launch.settings import RunSettings; from inference.errors import InputError",
         "for path in sorted(Path(sys.argv[5]).iterdir()):\n"
         "    try:\n        build(RunSettings, read_yaml(path))\n"

@@ -18,15 +18,12 @@ import numpy as np
 from inference.engine.buckets import bucket_length
 from inference.engine.loop import SampleResult
 from inference.engine.plan import Batch
+from inference.errors import SelfCheckError
 from qwen_hooks import QwenModelWithActivations
 from qwen_hooks.model import Params, forward
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
 """Largest max|a - b| / max|b| of a row. bfloat16 has 8 bits, and errors add up over the layers."""
-
-
-class SelfCheckError(RuntimeError):
-    """Rows of the fast path disagree with the same rows computed on their own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,19 +6,22 @@ besides, or leaves out, tells what the template does with the content: trims it,
 in it, rewrites it. So a content may be anything: empty, a role's name, the template's own markers.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import itertools
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from extraction.setting_names import setting
 from inference.errors import InputError
 from inference.inputs.prompt_forms import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Span = tuple[int, int]
 

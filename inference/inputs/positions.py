@@ -9,16 +9,19 @@ A generated token has a row when it has gone through the model. The last one nev
 follows it.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from extraction.setting_names import setting
 from inference.errors import InputError
 from inference.inputs.position_selectors import KNOWN, GeneratedToken, parse_selector
 from inference.inputs.prompt_tokens import PromptTokens, special_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ChooseGenerated = Callable[[int, Sequence[int]], Sequence[int]]
 """Given the length of a prompt and the generated tokens that ran, says of which, counted from 0,

@@ -1,16 +1,20 @@
 """A prompt's tokens and where they stand in its text, as selectors of positions read them."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from extraction.setting_names import setting
 from inference.errors import InputError
 from inference.inputs.chats import RenderedChat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,24 +1,16 @@
-"""Settings of the commands: every flag, its default, and what it may be.
-
-Frozen dataclasses, read from the command line by `transformers.HfArgumentParser`.
-"""
+"""Settings of the two commands, composed of groups: every flag, its default, and what it may be."""
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import field
-from typing import ClassVar, Literal
+from typing import Literal
 
 from extraction.setting_names import setting
 from extraction.storage import scheme_of
 from inference.errors import InputError
-from inference.inputs.arc_grids import GRID_ENCODERS
 from inference.inputs.position_selectors import KNOWN
 from inference.inputs.positions import Positions
-from inference.settings.inputs import InputSettings, doc
-
-MAX_NUMBER = 2**31 - 1
-"""Largest value of a numeric flag: the largest that an int32 on a device holds."""
+from inference.settings.fields import Settings, flag
+from inference.settings.inputs import ArcSettings, InputSettings
 
 AUTO_PENALTY = "auto"
 LEAST_PENALTY, LARGEST_PENALTY = 1e-3, 1e3
@@ -26,151 +18,178 @@ LEAST_PENALTY, LARGEST_PENALTY = 1e-3, 1e3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExtractionSettings(InputSettings):
-    """What both commands need to know.
+class ModelSettings(Settings):
+    """Which model runs, and in which type."""
+
+    group = "model"
+
+    model_path: str = flag(
+        "Checkpoint folder, gs://bucket/folder, or hub id.",
+        decides="resolved",
+        example="Qwen/Qwen2.5-0.5B",
+    )
+    revision: str | None = flag(
+        "Branch, tag or commit of a hub model.", decides="rows", default=None, example="main"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = flag(
+        "Type to compute in. auto: float32 on CPU, bfloat16 on TPU and GPU.",
+        decides="resolved",
+        default="auto",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaptureSettings(Settings):
+    """Which activations of which tokens are kept.
 
     Raises:
-        InputError: a value is out of range.
+        InputError: a selector of positions is wrong.
     """
 
-    model_path: str = field(
-        metadata=doc("Checkpoint folder, gs://bucket/folder, or hub id such as Qwen/Qwen2.5-0.5B.")
-    )
-    output_dir: str = field(
-        default="./outputs", metadata=doc("Folder for outputs.jsonl and submission.json.")
-    )
-    activations_dir: str = field(
-        default="./activations",
-        metadata=doc("Folder for the activations; a new or empty one."),
-    )
-    layers_to_extract: list[int] | None = field(
+    group = "what is kept"
+
+    layers_to_extract: list[int] | None = flag(
+        "Blocks whose output is captured. Default: L/4 L/2 3L/4 L-1 of L blocks.",
+        decides="resolved",
         default=None,
-        metadata=doc("Blocks whose output is captured. Default: L/4 L/2 3L/4 L-1."),
+        example="6 12",
     )
-    hook_points: list[str] | None = field(
+    hook_points: list[str] | None = flag(
+        "Further places to capture, as names or patterns; without --layers_to_extract in place of"
+        " the default layers. See docs/hook_points.md.",
+        decides="resolved",
         default=None,
-        metadata=doc(
-            "Further places to capture: names or patterns such as layers.*.mlp; alone, in place of"
-            " the default layers. See docs/hook_points.md."
-        ),
+        example="layers.12.mlp",
     )
-    positions: list[str] = field(
+    positions: list[str] = flag(
+        f"Tokens whose activations are kept, one or several of {KNOWN}. See docs/positions.md.",
+        decides="rows",
         default_factory=lambda: ["last"],
-        metadata=doc(
-            f"Tokens whose activations are kept, several joined: {KNOWN}. See docs/positions.md."
-        ),
+        example="last",
     )
-    show_positions: int = field(
-        default=0, metadata=doc("Print so many samples with the chosen tokens marked.")
-    )
-    max_new_tokens: int = field(
-        default=1,
-        metadata=doc("Tokens to generate per sample; 0 captures the prompt's last token only."),
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = field(
-        default="auto",
-        metadata=doc("Type to compute in. auto: float32 on CPU, bfloat16 on TPU and GPU."),
-    )
-    save_every_n_samples: int | None = field(
-        default=None,
-        metadata=doc(
-            "Rows per layer and file, at most; a sample with more is a file of its own. Default:"
-            " 512; in safetensors and raw files the rows of 512 samples, up to 64 MiB."
-        ),
-    )
-    format: Literal["pickle", "safetensors", "npz", "raw"] = field(
-        default="pickle",
-        metadata=doc("Of the activation files. safetensors and raw are fast and hold bfloat16."),
-    )
-    store_dtype: Literal["auto", "float32", "bfloat16"] = field(
-        default="auto",
-        metadata=doc(
-            "Type to store. auto: what was computed in safetensors and raw files, else float32."
-        ),
-    )
-    resume: bool = field(
-        default=False,
-        metadata=doc("Go on with the run in the folder or bucket; an empty one begins a run."),
-    )
-    gcs_bucket: str | None = field(
-        default=None,
-        metadata=doc(
-            "gs://bucket/prefix to upload to. --activations_dir is then a spool that is emptied"
-            " behind the uploads."
-        ),
-    )
-    upload_to_cloud: bool | None = field(
-        default=None,
-        metadata=doc("False: keep the files here although a bucket is named."),
-    )
-    spool_gb: float = field(
-        default=8.0,
-        metadata=doc("GB that may wait to be uploaded before the run waits for the network."),
-    )
-    temperature: float = field(
-        default=0.0,
-        metadata=doc("0: the likeliest token. Above: sample at this temperature."),
-    )
-    top_p: float = field(
-        default=1.0,
-        metadata=doc("Sample among the likeliest tokens that make up this probability."),
-    )
-    repetition_penalty: str = field(
-        default="1.0",
-        metadata=doc(
-            "Divide the positive logits of all tokens that occur in the prompt or were generated,"
-            " and multiply the negative ones, by this number (transformers' definition), before"
-            " the next token is chosen. auto: the number in the checkpoint's"
-            " generation_config.json. 1.0: leave the logits as they are."
-        ),
-    )
-    random_seed: int = field(default=0, metadata=doc("Of sampling and ARC augmentations."))
-    predictions_per_task: int = field(
-        default=1,
-        metadata=doc("ARC: samples per test input; all but the first see augmented grids."),
-    )
-    grid_encoder: str = field(
-        default="digits",
-        metadata={
-            **doc(f"ARC: how grids are written, one of {', '.join(GRID_ENCODERS)}."),
-        },
-    )
-    prompt_style: Literal["chat", "plain"] = field(
-        default="chat", metadata=doc("ARC: apply the tokenizer's chat template, or not.")
-    )
-    revision: str | None = field(
-        default=None, metadata=doc("Branch, tag or commit of a hub model.")
+    show_positions: int = flag(
+        "Print so many samples with the chosen tokens marked.",
+        decides="nothing",
+        default=0,
+        least=0,
     )
 
-    minimum: ClassVar[Mapping[str, float]] = {
-        "max_new_tokens": 0,
-        "show_positions": 0,
-        "save_every_n_samples": 1,
-        "temperature": 0,
-        "predictions_per_task": 1,
-        "random_seed": 0,
-        "spool_gb": 0,
-    }
-    """Least values of the flags that have one."""
-
-    maximum: ClassVar[Mapping[str, float]] = {"temperature": 1e30}
-    """Largest values of the flags whose is not `MAX_NUMBER`."""
-
-    def __post_init__(self):
-        super().__post_init__()
+    def _check(self) -> None:
+        super()._check()
         Positions(self.positions)
-        for name, minimum in self.minimum.items():
-            value = getattr(self, name)
-            if value is not None and not value >= minimum:  # also refuses NaN
-                raise InputError(f"{setting(name)} must be at least {minimum}, not {value}")
-        for entry in dataclasses.fields(self):
-            value, maximum = getattr(self, entry.name), self.maximum.get(entry.name, MAX_NUMBER)
-            if isinstance(value, int | float) and value > maximum:
-                raise InputError(f"{setting(entry.name)} must be at most {maximum}, not {value}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodingSettings(Settings):
+    """How many tokens are generated, and how each is chosen.
+
+    Raises:
+        InputError: a number is out of range.
+    """
+
+    group = "generation"
+
+    max_new_tokens: int = flag(
+        "Tokens to generate per sample. 0 captures the prompt's last token without predicting.",
+        decides="rows",
+        default=1,
+        least=0,
+    )
+    temperature: float = flag(
+        "0: take the likeliest token. Above: sample at this temperature.",
+        decides="rows",
+        default=0.0,
+        least=0,
+        most=1e30,
+    )
+    top_p: float = flag(
+        "Sample among the likeliest tokens that make up this probability.",
+        decides="rows",
+        default=1.0,
+    )
+    repetition_penalty: str = flag(
+        "Divide the positive logits of all tokens that occur in the prompt or were generated, and"
+        " multiply the negative ones, by this number (transformers' definition), before the next"
+        " token is chosen. auto: the number in the checkpoint's generation_config.json.",
+        decides="resolved",
+        default="1.0",
+    )
+    random_seed: int = flag(
+        "Seed of sampling, of random choices and of ARC augmentations.",
+        decides="rows",
+        default=0,
+        least=0,
+    )
+
+    def _check(self) -> None:
+        super()._check()
         if not 0 < self.top_p <= 1:
             raise InputError(f"{setting('top_p')} must be above 0 and at most 1, not {self.top_p}")
         if self.repetition_penalty != AUTO_PENALTY:
             check_penalty(setting("repetition_penalty"), self.repetition_penalty)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoreSettings(Settings):
+    """Where the activations go, and in which form.
+
+    Raises:
+        InputError: settings do not go together, or a folder is an address of a bucket.
+    """
+
+    group = "what is written"
+
+    output_dir: str = flag(
+        "Folder for outputs.jsonl and submission.json.", decides="nothing", default="./outputs"
+    )
+    activations_dir: str = flag(
+        "Folder for the activations, new or empty.", decides="nothing", default="./activations"
+    )
+    resume: bool = flag(
+        "Go on with the run in the folder or bucket; in an empty one, begin a run.",
+        decides="nothing",
+        default=False,
+    )
+    format: Literal["pickle", "safetensors", "npz", "raw"] = flag(
+        "Format of the activation files. safetensors and raw are fast and hold bfloat16.",
+        decides="resolved",
+        default="pickle",
+    )
+    store_dtype: Literal["auto", "float32", "bfloat16"] = flag(
+        "Type to store. auto: the computed type in safetensors and raw files, else float32.",
+        decides="resolved",
+        default="auto",
+    )
+    save_every_n_samples: int | None = flag(
+        "Rows per layer and file, at most; a sample with more has a file of its own. Default: 512;"
+        " in safetensors and raw files the rows of 512 samples, up to 64 MiB.",
+        decides="files",
+        default=None,
+        example=512,
+        least=1,
+    )
+    gcs_bucket: str | None = flag(
+        "Bucket and prefix to upload to. --activations_dir then holds files only until they are"
+        " uploaded.",
+        decides="nothing",
+        default=None,
+        example="gs://bucket/prefix",
+    )
+    upload_to_cloud: bool | None = flag(
+        "False: keep the files here although a bucket is named.",
+        decides="nothing",
+        default=None,
+        example=False,
+    )
+    spool_gb: float = flag(
+        "GB of files that may wait to be uploaded before the run waits for the network.",
+        decides="nothing",
+        default=8.0,
+        least=0,
+    )
+
+    def _check(self) -> None:
+        super()._check()
         for name in ("output_dir", "activations_dir"):
             if scheme_of(getattr(self, name)) is not None:
                 raise InputError(
@@ -187,123 +206,91 @@ class ExtractionSettings(InputSettings):
                 f"{setting('format', self.format)} holds float32 only; bfloat16 needs"
                 f" {setting('format', 'safetensors')} or {setting('format', 'raw')}"
             )
-        if self.grid_encoder not in GRID_ENCODERS:
-            raise InputError(
-                f"{setting('grid_encoder', self.grid_encoder)} is none of"
-                f" {', '.join(GRID_ENCODERS)}"
-            )
 
     def cloud(self) -> str | None:
         """Where to upload to, if anywhere."""
         return None if self.upload_to_cloud is False else self.gcs_bucket
 
     def stored_dtype(self, computed: str) -> str:
-        """The type to store what was computed in another."""
+        """Return the type to store what was computed in another."""
         if self.store_dtype != "auto":
             return self.store_dtype
         return computed if self.format in ("safetensors", "raw") else "float32"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DistributedSettings(ExtractionSettings):
-    """What the distributed command needs to know besides."""
+class DeviceSettings(Settings):
+    """How samples are laid onto devices.
 
-    batch_size: int = field(
-        default=256, metadata=doc("Rows that one device runs at a time, at most.")
+    Raises:
+        InputError: the mesh's shape is not two whole numbers.
+    """
+
+    group = "devices"
+
+    batch_size: int = flag(
+        "Rows that one device runs at a time, at most.", decides="rows", default=256, least=1
     )
-    tokens_per_batch: int = field(
+    tokens_per_batch: int = flag(
+        "Padded prompt tokens that one device runs at a time; limits the rows.",
+        decides="rows",
         default=4096,
-        metadata=doc("Padded prompt tokens that one device runs at a time; limits the rows."),
+        least=1,
     )
-    mesh_shape: str | None = field(
-        default=None,
-        metadata=doc(
-            "Devices on the data and the model axis, such as 8,8. Default: the smallest model axis"
-            " on which the parameters fit."
-        ),
-    )
-    attention: Literal["auto", "xla", "splash", "cudnn"] = field(
-        default="auto",
-        metadata=doc(
-            "How prompts are computed. auto: cudnn on GPU in bfloat16, else xla; splash is for TPU."
-        ),
-    )
-    scan_layers: bool = field(
-        default=False,
-        metadata=doc(
-            "Run the blocks as a loop: on TPU compiles in seconds instead of tens of them."
-        ),
-    )
-    pack_length: int = field(
+    pack_length: int = flag(
+        "Samples of up to so many tokens share rows of that length, each seeing itself alone; 0:"
+        " each has a row of its own. Needs --max_new_tokens 0.",
+        decides="rows",
         default=0,
-        metadata=doc(
-            "Samples of up to so many tokens share rows of that length, each seeing itself alone;"
-            " 0: none do. Needs --max_new_tokens 0."
-        ),
+        least=0,
+        example=1024,
     )
-    self_check_rows: int = field(
+    mesh_shape: str | None = flag(
+        "Devices on the data and the model axis. Default: the smallest model axis on which the"
+        " parameters fit.",
+        decides="nothing",
+        default=None,
+        example="8,8",
+    )
+    attention: Literal["auto", "xla", "splash", "cudnn"] = flag(
+        "Kernel for prompts. auto: cudnn on GPU in bfloat16, else xla; splash is for TPU.",
+        decides="nothing",
+        default="auto",
+    )
+    scan_layers: bool = flag(
+        "Run the blocks as a loop: on TPU compiles in seconds instead of tens of them.",
+        decides="nothing",
+        default=False,
+    )
+    self_check_rows: int = flag(
+        "Rows per process and hook point, of samples all over the run, that are computed again,"
+        " each sample alone, and compared; 0: none.",
+        decides="nothing",
         default=4,
-        metadata=doc(
-            "Rows per process and hook point, of samples all over the run, that are computed again,"
-            " each sample alone, and compared; 0: none."
-        ),
+        least=0,
     )
-    coordinator_address: str | None = field(
+    plan: str | None = flag(
+        "File of python -m launch plan --json, also gs://. What it foresaw is printed beside what"
+        " came of it.",
+        decides="nothing",
         default=None,
-        metadata=doc("host:port of process 0, where neither a TPU slice nor SLURM tells it."),
+        example="plan.json",
     )
-    num_processes: int | None = field(
-        default=None, metadata=doc("Processes of the run, with --coordinator_address.")
-    )
-    process_id: int | None = field(
-        default=None, metadata=doc("This process, from 0, with --coordinator_address.")
-    )
-    initialization_timeout: int = field(
-        default=300, metadata=doc("Seconds to wait for the other processes.")
-    )
-    plan: str | None = field(
+    compilation_cache_dir: str | None = flag(
+        "Folder, also gs://, that keeps compiled programs; '' for none. Default:"
+        " $JAX_COMPILATION_CACHE_DIR, else a folder in ~/.cache.",
+        decides="nothing",
         default=None,
-        metadata=doc(
-            "File of python -m launch plan --json, also gs://: what it foresaw is printed beside"
-            " what came of it."
-        ),
-    )
-    compilation_cache_dir: str | None = field(
-        default=None,
-        metadata=doc(
-            "Folder, also gs://, that keeps compiled programs; '' for none. Default:"
-            " $JAX_COMPILATION_CACHE_DIR, else a folder in ~/.cache."
-        ),
+        example="/tmp/programs",
+        may_be_empty=True,
     )
 
-    may_be_empty: ClassVar[Collection[str]] = ("compilation_cache_dir",)
-
-    minimum: ClassVar[Mapping[str, float]] = {
-        **ExtractionSettings.minimum,
-        "batch_size": 1,
-        "tokens_per_batch": 1,
-        "pack_length": 0,
-        "self_check_rows": 0,
-        "initialization_timeout": 1,
-        "num_processes": 1,
-        "process_id": 0,
-    }
-
-    def __post_init__(self):
-        super().__post_init__()
+    def _check(self) -> None:
+        super()._check()
         self.mesh_axes()
-        if self.pack_length and self.max_new_tokens:
-            raise InputError(
-                f"{setting('pack_length')} is for documents that nothing is generated for; it needs"
-                f" {setting('max_new_tokens', 0)}"
-            )
-        if self.pack_length and self.attention == "cudnn":
-            raise InputError(
-                f"{setting('attention', 'cudnn')} takes no packed documents; use auto or xla"
-            )
 
     def mesh_axes(self) -> tuple[int, int] | None:
-        """`mesh_shape` as numbers.
+        """Return `mesh_shape` as two numbers, data and model axis.
 
         Raises:
             InputError: it is not two whole numbers.
@@ -316,8 +303,67 @@ class DistributedSettings(ExtractionSettings):
         return int(parts[0]), int(parts[1])
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessSettings(Settings):
+    """Which process of a run this is, where neither a TPU slice nor SLURM tells it."""
+
+    group = "several processes"
+
+    coordinator_address: str | None = flag(
+        "Address of process 0, where neither a TPU slice nor SLURM tells it.",
+        decides="nothing",
+        default=None,
+        example="10.0.0.2:8476",
+    )
+    num_processes: int | None = flag(
+        "Processes of the run, with --coordinator_address.",
+        decides="nothing",
+        default=None,
+        example=4,
+        least=1,
+    )
+    process_id: int | None = flag(
+        "Number of this process, from 0, with --coordinator_address.",
+        decides="nothing",
+        default=None,
+        example=0,
+        least=0,
+    )
+    initialization_timeout: int = flag(
+        "Seconds to wait for the other processes.", decides="nothing", default=300, least=1
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtractionSettings(
+    StoreSettings, DecodingSettings, CaptureSettings, ArcSettings, InputSettings, ModelSettings
+):
+    """Settings of both commands."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistributedSettings(ProcessSettings, DeviceSettings, ExtractionSettings):
+    """Settings of the distributed command.
+
+    Raises:
+        InputError: packing is asked for together with what it does not go with.
+    """
+
+    def _check(self) -> None:
+        super()._check()
+        if self.pack_length and self.max_new_tokens:
+            raise InputError(
+                f"{setting('pack_length')} is for documents that nothing is generated for; it needs"
+                f" {setting('max_new_tokens', 0)}"
+            )
+        if self.pack_length and self.attention == "cudnn":
+            raise InputError(
+                f"{setting('attention', 'cudnn')} takes no packed documents; use auto or xla"
+            )
+
+
 def check_penalty(where: str, value: object) -> float:
-    """Returns a repetition penalty as a number.
+    """Return a repetition penalty as a number.
 
     Args:
         where: the flag or field that it comes from, for the message.

@@ -1,15 +1,13 @@
-"""Settings of what the model runs on: tasks or a data set, how much of it, and how it is cut.
-
-Frozen dataclass; part of every command's settings.
-"""
+"""Settings of what the model runs on: tasks or a data set, how much of it, and how it is cut."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
-from dataclasses import field
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from extraction.setting_names import setting
 from inference.errors import InputError
+from inference.inputs.arc_grids import GRID_ENCODERS
+from inference.settings.fields import Settings, flag
 
 OF_HUB = ("dataset_config", "dataset_revision")
 OF_HUGGING_FACE = (*OF_HUB, "dataset_split")
@@ -21,104 +19,108 @@ OF_DOCUMENTS = (
 """Settings that one kind of input alone has a use for."""
 
 
-def doc(text: str) -> dict[str, str]:
-    """Of a flag, for the metadata of its field."""
-    return {"help": text}
-
-
 def is_token_id(text: str) -> bool:
-    """Says whether a text is a number that fits into an int32, as token ids must."""
+    """Return whether a text is a number that fits into an int32, as token ids must."""
     return text.isdecimal() and len(text) <= 10 and int(text) < 2**31
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InputSettings:
+class InputSettings(Settings):
     """Where the samples come from.
 
     Raises:
         InputError: not one of tasks file and data set is given, or a value is out of range.
     """
 
-    tasks_file: str | None = field(
+    group = "what the model runs on"
+
+    tasks_file: str | None = flag(
+        "ARC file or folder, JSON list or JSON Lines of prompts, chats or token ids; also gs://...",
+        decides="resolved",
         default=None,
-        metadata=doc(
-            "ARC file or folder, JSON list or JSON Lines of prompts, chats, token ids; or gs://..."
-        ),
+        example="arc_tasks.json",
     )
-    dataset: str | None = field(
+    dataset: str | None = flag(
+        "Documents, in place of --tasks_file: a .txt, .jsonl, .parquet, .npy or .npz file, a folder"
+        " of such files, either also as gs://..., a saved Hugging Face dataset, or the hub name of"
+        " one. See docs/datasets.md.",
+        decides="resolved",
         default=None,
-        metadata=doc(
-            "In place of --tasks_file, documents: a .txt, .jsonl, .parquet, .npy or .npz file, a"
-            " folder of such files, either also as gs://..., a saved Hugging Face dataset, or the"
-            " hub name of one. See docs/datasets.md."
-        ),
+        example="corpus.txt",
     )
-    dataset_config: str | None = field(
-        default=None, metadata=doc("Configuration of a Hugging Face dataset.")
+    dataset_config: str | None = flag(
+        "Configuration of a Hugging Face dataset.",
+        decides="resolved",
+        default=None,
+        example="en",
     )
-    dataset_split: str = field(default="train", metadata=doc("Split of a Hugging Face dataset."))
-    dataset_revision: str | None = field(
-        default=None, metadata=doc("Branch, tag or commit of a hub dataset.")
+    dataset_split: str = flag(
+        "Split of a Hugging Face dataset.", decides="resolved", default="train"
     )
-    text_field: str = field(
+    dataset_revision: str | None = flag(
+        "Branch, tag or commit of a hub dataset.",
+        decides="resolved",
+        default=None,
+        example="main",
+    )
+    text_field: str = flag(
+        "Field of a record that holds its text, its messages or its token ids. Where a record has"
+        " no such field, input_ids and attention_mask are read.",
+        decides="resolved",
         default="text",
-        metadata=doc(
-            "Field of a record that holds its text, its messages or its token ids; where there is"
-            " none of the name, input_ids and attention_mask are read."
-        ),
     )
-    id_field: str | None = field(
+    id_field: str | None = flag(
+        "Field of a record that names it. Default: file name and number.",
+        decides="resolved",
         default=None,
-        metadata=doc("Field that names a document. Default: file name and number."),
+        example="id",
     )
-    sample_by: Literal["line", "paragraph", "document"] = field(
-        default="line", metadata=doc("What a document is in a .txt file.")
+    sample_by: Literal["line", "paragraph", "document"] = flag(
+        "What one document of a .txt file is.", decides="resolved", default="line"
     )
-    sample_limit: int | None = field(
-        default=None, metadata=doc("Tasks or documents to run, at most; the first ones.")
-    )
-    random_sample: int | None = field(
+    sample_limit: int | None = flag(
+        "Run so many tasks or documents at most, the first ones.",
+        decides="resolved",
         default=None,
-        metadata=doc("Choose so many of all at random, by --random_seed; a stream is read whole."),
+        example=1000,
+        least=1,
     )
-    context_length: int | None = field(
+    random_sample: int | None = flag(
+        "Choose so many tasks or documents at random, by --random_seed. A stream is read whole.",
+        decides="resolved",
         default=None,
-        metadata=doc(
-            "Documents are cut into pieces of so many tokens; sample_idx counts them. Default: the"
-            " model's context."
-        ),
+        example=1000,
+        least=1,
     )
-    truncate: bool = field(
-        default=False, metadata=doc("Run the first piece of each document only.")
+    context_length: int | None = flag(
+        "Cut documents into pieces of so many tokens; sample_idx counts the pieces. Default: the"
+        " model's context.",
+        decides="resolved",
+        default=None,
+        example=1024,
+        least=1,
     )
-    add_special_tokens: bool = field(
+    truncate: bool = flag(
+        "Run only the first piece of each document.", decides="resolved", default=False
+    )
+    add_special_tokens: bool = flag(
+        "Let the tokenizer put its special tokens around a text.",
+        decides="resolved",
         default=True,
-        metadata=doc("Let the tokenizer put its special tokens around a text."),
     )
-    separator: str = field(
+    separator: str = flag(
+        "Token put after each document: none, eos, or a token id.",
+        decides="resolved",
         default="none",
-        metadata=doc("Token put behind each document: none, eos, or a token id."),
     )
 
-    may_be_empty: ClassVar[Collection[str]] = ()
-    """Flags for which an empty text has a meaning."""
-
-    def __post_init__(self):
-        for entry in dataclasses.fields(self):
-            value = getattr(self, entry.name)
-            texts = value if isinstance(value, list) else [value]
-            blank = any(isinstance(text, str) and not text.strip() for text in texts)
-            if blank and entry.name not in self.may_be_empty:
-                raise InputError(f"{setting(entry.name)} must not be empty")
+    def _check(self) -> None:
+        super()._check()
         if (self.tasks_file is None) == (self.dataset is None):
             given = "both were given" if self.dataset is not None else "neither was given"
             raise InputError(
                 f"one of {setting('tasks_file')} and {setting('dataset')} is needed; {given}"
             )
-        for name in ("sample_limit", "random_sample", "context_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{setting(name)} must be at least 1, not {value}")
         if self.separator not in ("none", "eos") and not is_token_id(self.separator):
             raise InputError(
                 f"{setting('separator')} is none, eos or the number of a token, not"
@@ -128,14 +130,14 @@ class InputSettings:
             self.refuse_changed(OF_DOCUMENTS, f"is for documents, and needs {setting('dataset')}")
 
     def refuse_changed(self, names: Sequence[str], reason: str) -> None:
-        """Makes sure that nothing is asked for that would be ignored.
+        """Refuse settings that would be ignored.
 
         Args:
-            names: of settings that must be as they are by default.
-            reason: what is said of the first that is not, behind its flag.
+            names: settings that must have their default value.
+            reason: follows the setting's name in the message.
 
         Raises:
-            InputError: one is not.
+            InputError: one has another value.
         """
         default = {entry.name: entry.default for entry in dataclasses.fields(self)}
         for name in names:
@@ -146,3 +148,35 @@ class InputSettings:
     def inputs(self) -> str:
         """The tasks file or the data set."""
         return self.tasks_file or self.dataset or ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArcSettings(Settings):
+    """How ARC tasks become prompts.
+
+    Raises:
+        InputError: there is no such grid encoder, or a number is out of range.
+    """
+
+    group = "ARC tasks"
+
+    predictions_per_task: int = flag(
+        "Samples per test input. The first sees the grids as they are, the others augmented ones.",
+        decides="resolved",
+        default=1,
+        least=1,
+    )
+    grid_encoder: str = flag(
+        f"How a grid is written: {', '.join(GRID_ENCODERS)}.", decides="resolved", default="digits"
+    )
+    prompt_style: Literal["chat", "plain"] = flag(
+        "Whether the tokenizer's chat template is applied.", decides="resolved", default="chat"
+    )
+
+    def _check(self) -> None:
+        super()._check()
+        if self.grid_encoder not in GRID_ENCODERS:
+            raise InputError(
+                f"{setting('grid_encoder', self.grid_encoder)} is none of"
+                f" {', '.join(GRID_ENCODERS)}"
+            )

@@ -5,9 +5,8 @@ import re
 import shlex
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
 from inference.inputs.datasets import READERS
+from inference.settings.command_line import make_parser, parse_settings
 from inference.settings.commands import DistributedSettings
 
 PAGE = (Path(__file__).parents[2] / "docs/datasets.md").read_text(encoding="utf-8")
@@ -17,7 +16,8 @@ def test_the_command_is_accepted():
     (command,) = re.findall(r"(?:^    .*\n)+", PAGE, re.MULTILINE)
     words = shlex.split(command.replace("\\\n", " "))
     assert words[:3] == ["python", "-m", "inference.distributed_inference_with_activations"]
-    (settings,) = HfArgumentParser([DistributedSettings]).parse_args_into_dataclasses(words[3:])
+    parser = make_parser(DistributedSettings, "")
+    settings = parse_settings(parser, DistributedSettings, words[3:])
     assert settings.pack_length == settings.context_length == 512
 
 

@@ -17,7 +17,8 @@ from extraction.storage import open_storage
 from inference import distributed_inference_with_activations as distributed
 from inference import simple_extraction_inference as simple
 from inference.engine.compilation import CompileTime
-from inference.engine.self_check import SelfCheck, SelfCheckError
+from inference.engine.self_check import SelfCheck
+from inference.errors import SelfCheckError
 from tests.oracle import random_tokens
 
 LENGTHS = (5, 3, 9)

@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
-from transformers import HfArgumentParser
 
 from inference.errors import InputError
+from inference.settings.command_line import make_parser, parse_settings
 from inference.settings.commands import DistributedSettings
 from launch.__main__ import main
 from launch.settings import SET_BY_LAUNCH, extraction_flags, on_machine, read_settings
@@ -20,7 +20,7 @@ def extraction(**fields):
 
 
 WRONG = {
-    "no text": ({"name": 3}, "name: text is needed, not 3; put it in quotes"),
+    "no text": ({"name": 3}, "name must be text, not 3; put it in quotes"),
     "a name that machines cannot have": ({"name": "My run"}, "name must look like"),
     "a long name": ({"name": "a" * 41}, "name must look like"),
     "a dash first": ({"name": "-a"}, "name must look like"),
@@ -31,14 +31,14 @@ WRONG = {
         "extraction: there is no field 'layer_to_extract'; did you mean layers_to_extract?",
     ),
     "a flag of launch's own": (extraction(resume=True), "extraction.resume is set by launch"),
-    "no list": (extraction(layers_to_extract=6), "layers_to_extract: a list is needed"),
+    "no list": (extraction(layers_to_extract=6), "layers_to_extract must be a list"),
     "a wrong item": (
         extraction(layers_to_extract=[6, "7"]),
-        "layers_to_extract[1]: a whole number is needed, not '7'",
+        "layers_to_extract[1] must be a whole number, not '7'",
     ),
-    "true as a number": (extraction(batch_size=True), "batch_size: a whole number is needed"),
-    "a number as true": (extraction(scan_layers=1), "scan_layers: true or false is needed"),
-    "no choice": (extraction(dtype="float16"), "dtype: one of auto, float32, bfloat16 is needed"),
+    "true as a number": (extraction(batch_size=True), "batch_size must be a whole number"),
+    "a number as true": (extraction(scan_layers=1), "scan_layers must be true or false"),
+    "no choice": (extraction(dtype="float16"), "dtype must be one of auto, float32, bfloat16"),
     "what the command refuses": (extraction(mesh_shape="8x8"), "--mesh_shape must look like 8,8"),
     "a value that looks like a flag": (
         extraction(positions=["--x"]),
@@ -46,7 +46,7 @@ WRONG = {
     ),
     "a line break": (extraction(model_path="a\nb"), "holds a control character"),
     "a NUL": (machine(project="a\0b"), "holds a control character"),
-    "no provisioning": (machine(provisioning="cheap"), "one of on-demand, spot, reserved"),
+    "no provisioning": (machine(provisioning="cheap"), "must be one of on-demand, spot, reserved"),
     "no zone": (machine(zone="us-west4"), "zone must look like us-west4-a"),
     "a shell's project": (machine(project="$(touch x)"), "project must look like"),
     "an account that is none": (machine(service_account="me"), "service_account must look like"),
@@ -96,8 +96,8 @@ YAML = {
     "name: a\nextraction: b": "extraction: fields are needed here, not 'b'",
     "name: a\nextraction: {model_path: m}": "one of --tasks_file and --dataset is needed",
     "name: a\nextraction: {tasks_file: t}": "extraction: model_path must be given",
-    "name: a\nextraction: {model_path: m, tasks_file: t, temperature: 1e-3}": "YAML wants 1.0e-3",
-    "name: no\nextraction: {model_path: m, tasks_file: t}": "text is needed, not False",
+    "name: a\nextraction: {model_path: m, tasks_file: t, temperature: -1e-3}": "not -0.001",
+    "name: no\nextraction: {model_path: m, tasks_file: t}": "name must be text, not False",
 }
 
 
@@ -142,8 +142,9 @@ HARD = {
 def test_the_flags_say_what_the_file_says(write_settings):
     """Whatever is in it: the command's own parser reads the same settings."""
     settings = read_settings(write_settings(extraction=HARD))
-    parser = HfArgumentParser([DistributedSettings])  # pyright: ignore[reportArgumentType]
-    (parsed,) = parser.parse_args_into_dataclasses(extraction_flags(settings.extraction))
+    parser = make_parser(DistributedSettings, "")
+    flags = extraction_flags(settings.extraction)
+    parsed = parse_settings(parser, DistributedSettings, flags)
     assert parsed == dataclasses.replace(settings.extraction, resume=True)
     assert on_machine(settings).project == "my-project"
 
@@ -158,5 +159,5 @@ def test_dates_are_text(tmp_path):
     path.write_text("name: a\nextraction: {model_path: m, tasks_file: t, revision: 2026-01-01}")
     assert read_settings(path).extraction.revision == "2026-01-01"
     path.write_text("name: a\nextraction: {model_path: m, tasks_file: t, revision: 0123456}")
-    with pytest.raises(InputError, match="revision: text is needed"):
+    with pytest.raises(InputError, match="revision must be text"):
         read_settings(path)

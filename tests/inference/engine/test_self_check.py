@@ -7,7 +7,8 @@ import pytest
 
 from inference.engine.loop import SampleResult
 from inference.engine.plan import Batch
-from inference.engine.self_check import CheckPlan, SelfCheck, SelfCheckError, plan_check
+from inference.engine.self_check import CheckPlan, SelfCheck, plan_check
+from inference.errors import SelfCheckError
 from inference.inputs.samples import Sample
 from qwen_hooks import Checkpoint, create_model_with_hooks, load_params
 from tests.oracle import load_torch, make_checkpoint, random_tokens, torch_rows

@@ -10,8 +10,7 @@ import pytest
 
 from extraction.errors import StoreError
 from extraction.interruption import Interrupted
-from inference.engine.self_check import SelfCheckError
-from inference.errors import InputError
+from inference.errors import InputError, SelfCheckError
 from inference.settings.command_line import run_command
 from inference.settings.commands import ExtractionSettings
 from qwen_hooks.errors import ModelError
@@ -26,6 +25,66 @@ def parse(*flags):
     assert run_command(given.append, ExtractionSettings, "", [*NEEDED, *flags]) == 0
     (settings,) = given
     return settings
+
+
+def write_config(tmp_path, text):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return ["--config", str(path)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model_path: m\ntasks_file: t\nlayers_to_extract: [3]\ntemperature: 1e-1\n",
+        "name: a\nextraction:\n  model_path: m\n  tasks_file: t\n  layers_to_extract: [3]\n"
+        "  temperature: 0.1\n",
+    ],
+)
+def test_a_settings_file_has_the_names_of_the_flags(tmp_path, text):
+    given = []
+    flags = write_config(tmp_path, text)
+    assert run_command(given.append, ExtractionSettings, "", flags) == 0
+    assert run_command(given.append, ExtractionSettings, "", [*flags, "--temperature", "2"]) == 0
+    expected = ExtractionSettings(
+        model_path="m", tasks_file="t", layers_to_extract=[3], temperature=0.1
+    )
+    assert given == [expected, dataclasses.replace(expected, temperature=2.0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model_pat: m", "there is no field 'model_pat'; did you mean model_path?"),
+        ("model_path: [m]", "model_path must be text, not ['m']"),
+        ("tasks_file: t", "--model_path"),
+        ("[", "line 1"),
+        ("- a", "fields are needed here"),
+        ("model_path: m\ntasks_file: t\ntop_p: 2", "--top_p must be above 0"),
+        ("x: " + "y" * 200_000, "has more than 128 KiB"),
+        ("batch_size: 8", "there is no field 'batch_size'"),
+    ],
+)
+def test_a_settings_file_that_is_wrong(tmp_path, capsys, text, words):
+    assert words in refusal(capsys, *write_config(tmp_path, text))
+
+
+def test_what_a_settings_file_holds_for_other_commands_is_named(tmp_path, caplog):
+    given = []
+    flags = write_config(tmp_path, "model_path: m\ntasks_file: t\nbatch_size: 8\n")
+    with caplog.at_level("INFO"):
+        status = run_command(given.append, ExtractionSettings, "", flags, ignored=["batch_size"])
+    assert status == 0
+    assert given == [ExtractionSettings(model_path="m", tasks_file="t")]
+    assert "not for this command: batch_size" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [("", True), ("True", True), ("yes", True), ("1", True), ("False", False), ("no", False)],
+)
+def test_true_and_false(words, value):
+    assert parse("--resume", *words.split()).resume is value
 
 
 def must_not_run(settings):
@@ -99,6 +158,7 @@ def test_own_arguments_of_the_process(monkeypatch):
         (["--dtype", "float16"], "'float16'"),
         (["--prompt_style", "rap"], "'rap'"),
         (["--grid_encoder", "braille"], "braille"),
+        (["--resume", "perhaps"], "'perhaps' is neither True nor False"),
     ],
 )
 def test_flags_that_are_refused(capsys, flags, word):

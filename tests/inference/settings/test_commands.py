@@ -1,12 +1,18 @@
 """Defaults as agreed, and every value out of range refused by the name of its flag."""
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from inference.errors import InputError
 from inference.settings.commands import DistributedSettings
+from launch.plan import PlanFlags
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_defaults(settings):
@@ -132,3 +138,57 @@ def test_empty_texts_in_lists_are_refused(settings, name):
 def test_an_empty_cache_folder_means_none():
     ours = DistributedSettings(model_path="m", tasks_file="t", compilation_cache_dir="")
     assert ours.compilation_cache_dir == ""
+
+
+WRONG_TYPES = [
+    ("batch_size", 2.5, "must be a whole number, not 2.5"),
+    ("batch_size", True, "must be a whole number, not True"),
+    ("batch_size", "8", "must be a whole number, not '8'"),
+    ("temperature", "hot", "must be a number, not 'hot'"),
+    ("scan_layers", 1, "must be true or false, not 1"),
+    ("positions", "last", "must be a list, such as [a, b], not 'last'"),
+    ("positions", [3], "must be text, not 3; put it in quotes"),
+    ("layers_to_extract", [6, 1.5], "must be a whole number, not 1.5"),
+    ("dtype", "float16", "must be one of auto, float32, bfloat16, not 'float16'"),
+    ("dtype", ["float32"], "must be one of auto, float32, bfloat16, not ['float32']"),
+    ("model_path", 3, "must be text, not 3; put it in quotes"),
+    ("model_path", None, "must be text, not nothing"),
+    ("random_seed", 10**400, "must be at most 2147483647"),
+    ("temperature", 10**400, "must be at most 1e+30"),
+]
+
+# In a process of its own, since the tests' own type checks refuse such values first.
+OF_ANOTHER_TYPE = """
+import sys, pathlib, numpy as np
+from inference.errors import InputError
+from inference.settings.commands import DistributedSettings
+for name, value, _ in eval(sys.argv[1]):
+    try:
+        DistributedSettings(**{"model_path": "m", "tasks_file": "t"} | {name: value})
+    except InputError as error:
+        print(error)
+taken = DistributedSettings(
+    model_path=pathlib.Path("a") / "b", tasks_file="t", batch_size=np.int64(8), temperature=1,
+    layers_to_extract=(np.int32(3),),
+)
+print([taken.model_path, taken.batch_size, taken.temperature, taken.layers_to_extract])
+"""
+
+
+def test_a_value_of_another_type_is_refused_by_name():
+    command = [sys.executable, "-c", OF_ANOTHER_TYPE, repr(WRONG_TYPES)]
+    *refusals, taken = subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    for (name, _, words), refusal in zip(WRONG_TYPES, refusals, strict=True):
+        assert refusal.startswith(name)
+        assert words in refusal
+    assert taken == "['a/b', 8, 1.0, [3]]"
+
+
+def test_every_setting_says_what_it_decides_and_shows_a_value():
+    for entry in dataclasses.fields(PlanFlags):
+        assert entry.metadata["decides"] in ("rows", "files", "resolved", "nothing")
+        has_default = entry.default not in (None, dataclasses.MISSING)
+        assert has_default or entry.metadata["example"] is not None, entry.name
+        assert entry.metadata["help"].endswith(".")

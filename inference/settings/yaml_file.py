@@ -1,14 +1,13 @@
 """YAML to frozen dataclasses, strictly: the fields' types say what a file may hold.
 
 Refused are unknown fields (the nearest known one is named), fields that stand twice, values of
-another type than the field's, control characters, and YAML tags. YAML reads `yes`, `8:30` and
+another type than the field's, control characters, aliases and tags. YAML reads `yes`, `8:30` and
 `1_000` as something else than text; such a value is never turned back silently.
 """
 
 import dataclasses
 import difflib
 import re
-import types
 import typing
 from collections import Counter
 from collections.abc import Hashable
@@ -20,11 +19,16 @@ import yaml
 from extraction.errors import UnsafeFileError
 from extraction.storage.regular_files import open_regular
 from inference.errors import InputError
+from inference.settings.fields import checked, shown, type_hints, without_none
 
 T = TypeVar("T")
 
+LARGEST = 128 * 1024
+"""Bytes of the largest file that is read; a hundred times what a run needs, parsed in seconds."""
+
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+"""YAML 1.1 takes 1e-3 for text; YAML 1.2 and everybody else for a number."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -40,7 +44,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Refuses aliases: a few lines of them stand for more than any memory holds."""
+        """Refuse aliases: a few lines of them stand for more than any memory holds."""
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise yaml.constructor.ConstructorError(
@@ -53,29 +57,35 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+0123456789"))
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file.
+    """Return the content of a YAML file.
 
     Raises:
-        InputError: it cannot be read, or is no plain YAML.
+        InputError: it cannot be read, is too large, or is no plain YAML.
     """
     try:
         with open_regular(path) as stream:
-            return yaml.load(str(stream.readall(), "utf-8"), _Loader)
+            content = stream.read(LARGEST + 1) or b""
+        if len(content) > LARGEST:
+            raise InputError(f"{path} has more than {LARGEST // 1024} KiB, so it holds no settings")
+        return yaml.load(str(content, "utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, UnsafeFileError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{path}{where}: {error.problem}") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} is no YAML: {error}") from None
 
 
 def build(kind: type[T], value: Any, where: str = "") -> T:
-    """A dataclass from a mapping of its fields.
+    """Return a dataclass made from a mapping of its fields.
 
     Args:
         kind: the dataclass.
@@ -86,23 +96,11 @@ def build(kind: type[T], value: Any, where: str = "") -> T:
         InputError: a field is unknown, missing, of a wrong type, or the dataclass refuses it.
     """
     at = f"{where}: " if where else ""
-    if not isinstance(value, dict):
-        raise InputError(f"{at}fields are needed here, not {shown(value)}")
-    hints = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore
-    for name in value:
-        if name not in fields:
-            near = difflib.get_close_matches(str(name), fields, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(fields)}"
-            raise InputError(f"{at}there is no field {name!r}; {hint}")
-    given = {
-        name: _checked(hints[name], content, f"{where}.{name}" if where else name)
-        for name, content in value.items()
-    }
+    given = field_values(kind, value, where)
     missing = [
-        name
-        for name, field in fields.items()
-        if name not in given
+        field.name
+        for field in dataclasses.fields(kind)  # pyright: ignore[reportArgumentType]
+        if field.name not in given
         and field.default is dataclasses.MISSING
         and field.default_factory is dataclasses.MISSING
     ]
@@ -114,42 +112,42 @@ def build(kind: type[T], value: Any, where: str = "") -> T:
         raise InputError(f"{at}{error}") from None
 
 
+def field_values(kind: type, value: Any, where: str = "") -> dict[str, Any]:
+    """Return the fields of a dataclass that a mapping holds, each checked.
+
+    Args:
+        kind: the dataclass.
+        value: what the file holds there.
+        where: names of the fields that lead there, for messages.
+
+    Raises:
+        InputError: a field is unknown or of a wrong type.
+    """
+    at = f"{where}: " if where else ""
+    if not isinstance(value, dict):
+        raise InputError(f"{at}fields are needed here, not {shown(value)}")
+    hints = type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
+    for name in value:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            raise InputError(f"{at}there is no field {shown(name)}; {hint}")
+    return {
+        name: _checked(hints[name], content, f"{where}.{name}" if where else name)
+        for name, content in value.items()
+    }
+
+
 def _checked(hint: Any, value: Any, where: str) -> Any:
     """A value, if it is of a type."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        choices = typing.get_args(hint)
-        if value is None and type(None) in choices:
-            return None
-        (hint,) = (choice for choice in choices if choice is not type(None))
-    if dataclasses.is_dataclass(hint):
-        return build(typing.cast(type, hint), value, where)
-    if typing.get_origin(hint) is typing.Literal:
-        known = typing.get_args(hint)
-        if value not in known or isinstance(value, bool):
-            raise InputError(f"{where}: one of {', '.join(known)} is needed, not {shown(value)}")
-        return value
-    if typing.get_origin(hint) is list:
-        if not isinstance(value, list) or not value:
-            raise InputError(f"{where}: a list is needed, such as [a, b], not {shown(value)}")
-        (inner,) = typing.get_args(hint)
-        items = [_checked(inner, item, f"{where}[{i}]") for i, item in enumerate(value)]
-        for item in items:
-            if isinstance(item, str) and (item.startswith("-") or not item):
-                raise InputError(f"{where}: {shown(item)} would be read as a flag, or as nothing")
-        return items
-    if hint is float and type(value) is int:
-        value = float(value)
-    if type(value) is not hint:
-        advice = "; put it in quotes" if hint is str else ""
-        if hint is float and isinstance(value, str):
-            advice = "; YAML wants 1.0e-3 for 1e-3"
-        raise InputError(f"{where}: {WORDS[hint]} is needed, not {shown(value)}{advice}")
-    if isinstance(value, str) and CONTROL.search(value):
-        raise InputError(f"{where}: {shown(value)} holds a control character")
+    inner, optional = without_none(hint)
+    if dataclasses.is_dataclass(inner):
+        return None if value is None and optional else build(typing.cast(type, inner), value, where)
+    value = checked(hint, value, where)
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, str) and CONTROL.search(item):
+            raise InputError(f"{where}: {shown(item)} holds a control character")
+        if isinstance(value, list) and isinstance(item, str) and item[:1] in ("-", ""):
+            raise InputError(f"{where}: {shown(item)} would be read as a flag, or as nothing")
     return value
-
-
-def shown(value: Any) -> str:
-    """A value for a message, on one line and not long."""
-    text = "nothing" if value is None else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,174 @@
+"""What a setting is: a field of a frozen dataclass, checked against its type and its limits.
+
+The same checks hold for flags, for YAML files and for settings that are made in Python.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+from extraction.setting_names import setting
+from inference.errors import InputError
+
+MAX_NUMBER = 2**31 - 1
+"""Largest value of a setting without a limit of its own: the largest int32."""
+
+WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+Decides = Literal["rows", "files", "resolved", "nothing"]
+"""What a setting decides for a run that is resumed.
+
+`rows`: what the rows are; `files`: how they are cut into files and stored. A resumed run must have
+the same value of either. `resolved`: the run holds what the setting came to (the samples' and the
+weights' digests, the hook points, the dtype), and that must be the same. `nothing`: it may change.
+"""
+
+
+def flag(
+    help: str,
+    *,
+    decides: Decides,
+    default: Any = dataclasses.MISSING,
+    default_factory: Callable[[], Any] | None = None,
+    example: object = None,
+    least: int | float | None = None,
+    most: int | float = MAX_NUMBER,
+    may_be_empty: bool = False,
+) -> Any:
+    """Return a dataclass field for one setting.
+
+    Args:
+        help: a sentence for `--help`.
+        decides: what must be the same when a run is resumed.
+        default: value of the setting; without one it must be given.
+        default_factory: makes the default, where that is a list.
+        example: a value, as the command line takes it; None: the default.
+        least: smallest number.
+        most: largest number.
+        may_be_empty: an empty text has a meaning.
+    """
+    metadata = {
+        "help": help,
+        "decides": decides,
+        "example": example,
+        "least": least,
+        "most": most,
+        "may_be_empty": may_be_empty,
+    }
+    if default_factory is not None:
+        return dataclasses.field(default_factory=default_factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings whose types, limits and combinations are checked when they are made.
+
+    A subclass adds fields by `flag`, names its group in `--help`, and extends `_check`.
+    """
+
+    group: ClassVar[str] = ""
+
+    def __post_init__(self):
+        hints = type_hints(type(self))
+        for entry in dataclasses.fields(self):
+            name = setting(entry.name)
+            value = checked(hints[entry.name], getattr(self, entry.name), name)
+            object.__setattr__(self, entry.name, value)
+            _check_limits(value, name, entry.metadata)
+        self._check()
+
+    def _check(self) -> None:
+        """Check combinations of settings.
+
+        Raises:
+            InputError: some do not go together.
+        """
+
+
+@functools.cache
+def type_hints(kind: type) -> Mapping[str, Any]:
+    """Return the types of a dataclass's fields."""
+    return typing.get_type_hints(kind)
+
+
+def without_none(hint: Any) -> tuple[Any, bool]:
+    """Return a type without `None`, and whether it had it."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        (kind,) = (choice for choice in typing.get_args(hint) if choice is not type(None))
+        return kind, True
+    return hint, False
+
+
+def checked(hint: Any, value: Any, where: str) -> Any:
+    """Return a value as its type wants it: `3` for a float becomes `3.0`, a path becomes text.
+
+    Args:
+        hint: `str`, `int`, `float`, `bool`, a `Literal`, a list of one of these, or None beside it.
+        value: to be checked.
+        where: the setting's name, for messages.
+
+    Raises:
+        InputError: it is of another type.
+    """
+    kind, optional = without_none(hint)
+    if value is None and optional:
+        return None
+    if typing.get_origin(kind) is Literal:
+        known = typing.get_args(kind)
+        if not isinstance(value, str) or value not in known:
+            raise InputError(f"{where} must be one of {', '.join(known)}, not {shown(value)}")
+        return value
+    if typing.get_origin(kind) is list:
+        if not isinstance(value, list | tuple) or not value:
+            raise InputError(f"{where} must be a list, such as [a, b], not {shown(value)}")
+        (inner,) = typing.get_args(kind)
+        return [checked(inner, item, f"{where}[{i}]") for i, item in enumerate(value)]
+    found = _as(kind, value)
+    if found is None:
+        advice = "; put it in quotes" if kind is str and value is not None else ""
+        raise InputError(f"{where} must be {WORDS[kind]}, not {shown(value)}{advice}")
+    return found
+
+
+def _as(kind: type, value: Any) -> Any:
+    """A value of a plain type; None if it is of another."""
+    if kind is str:
+        return os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if kind is bool:
+        return value if isinstance(value, bool) else None
+    if isinstance(value, bool):
+        return None
+    if kind is int and hasattr(value, "__index__"):  # numpy's whole numbers too
+        return value.__index__()
+    if kind is float and (hasattr(value, "__index__") or isinstance(value, float)):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf
+    return None
+
+
+def _check_limits(value: Any, name: str, metadata: Mapping[str, Any]) -> None:
+    texts = value if isinstance(value, list) else [value]
+    blank = any(isinstance(text, str) and not text.strip() for text in texts)
+    if blank and not metadata["may_be_empty"]:
+        raise InputError(f"{name} must not be empty")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    least, most = metadata["least"], metadata["most"]
+    if least is not None and not value >= least:  # also refuses NaN
+        raise InputError(f"{name} must be at least {least}, not {value}")
+    if not value <= most:
+        raise InputError(f"{name} must be at most {most}, not {value}")
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message, on one line and not long."""
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
