@@ -3,10 +3,10 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from extraction.errors import StorageUnavailableError, StoreError
+from extraction.reading.reading_threads import ReadingThreads
 from extraction.storage import Storage
 
 MANY_THREADS = 8
@@ -69,17 +69,17 @@ def in_order(
         for item in items:
             yield item, function(item)
         return
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = deque()
-        try:
-            for item in items:
-                waiting.append((item, pool.submit(function, item)))
-                if len(waiting) >= 2 * threads:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
+    pool = ReadingThreads(threads, "read-ahead")
+    waiting = deque()
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(function, item)))
+            if len(waiting) >= 2 * threads:
                 first, future = waiting.popleft()
                 yield first, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        pool.end()
+        pool.join()

@@ -1,3 +1,4 @@
+import queue
 import threading
 import time
 
@@ -89,3 +90,22 @@ def test_what_goes_wrong_is_raised_here(threads):
     assert [next(results)[0] for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(KeyError):
         next(results)
+
+
+def test_what_is_left_unfinished_may_be_ended_by_one_of_its_own_threads():
+    """As when a thread collects garbage: it does not wait for itself."""
+    left, ended = queue.SimpleQueue(), queue.SimpleQueue()
+
+    def end_it(number):
+        if number == 2:
+            try:
+                left.get().close()
+                ended.put(None)
+            except BaseException as error:
+                ended.put(error)
+        return number
+
+    results = in_order(end_it, range(50), 2)
+    assert next(results)[0] == 0
+    left.put(results)
+    assert ended.get(timeout=30) is None
