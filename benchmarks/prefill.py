@@ -27,7 +27,7 @@ from transformers import Qwen2ForCausalLM
 
 from benchmarks.shapes import SHAPES, write_random_checkpoint
 from benchmarks.timing import measure_in_turn
-from inference.simple_extraction_inference import prefill
+from inference.engine.simple_run import prefill
 from qwen_hooks import Checkpoint, create_model_with_hooks, load_params
 from qwen_hooks.hook_points import default_layers
 

@@ -32,7 +32,7 @@ from transformers import GenerationConfig, Qwen2ForCausalLM
 from benchmarks.shapes import SHAPES, write_random_checkpoint
 from benchmarks.timing import measure_in_turn
 from examples.make_demo import make_tokenizer
-from inference.engine.loop import Program, place_batch
+from inference.engine.engine import Engine
 from inference.engine.plan import (
     SAVE_EVERY,
     Batch,
@@ -78,18 +78,16 @@ class Ours:
         layers: Sequence[int],
     ) -> None:
         """All batches, one behind the other, their rows brought to the host."""
-        program = Program(
+        engine = Engine(
             model=self.model(layers),
             params=self.params,
-            generation=GenerationSettings(max_new_tokens=new_tokens),
             mesh=self.layout.mesh,
+            generation=GenerationSettings(max_new_tokens=new_tokens),
+            plan=plan,
             row_slots={batch.bucket: 1 for batch in batches},
         )
-        outputs = []
-        for batch in batches:
-            outputs.append(program.run(place_batch(program, batch, samples, plan)))
-        for array in jax.tree.leaves(outputs):
-            np.asarray(array)
+        for _ in engine.run(batches, samples):
+            pass
 
 
 def pack(samples: Sequence[Sample], plan: PlanSettings) -> list[Batch]:

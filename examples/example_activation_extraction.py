@@ -29,7 +29,7 @@ from transformers import AutoTokenizer
 
 from examples.make_demo import make_checkpoint
 from extraction import ActivationExtractionConfig, ActivationExtractor
-from inference.simple_extraction_inference import decode_step, prefill
+from inference.engine.simple_run import decode_step, prefill
 from qwen_hooks import (
     Checkpoint,
     QwenConfig,

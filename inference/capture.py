@@ -16,19 +16,20 @@ import numpy as np
 
 from extraction.interruption import stop_flag
 from extraction.progress import ProgressLine
+from inference.engine.batches import SampleResult, row_slots
+from inference.engine.engine import Engine
 from inference.engine.generation_config import followed_penalty
 from inference.engine.hosts import device_memory
 from inference.engine.language_model import LanguageModel
-from inference.engine.loop import Drain, Program, SampleResult, place_batch, row_slots
 from inference.engine.memory import check_memory
-from inference.engine.plan import PlannedSample, PlanSettings, Unit, pack_batches, plan_units
+from inference.engine.plan import PlannedSample, PlanSettings, pack_batches, plan_units
 from inference.engine.programs import GenerationSettings
 from inference.errors import InputError
 from inference.inputs.positions import Positions
 from inference.inputs.prompt_forms import read_prompt
 from inference.inputs.samples import make_samples, reason_to_skip
 from inference.inputs.tasks import PromptTask, read_entry
-from inference.settings.commands import DistributedSettings
+from inference.settings.commands import DeviceSettings, SampleSettings
 from qwen_hooks.activations import NamedActivations
 from qwen_hooks.hook_points import hook_widths
 from qwen_hooks.interventions import Operation, intervene
@@ -132,17 +133,14 @@ def capture(
             does not fit the devices.
         KeyboardInterrupt: ctrl-C, between two batches.
     """
-    settings = DistributedSettings(
-        model_path=model.model_path,
-        tasks_file="inputs",  # which are here
+    settings = SampleSettings(
         positions=[positions] if isinstance(positions, str) else list(positions),
         max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        tokens_per_batch=tokens_per_batch,
         random_seed=random_seed,
         repetition_penalty=str(repetition_penalty),
         add_special_tokens=add_special_tokens,
     )
+    devices = DeviceSettings(batch_size=batch_size, tokens_per_batch=tokens_per_batch)
     if not hook_points:
         raise InputError("hook_points must name at least one hook point")
     module, chosen = model.for_rows(hook_points), Positions(settings.positions)
@@ -159,13 +157,17 @@ def capture(
             raise InputError(f"{sample.task_id}: {reason}")
 
     plan = PlanSettings(
-        tokens_per_batch=tokens_per_batch, max_batch_size=batch_size, rows_per_unit=1
+        tokens_per_batch=devices.tokens_per_batch,
+        max_batch_size=devices.batch_size,
+        rows_per_unit=1,
     )
     planned = (PlannedSample(number=s.number, tokens=len(s.token_ids), rows=1) for s in samples)
-    units = {unit.number: unit for unit in plan_units(planned, plan)}
-    program = Program(
+    units = list(plan_units(planned, plan))
+    engine = Engine(
         model=module,
         params=model.params,
+        mesh=model.layout.mesh,
+        plan=plan,
         generation=GenerationSettings(
             max_new_tokens=max_new_tokens,
             capture_generated=chosen.any_generated,
@@ -174,17 +176,17 @@ def capture(
                 model.checkpoint.folder, settings.repetition_penalty, predicts=max_new_tokens > 0
             ),
         ),
-        mesh=model.layout.mesh,
-        row_slots=row_slots(units.values(), samples, predicts=max_new_tokens > 0),
+        row_slots=row_slots(units, samples, predicts=max_new_tokens > 0),
+        choose_generated=chosen.generated_chooser(model.tokenizer),
     )
     widths = hook_widths(module.hook_points, model.config)
     check_memory(
         model.config,
         model.layout,
         plan,
-        buckets=sorted(program.row_slots),
+        buckets=sorted(engine.row_slots),
         max_new_tokens=max_new_tokens,
-        row_slots=program.row_slots,
+        row_slots=engine.row_slots,
         captured_width=sum(widths.values()),
         itemsize=model.dtype.itemsize,
         device_memory=device_memory(jax.local_devices()[0]),
@@ -194,26 +196,14 @@ def capture(
         lengths = np.array([len(sample.token_ids) for sample in samples], np.int32)
         edits = intervene(interventions, module.config, lengths)
 
-    found: dict[int, SampleResult] = {}
-
-    def keep(unit: Unit, results: list[SampleResult]) -> None:
-        found.update((result.sample.number, result) for result in results)
-
-    choose_generated = chosen.generated_chooser(model.tokenizer)
-    done = 0
-    with (
-        stop_flag() as stop,
-        ProgressLine() as progress,
-        Drain(units, samples, keep, choose_generated=choose_generated) as drain,
-    ):
-        for batch in pack_batches(units.values(), plan, model.layout.mesh.shape["data"]):
+    batches = pack_batches(units, plan, model.layout.mesh.shape["data"])
+    results: list[SampleResult] = []
+    with stop_flag() as stop, ProgressLine() as progress:
+        for result in engine.run(batches, samples, interventions=edits):
             stop.check()
-            placed = place_batch(program, batch, samples, plan)
-            now = None if edits is None else edits.of_samples(np.asarray(placed.numbers))
-            drain.put(batch, program.run(placed, now))
-            done += sum(len(members) for _, members in batch.rows)
-            progress("inputs run", done, len(samples))
-    results = [found[number] for number in range(len(samples))]
+            results.append(result)
+            progress("inputs run", len(results), len(samples))
+    results.sort(key=lambda result: result.sample.number)
     width = max((len(sample.token_ids) for sample in samples), default=0)
     if attention_mask is not None:
         width = np.shape(attention_mask)[1]

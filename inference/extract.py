@@ -27,7 +27,7 @@ from extraction.run.identity import new_run_id
 from extraction.run.metadata import METADATA_FILE
 from extraction.setting_names import arguments_renamed
 from extraction.storage import file_operations, open_storage
-from inference.distributed_inference_with_activations import run
+from inference.engine.distributed_run import run
 from inference.engine.language_model import LanguageModel
 from inference.errors import InputError
 from inference.inputs.datasets import read_fields

@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 
@@ -37,26 +37,21 @@ from extraction.storage.local import LocalStorage
 from extraction.writing.committer import Committer
 from extraction.writing.disk_retry import patiently
 from extraction.writing.finalise import SELF_CHECKS, output_lines, read_self_check, write_metadata
-from inference.engine.plan import SAVE_EVERY, WINDOW, PlannedSample, Unit, rows_per_file
+from inference.engine.plan import WINDOW, Unit
+from inference.engine.prepare import Prepared
 from inference.engine.pretrained import TOKENIZER_FILES, Pretrained
 from inference.errors import SelfCheckError
 from inference.inputs.samples import Sample, separator_ids
-from inference.inputs.tasks import Task, tasks_digest
+from inference.inputs.tasks import tasks_digest
 from inference.outputs import OUTPUTS_FILE, SUBMISSION_FILE, OutputsFile, write_submission
 from inference.run_summary import Summary, Work
 from inference.settings.commands import ExtractionSettings
 from inference.settings.inputs import InputSettings
-from qwen_hooks.hook_points import hook_widths
 
 log = logging.getLogger(__name__)
 
 INPUT_SETTINGS = [entry.name for entry in dataclasses.fields(InputSettings)]
 """Settings that decide by way of the samples."""
-
-LARGE_FORMATS = ("safetensors", "raw")
-"""Whose files are as fast to read in part as whole."""
-
-SettingsT = TypeVar("SettingsT", bound=ExtractionSettings)
 
 REFRESH_SECONDS, REFRESH_SHARE = 60.0, 20.0
 """`metadata.json` is written anew after a minute, and after twenty times what that took."""
@@ -67,10 +62,7 @@ class UnitRun:
 
     Args:
         command: its name.
-        settings: of the command.
-        pretrained: the model, not loaded.
-        tasks: of the run.
-        samples: of the tasks.
+        prepared: settings, samples and model.
         units: the plan.
         process: number of this process.
         run: more for people to know, for the metadata.
@@ -83,19 +75,17 @@ class UnitRun:
     def __init__(
         self,
         command: str,
-        settings: ExtractionSettings,
-        pretrained: Pretrained,
-        tasks: Sequence[Task],
-        samples: Sequence[Sample],
+        prepared: Prepared,
         units: Sequence[Unit],
         *,
         process: int = 0,
         run: dict[str, Any] | None = None,
         run_id: str | None = None,
     ):
+        settings, pretrained = prepared.settings, prepared.pretrained
         self.settings = settings
         self.units = units
-        self._tasks, self._samples, self._process = tasks, samples, process
+        self._prepared, self._process = prepared, process
         self._spool = LocalStorage(settings.activations_dir)
         address = settings.cloud()
         self._cloud: CloudStorage | None = open_cloud(address) if address else None
@@ -111,7 +101,7 @@ class UnitRun:
             file_format=settings.format,
             dtype=dtype,
             planned_batches=len(units),
-            fingerprint=_fingerprint(command, settings, pretrained, samples),
+            fingerprint=_fingerprint(command, settings, pretrained, prepared.samples),
             run=describe(command, settings, pretrained) | (run or {}),
             run_id=run_id,
         )
@@ -227,12 +217,12 @@ class UnitRun:
             for window, members in groupby(self.units, key=lambda u: u.samples[0] // WINDOW):
                 stop.check(stopped)
                 records = self._log.read_all(unit.number + 1 for unit in members)
-                part = self._samples[window * WINDOW : (window + 1) * WINDOW]
+                part = self._prepared.samples[window * WINDOW : (window + 1) * WINDOW]
                 place = {(s.task_id, s.sample_idx): s.number for s in part}
                 lines = list(output_lines(self.storage, records))
                 for line in sorted(lines, key=lambda x: place[x["task_id"], x["sample_idx"]]):
                     outputs.write(line)
-        self._score = write_submission(self._tasks, self._outputs.path, self.settings)
+        self._score = write_submission(self._prepared.tasks, self._outputs.path, self.settings)
         if self._cloud is not None:
             for name in (OUTPUTS_FILE, SUBMISSION_FILE):
                 path = self._outputs.path.with_name(name)
@@ -262,19 +252,16 @@ class UnitRun:
                 f" {METADATA_FILE}"
             )
 
-    def summary(
-        self, totals: RunTotals, skipped: int, details: Sequence[tuple[str, str]] = ()
-    ) -> Summary:
+    def summary(self, totals: RunTotals, details: Sequence[tuple[str, str]] = ()) -> Summary:
         """What was written, for the end of a command.
 
         Args:
             totals: that `finish` gave.
-            skipped: samples that cannot run.
             details: of the command, label and text.
         """
         return Summary(
-            samples=len(self._samples),
-            skipped=skipped,
+            samples=len(self._prepared.samples),
+            skipped=self._prepared.skipped,
             units=len(self.units),
             done_before=self._done_before,
             totals=totals,
@@ -285,20 +272,6 @@ class UnitRun:
             outputs=str(self._outputs.path),
             score=self._score,
         )
-
-
-def with_file_size(
-    settings: SettingsT, planned: Sequence[PlannedSample], pretrained: Pretrained
-) -> SettingsT:
-    """The settings with `save_every_n_samples` as it is for this run, if they do not say."""
-    if settings.save_every_n_samples is not None:
-        return settings
-    rows = SAVE_EVERY
-    if settings.format in LARGE_FORMATS:
-        model, dtype = pretrained.model, settings.stored_dtype(str(pretrained.dtype))
-        widths = hook_widths(model.hook_points, pretrained.checkpoint.config).values()
-        rows = rows_per_file(planned, max(widths) * (2 if dtype == "bfloat16" else 4))
-    return dataclasses.replace(settings, save_every_n_samples=rows)
 
 
 def describe(command: str, settings: ExtractionSettings, pretrained: Pretrained) -> dict[str, Any]:

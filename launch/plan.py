@@ -32,16 +32,14 @@ from extraction.errors import StoreError
 from extraction.interruption import raised_in_main
 from extraction.setting_names import flags_named
 from extraction.storage import file_operations, open_cloud
-from inference.distributed_inference_with_activations import COMMAND, Job, plan_job
 from inference.engine.hosts import Workers, plan_workers, prompt_attention
+from inference.engine.job import Job, plan_job
 from inference.engine.memory import MemoryEstimate, estimate_memory
-from inference.engine.pretrained import Pretrained, open_pretrained
+from inference.engine.prepare import prepare, read_tasks_of
+from inference.engine.pretrained import Pretrained
 from inference.errors import InputError
-from inference.inputs.datasets import read_inputs, with_commit
-from inference.inputs.samples import read_samples
-from inference.inputs.tasks import Task
 from inference.settings.command_line import run_command
-from inference.settings.commands import DistributedSettings
+from inference.settings.commands import DISTRIBUTED, DistributedSettings
 from inference.settings.fields import flag
 from inference.unit_run import UnitRun
 from launch.machines import Machine, machine, slice_layout, slice_workers
@@ -136,13 +134,11 @@ def make_plan(
             _check_devices(slice_)
         if settings.dtype == "auto":
             settings = dataclasses.replace(settings, dtype="bfloat16")
-    settings = with_commit(settings)
-    tasks = read_inputs(settings, settings.random_seed)
-    pretrained = open_pretrained(settings)
-    samples = read_samples(tasks, pretrained, settings)
-    workers, mesh, attention = _lay_out(settings, pretrained, slice_)
-    job = plan_job(settings, pretrained, samples, workers, attention)
-    committed = _committed(job, tasks, is_here=slice_ is None)
+    prepared = prepare(*read_tasks_of(settings))
+    samples = prepared.samples
+    workers, mesh, attention = _lay_out(prepared.settings, prepared.pretrained, slice_)
+    job = plan_job(prepared, workers, attention)
+    committed = _committed(job, is_here=slice_ is None)
     missing = [unit for unit in job.units if unit.number not in committed]
     files = planned_files(job, job.units)
     place = _check_place(job, files, planned_files(job, missing), slice_)
@@ -160,7 +156,7 @@ def make_plan(
     return Planned(
         machine=slice_,
         samples=len(samples),
-        skipped=sum(reason is not None for reason in job.reasons),
+        skipped=prepared.skipped,
         prompt_tokens=sum(
             len(samples[n].token_ids) for u in missing if u.bucket for n in u.samples
         ),
@@ -204,12 +200,12 @@ def _lay_out(
     return workers, (shape["data"], shape["model"]), attention
 
 
-def _committed(job: Job, tasks: Sequence[Task], *, is_here: bool) -> set[int]:
+def _committed(job: Job, *, is_here: bool) -> set[int]:
     """Units that a run to be resumed has, and all the checks that the command makes."""
 
     def found(settings: DistributedSettings) -> set[int]:
-        run = UnitRun(COMMAND, settings, job.pretrained, tasks, job.samples, job.units)
-        return run.committed()
+        prepared = dataclasses.replace(job.prepared, settings=settings)
+        return UnitRun(DISTRIBUTED, prepared, job.units).committed()
 
     if is_here:
         return found(job.settings)
@@ -262,7 +258,8 @@ def _cloud_place(address: str) -> str:
 
 
 def _memory(job: Job, bucket: int) -> MemoryEstimate:
-    config = job.pretrained.checkpoint.config
+    pretrained = job.prepared.pretrained
+    config = pretrained.checkpoint.config
     return estimate_memory(
         config,
         job.workers.layout,
@@ -270,8 +267,8 @@ def _memory(job: Job, bucket: int) -> MemoryEstimate:
         bucket=bucket,
         max_new_tokens=job.settings.max_new_tokens,
         row_slots=job.row_slots[bucket],
-        captured_width=sum(hook_widths(job.pretrained.model.hook_points, config).values()),
-        itemsize=job.pretrained.dtype.itemsize,
+        captured_width=sum(hook_widths(pretrained.model.hook_points, config).values()),
+        itemsize=pretrained.dtype.itemsize,
     )
 
 

@@ -17,13 +17,10 @@ import numpy as np
 from extraction.interruption import raised_in_main
 from extraction.storage.local import LocalStorage
 from extraction.writing.committer import Committer
-from inference.distributed_inference_with_activations import (
-    Job,
-    make_model,
-    make_program,
-)
-from inference.engine.loop import Drain, Program, SampleResult, run_batches
-from inference.engine.plan import Batch, Unit
+from inference.engine.batches import SampleResult
+from inference.engine.engine import Engine
+from inference.engine.job import Job
+from inference.engine.plan import Batch
 from inference.engine.self_check import SelfCheck, plan_check
 from inference.outputs import output_line
 from launch.plan_sizes import unit_keys, with_zeros
@@ -41,7 +38,7 @@ def calibrate(job: Job, repeats: int) -> Rates:
         job: for the devices of this process.
         repeats: how often a batch is timed.
     """
-    pretrained = job.pretrained
+    pretrained = job.prepared.pretrained
     batches = batches_of(job, job.workers.number, ())
     started = time.perf_counter()
     params = load_params(
@@ -52,17 +49,17 @@ def calibrate(job: Job, repeats: int) -> Rates:
     )
     jax.block_until_ready(params)
     load = time.perf_counter() - started
-    program = make_program(job, params)
+    engine = job.engine(params)
     by_bucket = {batch.bucket: batch for batch in reversed(batches)}
     buckets = sorted(by_bucket)
     timed = _spread(buckets, TIMED_BUCKETS)
     first, steady, kept = {}, {}, {}
     for bucket in timed:
-        first[bucket], (kept[bucket],) = _run(job, program, [by_bucket[bucket]])
-        seconds = [_run(job, program, [by_bucket[bucket]] * 2)[0] / 2 for _ in range(repeats)]
+        first[bucket], kept[bucket] = _run(job, engine, [by_bucket[bucket]])
+        seconds = [_run(job, engine, [by_bucket[bucket]] * 2)[0] / 2 for _ in range(repeats)]
         steady[bucket] = float(np.median(seconds))
     planned = plan_check(batches, job.settings.self_check_rows, job.settings.max_new_tokens)
-    alone, checks = make_model(job, "xla"), [0.0, 0.0]
+    alone, checks = job.model("xla"), [0.0, 0.0]
     for turn in range(2 if planned.samples else 0):
         started = time.perf_counter()
         SelfCheck(alone, params, planned).check(kept[timed[0]])  # padded as any other is
@@ -78,38 +75,27 @@ def calibrate(job: Job, repeats: int) -> Rates:
     )
 
 
-def _run(job: Job, program: Program, batches: Sequence[Batch]) -> tuple[float, list[SampleResult]]:
+def _run(job: Job, engine: Engine, batches: Sequence[Batch]) -> tuple[float, SampleResult]:
     """Seconds until all rows of some batches are here, and the result of one sample."""
-    choose_generated = job.positions.generated_chooser(job.pretrained.tokenizer)
-    # Each batch as a unit of its own, that it need not wait for others.
-    own: list[Batch] = []
-    units: dict[int, Unit] = {}
-    for number, batch in enumerate(batches):
-        rows = tuple((number, members) for _, members in batch.rows)
-        samples = tuple(sample for _, members in batch.rows for sample in members)
-        own.append(Batch(bucket=batch.bucket, rows=rows))
-        units[number] = Unit(number=number, bucket=batch.bucket, samples=samples)
-    keep = own[0].rows[0][1][-1]
     started = time.perf_counter()
-    with Drain(units, job.samples, lambda *_: None, [keep], choose_generated) as drain:
-        run_batches(program, own, job.samples, job.plan, drain, lambda _: True)
-    return time.perf_counter() - started, drain.take_kept()[:1]
+    *_, result = engine.run(batches, job.prepared.samples)
+    return time.perf_counter() - started, result
 
 
 def _commit_seconds(job: Job) -> float:
     """Of the files of a unit of middling size."""
-    later = job.positions.most_generated(job.settings.max_new_tokens)
+    later = job.prepared.positions.most_generated(job.settings.max_new_tokens)
     planned = [
-        (sum(len(job.samples[n].positions) + later for n in unit.samples), unit.number)
+        (sum(len(job.prepared.samples[n].positions) + later for n in unit.samples), unit.number)
         for unit in job.units
         if unit.bucket
     ]
     unit = job.units[sorted(planned)[len(planned) // 2][1]]
     keys = unit_keys(job, unit, later)
-    hook_points = job.pretrained.model.hook_points
-    dtype = job.settings.stored_dtype(str(job.pretrained.dtype))
-    widths = hook_widths(hook_points, job.pretrained.checkpoint.config)
-    samples = [job.samples[number] for number in unit.samples]
+    hook_points = job.prepared.pretrained.model.hook_points
+    dtype = job.settings.stored_dtype(str(job.prepared.pretrained.dtype))
+    widths = hook_widths(hook_points, job.prepared.pretrained.checkpoint.config)
+    samples = [job.prepared.samples[number] for number in unit.samples]
     lines = [output_line(sample, [], None, "length") for sample in samples]
     place = disk_of(job.settings.activations_dir)
     with raised_in_main(), tempfile.TemporaryDirectory(dir=place) as folder:

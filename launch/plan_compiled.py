@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from extraction.errors import first_line
-from inference.distributed_inference_with_activations import Job, generation_settings, make_model
+from inference.engine.job import Job
 from inference.engine.programs import BatchInput, GenerationSettings, batch_sharding, generate_batch
 from inference.errors import InputError
 from launch.machines import GIB, Machine
@@ -77,9 +77,9 @@ def compile_job(job: Job, slice_: Machine, bucket: int) -> CompiledBatch | None:
         devices = topology_devices(f"{slice_.generation}:{topology}")
         mesh = make_mesh((axes["data"], axes["model"]), devices)
         return compile_batch(
-            make_model(job, job.attention),
+            job.model(job.attention),
             dataclasses.replace(job.workers.layout, mesh=mesh),
-            generation_settings(job),
+            job.generation,
             batch_size=size,
             bucket=bucket,
             row_slots=job.row_slots[bucket],

@@ -20,8 +20,8 @@ import numpy as np
 
 from extraction.formats import FORMATS
 from extraction.run.rows import RowBlock
-from inference.distributed_inference_with_activations import Job
-from inference.engine.loop import SampleResult, unit_rows
+from inference.engine.batches import SampleResult, unit_rows
+from inference.engine.job import Job
 from inference.engine.plan import Unit
 from inference.inputs.samples import decode_text
 from inference.outputs import NO_POSITION, output_line, skipped_line
@@ -60,10 +60,13 @@ class PlannedFiles:
 
 def planned_files(job: Job, units: Iterable[Unit]) -> PlannedFiles:
     """The files of some units of a job."""
-    config, hook_points = job.pretrained.checkpoint.config, job.pretrained.model.hook_points
+    config, hook_points = (
+        job.prepared.pretrained.checkpoint.config,
+        job.prepared.pretrained.model.hook_points,
+    )
     widths = hook_widths(hook_points, config)
-    dtype = job.settings.stored_dtype(str(job.pretrained.dtype))
-    later = job.positions.most_generated(job.settings.max_new_tokens)
+    dtype = job.settings.stored_dtype(str(job.prepared.pretrained.dtype))
+    later = job.prepared.positions.most_generated(job.settings.max_new_tokens)
     rows = sequences = files = output_bytes = 0
     sizes = dict.fromkeys(hook_points, 0)
     for unit in units:
@@ -72,7 +75,7 @@ def planned_files(job: Job, units: Iterable[Unit]) -> PlannedFiles:
         if keys is None:
             continue
         rows += len(keys)
-        sequences += sum(bool(job.samples[n].positions or later) for n in unit.samples)
+        sequences += sum(bool(job.prepared.samples[n].positions or later) for n in unit.samples)
         for hook in hook_points:
             batch, parts = _file_size(_Keys.of(keys), job.settings.format, hook, widths[hook],
                                       dtype)  # fmt: skip
@@ -104,7 +107,7 @@ def unit_keys(job: Job, unit: Unit, later: int) -> RowBlock | None:
     if not unit.bucket:
         return None
     results = []
-    for sample in (job.samples[number] for number in unit.samples):
+    for sample in (job.prepared.samples[number] for number in unit.samples):
         generated = range(len(sample.token_ids), len(sample.token_ids) + later)
         result = SampleResult(
             sample=sample,
@@ -160,14 +163,14 @@ def _file_size(
 def _output_bytes(job: Job, unit: Unit) -> int:
     """Of the lines of a unit, as if nothing were generated."""
     size = 0
-    for sample in (job.samples[number] for number in unit.samples):
-        reason = job.reasons[sample.number]
+    for sample in (job.prepared.samples[number] for number in unit.samples):
+        reason = job.prepared.reasons[sample.number]
         if reason is not None:
             line = skipped_line(sample, reason)
         else:
-            later = job.positions.most_generated(job.settings.max_new_tokens)
+            later = job.prepared.positions.most_generated(job.settings.max_new_tokens)
             no_rows = None if sample.positions or later else NO_POSITION
-            text = decode_text(job.pretrained.tokenizer, [])
+            text = decode_text(job.prepared.pretrained.tokenizer, [])
             line = output_line(sample, [], text, "length", no_rows)
         size += len(json.dumps(line, ensure_ascii=False).encode()) + 1
     return size

@@ -13,7 +13,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 
-from inference.distributed_inference_with_activations import Job
+from inference.engine.job import Job
 from inference.engine.plan import Batch, own_units, pack_batches
 from inference.engine.self_check import plan_check
 from launch.machines import Machine
@@ -142,14 +142,14 @@ def assumed_rates(job: Job, machine: Machine) -> Rates:
 
 
 def _assumed_seconds(job: Job, machine: Machine, bucket: int) -> float:
-    config, new_tokens = job.pretrained.checkpoint.config, job.settings.max_new_tokens
+    config, new_tokens = job.prepared.pretrained.checkpoint.config, job.settings.max_new_tokens
     model = job.workers.layout.mesh.shape["model"]
     rows = job.plan.batch_size(bucket)
-    blocks = config.num_hidden_layers if new_tokens else job.pretrained.model.blocks_needed
+    blocks = config.num_hidden_layers if new_tokens else job.prepared.pretrained.model.blocks_needed
     flops = prompt_flops(config, rows, bucket, blocks) / model
     seconds = flops / (PEAK_SHARE * machine.peak_flops)
     if new_tokens > 1:
-        itemsize = job.pretrained.dtype.itemsize
+        itemsize = job.prepared.pretrained.dtype.itemsize
         keys = config.num_key_value_heads * job.workers.layout.kv_repeats * config.head_dim
         cache = 2 * config.num_hidden_layers * rows * (bucket + new_tokens - 1) * keys * itemsize
         read = (params_bytes(config, itemsize) + cache) / model

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from inference.engine.batches import SampleResult
 from inference.engine.buckets import bucket_length
-from inference.engine.loop import SampleResult
 from inference.engine.plan import Batch
 from inference.errors import SelfCheckError
 from qwen_hooks import QwenModelWithActivations

@@ -17,7 +17,7 @@ from inference.inputs.positions import Positions
 from inference.inputs.prompt_tokens import PromptTokens, special_ids
 from inference.inputs.tasks import PromptTask, Task
 from inference.outputs import FOUND_FIELD
-from inference.settings.commands import ExtractionSettings
+from inference.settings.commands import ExtractionSettings, SampleSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def make_samples(
     tasks: Sequence[Task],
     tokenizer: PreTrainedTokenizerBase | None,
     vocab_size: int,
-    settings: ExtractionSettings,
+    settings: SampleSettings,
     context_length: int | None = None,
     progress: Progress = silent,
 ) -> Iterator[Sample]:
@@ -130,7 +130,7 @@ def make_samples(
 
 
 def separator_ids(
-    settings: ExtractionSettings, tokenizer: PreTrainedTokenizerBase | None
+    settings: SampleSettings, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[int, ...]:
     """The tokens to put behind each document: one, or none.
 
@@ -148,7 +148,7 @@ def separator_ids(
     return (int(cast(int, tokenizer.eos_token_id)),)
 
 
-def _piece_length(settings: ExtractionSettings, context_length: int | None) -> int | None:
+def _piece_length(settings: SampleSettings, context_length: int | None) -> int | None:
     """Tokens that a piece of a document has at most, so that what is generated fits behind it."""
     if context_length is None:
         return settings.context_length
@@ -221,7 +221,7 @@ def _own_prompt(task: PromptTask) -> tuple[Content, Mapping[str, Any]]:
 
 
 def _arc_prompts(
-    task: ArcTask, settings: ExtractionSettings
+    task: ArcTask, settings: SampleSettings
 ) -> Iterator[tuple[Content, Mapping[str, Any]]]:
     encoder = GRID_ENCODERS[settings.grid_encoder]
     for test_index in range(len(task.test_inputs)):
@@ -254,7 +254,7 @@ def _tokenise(
     task_id: str,
     content: Content,
     tokenizer: PreTrainedTokenizerBase | None,
-    settings: ExtractionSettings,
+    settings: SampleSettings,
 ) -> tuple[str | None, tuple[int, ...], RenderedChat | None]:
     """The text if there is any, its tokens, and the chat that it is of if it is of one."""
     if isinstance(content, tuple):

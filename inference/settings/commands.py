@@ -12,6 +12,9 @@ from inference.inputs.positions import Positions
 from inference.settings.fields import Settings, flag
 from inference.settings.inputs import ArcSettings, InputSettings
 
+SIMPLE, DISTRIBUTED = "simple_extraction_inference", "distributed_inference_with_activations"
+"""Names of the two commands, as a run records them."""
+
 AUTO_PENALTY = "auto"
 LEAST_PENALTY, LARGEST_PENALTY = 1e-3, 1e3
 """Beyond them a penalised float32 logit may be infinite, or 0."""
@@ -335,10 +338,25 @@ class ProcessSettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExtractionSettings(
-    StoreSettings, DecodingSettings, CaptureSettings, ArcSettings, InputSettings, ModelSettings
-):
-    """Settings of both commands."""
+class SampleSettings(DecodingSettings, CaptureSettings, ArcSettings, InputSettings):
+    """What makes samples of tasks or documents."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtractionSettings(StoreSettings, SampleSettings, ModelSettings):
+    """Settings of both commands.
+
+    Raises:
+        InputError: not one of tasks file and data set is given.
+    """
+
+    def _check(self) -> None:
+        if (self.tasks_file is None) == (self.dataset is None):
+            given = "both were given" if self.dataset is not None else "neither was given"
+            raise InputError(
+                f"one of {setting('tasks_file')} and {setting('dataset')} is needed; {given}"
+            )
+        super()._check()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

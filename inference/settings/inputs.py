@@ -29,7 +29,7 @@ class InputSettings(Settings):
     """Where the samples come from.
 
     Raises:
-        InputError: not one of tasks file and data set is given, or a value is out of range.
+        InputError: a value is out of range, or of use for documents alone.
     """
 
     group = "what the model runs on"
@@ -116,11 +116,6 @@ class InputSettings(Settings):
 
     def _check(self) -> None:
         super()._check()
-        if (self.tasks_file is None) == (self.dataset is None):
-            given = "both were given" if self.dataset is not None else "neither was given"
-            raise InputError(
-                f"one of {setting('tasks_file')} and {setting('dataset')} is needed; {given}"
-            )
         if self.separator not in ("none", "eos") and not is_token_id(self.separator):
             raise InputError(
                 f"{setting('separator')} is none, eos or the number of a token, not"

@@ -11,7 +11,9 @@ from extraction.run import identity
 from extraction.storage import file_operations
 from inference import unit_run
 from inference.engine.plan import Unit
+from inference.engine.prepare import Prepared
 from inference.engine.pretrained import Pretrained
+from inference.inputs.positions import Positions
 from inference.inputs.samples import Sample
 from inference.settings.commands import ExtractionSettings
 from inference.unit_run import UnitRun
@@ -67,7 +69,16 @@ def make_unit_run(run: PlannedRun, monkeypatch) -> UnitRun:
         resume=run.resume,
     )
     units = [Unit(number=n, bucket=8, samples=members) for n, members in enumerate(UNITS)]
-    return UnitRun("planned", settings, pretrained, [], samples, units)
+    prepared = Prepared(
+        settings=settings,
+        tasks=[],
+        pretrained=pretrained,
+        samples=samples,
+        reasons=[None] * len(samples),
+        positions=Positions(["last"]),
+        planned=[],
+    )
+    return UnitRun("planned", prepared, units)
 
 
 def drive_unit_run(run: PlannedRun, monkeypatch) -> None:

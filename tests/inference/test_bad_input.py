@@ -26,7 +26,7 @@ def bench(tmp_path, demo_checkpoint, monkeypatch):
     def load_params(*arguments):
         raise WeightsWereReadError
 
-    monkeypatch.setattr(command, "load_params", load_params)
+    monkeypatch.setattr("inference.engine.simple_run.load_params", load_params)
     shutil.copytree(demo_checkpoint, tmp_path / "checkpoint")
     (tmp_path / "tasks.json").write_text(json.dumps({"t": ARC}))
     return tmp_path

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from inference.simple_extraction_inference import main, prefill
+from inference.engine.simple_run import prefill
+from inference.simple_extraction_inference import main
 from qwen_hooks import Checkpoint, create_model_with_hooks
 from tests.oracle import load_torch, make_checkpoint, random_tokens, row_error, torch_rows
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from inference.distributed_inference_with_activations import run
+from inference.engine.distributed_run import run
 from inference.settings.commands import DistributedSettings
 from launch.finished_run import check_run, is_whole
 from launch.plan import make_plan

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from inference.engine.loop import SampleResult
+from inference.engine.batches import SampleResult
 from inference.engine.plan import Batch
 from inference.engine.self_check import CheckPlan, SelfCheck, plan_check
 from inference.errors import SelfCheckError

@@ -358,7 +358,7 @@ def test_an_empty_set(tmp_path):
 )
 def test_settings_that_do_not_fit(fields, words):
     with pytest.raises(InputError, match=words):
-        InputSettings(**fields)
+        ExtractionSettings(model_path="m", **fields)
 
 
 def test_a_random_sample_is_fair_and_seeded():

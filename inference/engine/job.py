@@ -1,0 +1,137 @@
+"""A distributed run, planned for devices that are here or elsewhere."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from inference.engine.batches import row_slots
+from inference.engine.engine import Engine
+from inference.engine.hosts import Workers
+from inference.engine.memory import check_memory
+from inference.engine.plan import SAVE_EVERY, PlanSettings, Unit, own_units, plan_units
+from inference.engine.prepare import Prepared
+from inference.engine.programs import GenerationSettings
+from inference.settings.commands import DistributedSettings
+from qwen_hooks import QwenModelWithActivations, create_model_with_hooks
+from qwen_hooks.hook_points import hook_widths
+from qwen_hooks.model import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that the units of a run need, checked, before anything is loaded.
+
+    Attributes:
+        prepared: settings, samples and model.
+        workers: who runs what on which devices.
+        attention: of prompts.
+        plan: settings of the plan.
+        units: of the run.
+        row_slots: of each bucket, how many slots of a row are captured.
+    """
+
+    prepared: Prepared[DistributedSettings]
+    workers: Workers
+    attention: str
+    plan: PlanSettings
+    units: Sequence[Unit]
+    row_slots: Mapping[int, int]
+
+    @property
+    def settings(self) -> DistributedSettings:
+        """Of the run."""
+        return self.prepared.settings
+
+    def own_units(self, committed: set[int]) -> list[Unit]:
+        """Return the units that this process runs.
+
+        Args:
+            committed: numbers of units that are there.
+        """
+        return list(own_units(self.units, self.workers.number, self.workers.count, committed))
+
+    @property
+    def generation(self) -> GenerationSettings:
+        """What the programs are compiled for."""
+        settings, pretrained = self.settings, self.prepared.pretrained
+        return GenerationSettings(
+            max_new_tokens=settings.max_new_tokens,
+            capture_generated=self.prepared.positions.any_generated,
+            stop_token_ids=pretrained.checkpoint.stop_token_ids,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            repetition_penalty=pretrained.repetition_penalty,
+            seed=settings.random_seed,
+        )
+
+    def model(self, attention: str) -> QwenModelWithActivations:
+        """Return the model as the mesh wants it, with one kind of attention for prompts."""
+        pretrained = self.prepared.pretrained
+        return create_model_with_hooks(
+            self.workers.layout.config(pretrained.checkpoint.config),
+            dtype=pretrained.dtype,
+            attention=attention,
+            scan_layers=self.settings.scan_layers,
+            hook_points=pretrained.model.hook_points,
+        )
+
+    def engine(self, params: Params) -> Engine:
+        """Return what runs the batches.
+
+        Args:
+            params: on the devices, as the mesh wants them.
+        """
+        return Engine(
+            model=self.model(self.attention),
+            params=params,
+            mesh=self.workers.layout.mesh,
+            generation=self.generation,
+            plan=self.plan,
+            row_slots=self.row_slots,
+            choose_generated=self.prepared.positions.generated_chooser(
+                self.prepared.pretrained.tokenizer
+            ),
+        )
+
+
+def plan_job(prepared: Prepared[DistributedSettings], workers: Workers, attention: str) -> Job:
+    """Cut the samples into units, for devices that need not be here.
+
+    Args:
+        prepared: settings, samples and model.
+        workers: who runs what on which devices.
+        attention: of prompts.
+
+    Raises:
+        InputError: a batch does not fit the devices.
+    """
+    settings, pretrained = prepared.settings, prepared.pretrained
+    config = pretrained.checkpoint.config
+    if settings.pack_length and attention == "cudnn":  # which would see across documents
+        attention = "xla"
+    plan = PlanSettings(
+        tokens_per_batch=settings.tokens_per_batch,
+        max_batch_size=settings.batch_size,
+        rows_per_unit=settings.save_every_n_samples or SAVE_EVERY,
+        pack_length=settings.pack_length,
+    )
+    units = list(plan_units(prepared.planned, plan))
+    slots = row_slots(units, prepared.samples, predicts=settings.max_new_tokens > 0)
+    check_memory(
+        config,
+        workers.layout,
+        plan,
+        buckets=sorted({unit.bucket for unit in units if unit.bucket}),
+        max_new_tokens=settings.max_new_tokens,
+        row_slots=slots,
+        captured_width=sum(hook_widths(pretrained.model.hook_points, config).values()),
+        itemsize=pretrained.dtype.itemsize,
+        device_memory=workers.device_memory,
+    )
+    return Job(
+        prepared=prepared,
+        workers=workers,
+        attention=attention,
+        plan=plan,
+        units=units,
+        row_slots=slots,
+    )

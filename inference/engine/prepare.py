@@ -1,0 +1,108 @@
+"""From settings to samples that are ready to run: the one way of both commands and the planner."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from inference.engine.plan import SAVE_EVERY, PlannedSample, rows_per_file
+from inference.engine.pretrained import Pretrained, open_pretrained
+from inference.inputs.datasets import read_inputs, with_commit
+from inference.inputs.positions import Positions
+from inference.inputs.samples import Sample, read_samples, reason_to_skip
+from inference.inputs.tasks import Task
+from inference.settings.commands import ExtractionSettings
+from qwen_hooks.hook_points import hook_widths
+
+LARGE_FORMATS = ("safetensors", "raw")
+"""Whose files are as fast to read in part as whole."""
+
+SettingsT = TypeVar("SettingsT", bound=ExtractionSettings)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared(Generic[SettingsT]):
+    """What a run works on, checked, before any weight is read.
+
+    Attributes:
+        settings: of the run; what was left to it is settled.
+        tasks: that the samples are of.
+        pretrained: the model.
+        samples: in order.
+        reasons: why each sample is skipped; None where it runs.
+        positions: of the tokens whose activations are kept.
+        planned: tokens and rows of each sample.
+    """
+
+    settings: SettingsT
+    tasks: Sequence[Task]
+    pretrained: Pretrained
+    samples: Sequence[Sample]
+    reasons: Sequence[str | None]
+    positions: Positions
+    planned: Sequence[PlannedSample]
+
+    @property
+    def skipped(self) -> int:
+        """Samples that cannot run."""
+        return sum(reason is not None for reason in self.reasons)
+
+
+def read_tasks_of(settings: SettingsT) -> tuple[SettingsT, list[Task]]:
+    """Return the tasks or documents of a run, and the settings with a data set's revision in them.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    settings = with_commit(settings)
+    return settings, list(read_inputs(settings, settings.random_seed))
+
+
+def prepare(settings: SettingsT, tasks: Sequence[Task]) -> Prepared[SettingsT]:
+    """Return what a run works on.
+
+    Args:
+        settings: of the run.
+        tasks: of `read_tasks_of`.
+
+    Raises:
+        InputError: something is wrong with what was given.
+        ModelError: the model is none that can be run here.
+        StoreError: the bucket that the model lies in cannot be used.
+    """
+    pretrained = open_pretrained(settings)
+    samples = read_samples(tasks, pretrained, settings)
+    context_length = pretrained.checkpoint.config.context_length
+    reasons = [reason_to_skip(s, context_length, settings.max_new_tokens) for s in samples]
+    positions = Positions(settings.positions)
+    later = positions.most_generated(settings.max_new_tokens)
+    planned = [
+        PlannedSample(
+            number=s.number,
+            tokens=0 if reason else len(s.token_ids),
+            rows=len(s.positions) + later,
+        )
+        for s, reason in zip(samples, reasons, strict=True)
+    ]
+    return Prepared(
+        settings=_with_file_size(settings, planned, pretrained),
+        tasks=tasks,
+        pretrained=pretrained,
+        samples=samples,
+        reasons=reasons,
+        positions=positions,
+        planned=planned,
+    )
+
+
+def _with_file_size(
+    settings: SettingsT, planned: Sequence[PlannedSample], pretrained: Pretrained
+) -> SettingsT:
+    """The settings with `save_every_n_samples` as it is for this run, if they do not say."""
+    if settings.save_every_n_samples is not None:
+        return settings
+    rows = SAVE_EVERY
+    if settings.format in LARGE_FORMATS:
+        model, dtype = pretrained.model, settings.stored_dtype(str(pretrained.dtype))
+        widths = hook_widths(model.hook_points, pretrained.checkpoint.config).values()
+        rows = rows_per_file(planned, max(widths) * (2 if dtype == "bfloat16" else 4))
+    return dataclasses.replace(settings, save_every_n_samples=rows)
