@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from benchmarks.shapes import SHAPES
 from inference.engine.memory import estimate_memory
 from inference.engine.programs import GenerationSettings
-from launch.machines import GIB, machine
-from launch.plan_compiled import compile_batch, topology_devices
+from inference.planner.compiled import compile_batch, topology_devices
+from inference.planner.machines import GIB, machine
 from qwen_hooks import QwenConfig, create_model_with_hooks
 from qwen_hooks.hook_points import default_layers
 from qwen_hooks.sharding import layout_for, make_mesh

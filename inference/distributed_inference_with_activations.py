@@ -24,14 +24,16 @@ if __name__ == "__main__":
 
 from collections.abc import Sequence
 
+from inference.inputs.datasets import read_tasks_of
 from inference.settings.command_line import run_command
 from inference.settings.commands import DistributedSettings
 
 
 def _run(settings: DistributedSettings) -> None:
-    from inference.engine.distributed_run import run  # JAX only for what is not refused before
+    settings, tasks = read_tasks_of(settings)
+    from inference.engine.distributed_run import run  # and JAX, which takes seconds
 
-    run(settings)
+    run(settings, tasks)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

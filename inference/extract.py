@@ -30,7 +30,7 @@ from extraction.storage import file_operations, open_storage
 from inference.engine.distributed_run import run
 from inference.engine.language_model import LanguageModel
 from inference.errors import InputError
-from inference.inputs.datasets import read_fields
+from inference.inputs.datasets import read_fields, read_tasks_of
 from inference.inputs.prompt_forms import without_arrow_nulls
 from inference.settings.commands import DistributedSettings
 from inference.settings.inputs import OF_HUGGING_FACE, OF_TEXT_FILES
@@ -168,7 +168,7 @@ def extract(
     if given is None:
         command.refuse_changed((*OF_HUGGING_FACE, *OF_TEXT_FILES), "is not for inputs given here")
         _write_inputs(folder / INPUTS_FILE, data, command)
-    run(command, params=model.params, run_id=run_id)
+    run(*read_tasks_of(command), params=model.params, run_id=run_id)
     storage = open_storage(command.cloud() or str(folder / ACTIVATIONS))
     with ProgressLine() as progress:
         report = verify(storage, verify_level, progress)

@@ -24,14 +24,16 @@ if __name__ == "__main__":
 import dataclasses
 from collections.abc import Sequence
 
+from inference.inputs.datasets import read_tasks_of
 from inference.settings.command_line import run_command
 from inference.settings.commands import DistributedSettings, ExtractionSettings
 
 
 def _run(settings: ExtractionSettings) -> None:
-    from inference.engine.simple_run import run  # JAX only for what is not refused before
+    settings, tasks = read_tasks_of(settings)
+    from inference.engine.simple_run import run  # and JAX, which takes seconds
 
-    run(settings)
+    run(settings, tasks)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -35,6 +35,7 @@ from inference.errors import InputError
 from launch.commands import pasted
 from launch.gcloud import delete as delete_command
 from launch.launch_commands import COMMANDS
+from launch.plan import main as plan
 from launch.settings import RunSettings, read_settings
 from qwen_hooks.errors import ModelError
 
@@ -47,8 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["plan"]:
-        from launch.plan import main as plan  # it needs much more than the others
-
         return plan(given[1:])
     if not given:
         _parser().print_help(sys.stderr)

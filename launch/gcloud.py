@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from inference.planner.machines import machine as known_machine
 from launch.commands import Command
-from launch.machines import machine as known_machine
 from launch.settings import SECRET, MachineSettings, RunSettings, bucket, on_machine
 
 ATTEMPT_LABEL, SOURCE_LABEL = "launch-attempt", "launch-source"

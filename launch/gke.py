@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from extraction.command_parser import FINAL
+from inference.planner.machines import machine as known_machine
 from launch import gcloud
 from launch.commands import Command
-from launch.machines import machine as known_machine
 from launch.package import Archive
 from launch.settings import RunSettings, extraction_flags, on_machine
 from launch.worker_script import MODULE

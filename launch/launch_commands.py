@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from inference.errors import InputError
+from inference.planner.machines import machine as known_machine
 from launch import commands, gcloud, gke, local, pod_run, slurm
 from launch.commands import pasted
 from launch.finished_run import check_run
-from launch.machines import machine as known_machine
 from launch.package import make_archive
 from launch.settings import RunSettings, bucket, on_machine
 

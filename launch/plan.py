@@ -5,324 +5,21 @@
         [--machine v5e-64] [--calibrate 3] [--prices prices.json] [--json plan.json]
     python -m launch plan run.yaml [any of these flags]
 
-With a settings file the flags are those of its `extraction`, and the machine is its own.
-
-Tasks are read, tokenised and cut into units by the command's own code, so what is counted is what
-will be run, and what the command would refuse is refused here, with exit status 2. Nothing is
-written but the file of `--json`.
-
-Read in this order: `plan_sizes` (files, to the byte), `plan_time` (seconds from rates),
-`plan_calibration` (rates, measured), `plan_compiled` (memory, by the TPU's compiler), `plan_report`
-(what is printed).
+With a settings file the flags are those of its `extraction`, and the machine is its own. Tasks are
+read and tokenised, and what the command would refuse is refused here, with exit status 2. Nothing
+is written but the file of `--json`.
 """
 
 import dataclasses
-import json
-import logging
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-
 from extraction.command_parser import BAD_INPUT
-from extraction.errors import StoreError
-from extraction.interruption import raised_in_main
 from extraction.setting_names import flags_named
-from extraction.storage import file_operations, open_cloud
-from inference.engine.hosts import Workers, plan_workers, prompt_attention
-from inference.engine.job import Job, plan_job
-from inference.engine.memory import MemoryEstimate, estimate_memory
-from inference.engine.prepare import prepare, read_tasks_of
-from inference.engine.pretrained import Pretrained
 from inference.errors import InputError
-from inference.settings.command_line import run_command
-from inference.settings.commands import DISTRIBUTED, DistributedSettings
-from inference.settings.fields import flag
-from inference.unit_run import UnitRun
-from launch.machines import Machine, machine, slice_layout, slice_workers
-from launch.plan_calibration import calibrate, disk_of
-from launch.plan_compiled import compile_job, has_compiler
-from launch.plan_report import Planned, lines
-from launch.plan_sizes import PlannedFiles, planned_files
-from launch.plan_time import PlannedTime, assumed_rates, batches_of, planned_time, work_of
-from launch.prices import PRICES, Prices, read_prices
+from inference.planner.command import plan
 from launch.settings import extraction_flags, on_machine, read_settings
-from qwen_hooks.attention_backends import choose_attention
-from qwen_hooks.hook_points import hook_widths
-
-log = logging.getLogger(__name__)
-
-NO_TIME = PlannedTime(
-    source="nothing is left to run", load=0.0, compile=0.0, batches=0.0, check=0.0, commits=0.0
-)
-
-DEVICE_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
-"""JAX's names of the generations."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanFlags(DistributedSettings):
-    """The distributed command's flags, and what else a plan needs to know."""
-
-    group = "the plan"
-
-    machine: str | None = flag(
-        "TPU slice to plan for. Default: this machine.",
-        decides="nothing",
-        default=None,
-        example="v5e-64",
-    )
-    calibrate: int = flag(
-        "Time batches of the plan so many times on the devices here; 0: do not. With --machine on a"
-        " host of such a slice only.",
-        decides="nothing",
-        default=0,
-        least=0,
-        example=3,
-    )
-    compile_memory: bool = flag(
-        "With --machine: let the TPU compiler say what memory the fullest batch needs, where libtpu"
-        " is installed; takes a minute or more. False: estimate it.",
-        decides="nothing",
-        default=True,
-    )
-    prices: str | None = flag(
-        "JSON file of prices in place of the table of launch/prices.py.",
-        decides="nothing",
-        default=None,
-        example="prices.json",
-    )
-    json: str | None = flag(
-        "File to write the plan to as well.", decides="nothing", default=None, example="plan.json"
-    )
-
-    def _check(self) -> None:
-        super()._check()
-        if self.coordinator_address is not None:
-            raise InputError("a plan is made by one process; leave --coordinator_address out")
-        if self.plan is not None:
-            raise InputError("--plan is for the run; --json is where this command writes the plan")
-
-
-def make_plan(
-    settings: DistributedSettings,
-    slice_: Machine | None = None,
-    *,
-    repeats: int = 0,
-    compile_memory: bool = False,
-    prices: Prices = PRICES,
-) -> Planned:
-    """Plans a run of the distributed command.
-
-    Args:
-        settings: of the command.
-        slice_: to plan for; None: this machine.
-        repeats: how often a batch is timed on the devices here; 0: none is run.
-        compile_memory: let the TPU compiler say what the fullest batch needs, if it is here.
-        prices: of chips.
-
-    Raises:
-        InputError: it cannot work as it is.
-        ModelError: the model is none that can be run there.
-        StoreError: the folder or the bucket cannot be used.
-    """
-    if slice_ is not None:
-        if repeats:
-            _check_devices(slice_)
-        if settings.dtype == "auto":
-            settings = dataclasses.replace(settings, dtype="bfloat16")
-    prepared = prepare(*read_tasks_of(settings))
-    samples = prepared.samples
-    workers, mesh, attention = _lay_out(prepared.settings, prepared.pretrained, slice_)
-    job = plan_job(prepared, workers, attention)
-    committed = _committed(job, is_here=slice_ is None)
-    missing = [unit for unit in job.units if unit.number not in committed]
-    files = planned_files(job, job.units)
-    place = _check_place(job, files, planned_files(job, missing), slice_)
-    buckets = tuple(sorted({unit.bucket for unit in missing if unit.bucket}))
-    memory = {bucket: _memory(job, bucket) for bucket in buckets}
-    fullest = max(buckets, key=lambda bucket: memory[bucket].batch, default=0)
-    compiled = None
-    if compile_memory and slice_ is not None and buckets and has_compiler():
-        log.info("the TPU compiler makes the program for prompts of %d tokens", fullest)
-        compiled = compile_job(job, slice_, fullest)
-    time = _time(job, committed, slice_, repeats) if buckets else NO_TIME
-    dollars = {}
-    if slice_ is not None and time is not None:
-        dollars = prices.dollars(slice_.generation, slice_.chips, time.total / 3600)
-    return Planned(
-        machine=slice_,
-        samples=len(samples),
-        skipped=prepared.skipped,
-        prompt_tokens=sum(
-            len(samples[n].token_ids) for u in missing if u.bucket for n in u.samples
-        ),
-        computed_tokens=_computed_tokens(job, committed),
-        units=len(job.units),
-        committed=len(committed),
-        files=files,
-        programs=buckets,
-        mesh=mesh,
-        processes=workers.count,
-        memory=memory.get(fullest),
-        compiled_memory=None if compiled is None else compiled.bytes,
-        fullest_bucket=fullest,
-        device_memory=workers.device_memory,
-        time=time,
-        dollars=dollars,
-        prices=prices,
-        place=place,
-    )
-
-
-def _lay_out(
-    settings: DistributedSettings, pretrained: Pretrained, slice_: Machine | None
-) -> tuple[Workers, tuple[int, int], str]:
-    """Who runs the units, data and model axis of all devices, and attention of prompts."""
-    config, itemsize = pretrained.checkpoint.config, pretrained.dtype.itemsize
-    if slice_ is None:
-        workers = plan_workers(config, settings.mesh_axes(), itemsize)
-        shape = workers.layout.mesh.shape
-        attention = prompt_attention(settings.attention, workers.layout, config, pretrained.dtype)
-    else:
-        workers = slice_workers(config, slice_, itemsize, settings.mesh_axes())
-        shape = slice_layout(config, slice_, itemsize, settings.mesh_axes()).mesh.shape
-        attention = "xla"
-        if shape["model"] == 1:
-            attention = choose_attention(settings.attention, "tpu", pretrained.dtype, config)
-        elif settings.attention not in ("auto", "xla"):
-            raise InputError(
-                f"--attention {settings.attention} needs a model axis of 1 in --mesh_shape"
-            )
-    return workers, (shape["data"], shape["model"]), attention
-
-
-def _committed(job: Job, *, is_here: bool) -> set[int]:
-    """Units that a run to be resumed has, and all the checks that the command makes."""
-
-    def found(settings: DistributedSettings) -> set[int]:
-        prepared = dataclasses.replace(job.prepared, settings=settings)
-        return UnitRun(DISTRIBUTED, prepared, job.units).committed()
-
-    if is_here:
-        return found(job.settings)
-    with raised_in_main(), tempfile.TemporaryDirectory() as folder:  # a new machine's disk is empty
-        return found(dataclasses.replace(job.settings, activations_dir=folder, output_dir=folder))
-
-
-def _check_place(
-    job: Job, files: PlannedFiles, missing: PlannedFiles, slice_: Machine | None
-) -> str:
-    """What is known of the place where the files will be.
-
-    Raises:
-        InputError: they do not fit the disk.
-    """
-    settings, cloud = job.settings, job.settings.cloud()
-    if slice_ is not None:
-        if cloud is not None:
-            return _cloud_place(cloud)
-        if slice_.hosts > 1:
-            return (
-                f"{settings.activations_dir} of {slice_.hosts} hosts, which must be a folder that"
-                " all share; else give --gcs_bucket"
-            )
-        return f"{settings.activations_dir} on the slice, whose disk is not looked at"
-    needed = missing.activation_bytes
-    if cloud is not None:
-        needed = min(needed, int(settings.spool_gb * 1e9))
-    needed += 2 * missing.output_bytes  # the units' parts, and outputs.jsonl
-    free = shutil.disk_usage(disk_of(settings.activations_dir)).free
-    if needed > free:
-        raise InputError(
-            f"{settings.activations_dir} needs {needed / 1e9:.1f} GB, and its disk has"
-            f" {free / 1e9:.1f} GB free; choose another --activations_dir, fewer hook points or"
-            " positions, or --gcs_bucket"
-        )
-    disk = f"{settings.activations_dir}, where {free / 1e9:.1f} GB are free"
-    return disk if cloud is None else f"{_cloud_place(cloud)}, by way of {disk}"
-
-
-def _cloud_place(address: str) -> str:
-    """What is known of a bucket, in which nothing is written to find out."""
-    try:
-        missing = open_cloud(address).missing_permissions()
-    except StoreError:  # its listing was read before, so it is there; some servers do not tell
-        return f"{address}, which can be reached; whether it can be written to is not known"
-    if not missing:
-        return f"{address}, which can be reached and written to"
-    return f"{address}, where the account here is not granted {', '.join(missing)}"
-
-
-def _memory(job: Job, bucket: int) -> MemoryEstimate:
-    pretrained = job.prepared.pretrained
-    config = pretrained.checkpoint.config
-    return estimate_memory(
-        config,
-        job.workers.layout,
-        batch_size=job.plan.batch_size(bucket),
-        bucket=bucket,
-        max_new_tokens=job.settings.max_new_tokens,
-        row_slots=job.row_slots[bucket],
-        captured_width=sum(hook_widths(pretrained.model.hook_points, config).values()),
-        itemsize=pretrained.dtype.itemsize,
-    )
-
-
-def _time(
-    job: Job, committed: set[int], slice_: Machine | None, repeats: int
-) -> PlannedTime | None:
-    if repeats:
-        rates = calibrate(job, repeats)
-    elif slice_ is not None:
-        rates = assumed_rates(job, slice_)
-    else:
-        return None
-    return planned_time(work_of(job, committed), rates)
-
-
-def _computed_tokens(job: Job, committed: set[int]) -> int:
-    data = job.workers.layout.mesh.shape["data"]
-    return sum(
-        batch.bucket * job.plan.batch_size(batch.bucket) * data
-        for number in range(job.workers.count)
-        for batch in batches_of(job, number, committed)
-    )
-
-
-def _check_devices(slice_: Machine) -> None:
-    """Refuses to time on one kind of device what is planned for another."""
-    devices = jax.local_devices()
-    here = DEVICE_KINDS.get(devices[0].device_kind)
-    if here != slice_.generation or len(devices) != slice_.chips_per_host:
-        raise InputError(
-            f"--calibrate times the devices here, {len(devices)} {devices[0].device_kind}, and"
-            f" tells nothing of {slice_.name}; run it on a host of such a slice, or leave one of"
-            " --calibrate and --machine out"
-        )
-
-
-def run(flags: PlanFlags) -> None:
-    """Plans, prints, and writes the file of `--json`."""
-    prices = PRICES if flags.prices is None else read_prices(flags.prices)
-    slice_ = None if flags.machine is None else machine(flags.machine)
-    names = (entry.name for entry in dataclasses.fields(DistributedSettings))
-    settings = DistributedSettings(**{name: getattr(flags, name) for name in names})
-    planned = make_plan(
-        settings,
-        slice_,
-        repeats=flags.calibrate,
-        compile_memory=flags.compile_memory,
-        prices=prices,
-    )
-    for line in lines(planned):
-        print(line)
-    if flags.json is not None:
-        document = json.dumps(planned.document(), indent=1) + "\n"
-        file_operations.publish_over(Path(flags.json).expanduser(), document.encode())
 
 
 def _flags_of_file(path: Path) -> list[str]:
@@ -336,7 +33,7 @@ def _flags_of_file(path: Path) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; see the module's docstring."""
+    """Run the command and return its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and not given[0].startswith("-"):
         try:
@@ -345,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return BAD_INPUT
-    return run_command(run, PlanFlags, __doc__ or "", given)
+    return plan(given, __doc__ or "")
 
 
 if __name__ == "__main__":

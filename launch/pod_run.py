@@ -12,11 +12,11 @@ from pathlib import Path
 
 from extraction.errors import StorageUnavailableError
 from inference.errors import InputError
+from inference.planner.machines import machine as known_machine
 from launch import commands, gcloud, life_cycle
 from launch.commands import pasted
 from launch.finished_run import check_run, is_whole
 from launch.life_cycle import decide
-from launch.machines import machine as known_machine
 from launch.package import Archive, make_archive
 from launch.settings import RunSettings, bucket, on_machine
 from launch.slice_state import Check, Create, Delete, End, Seen, State, Wait, Wake

@@ -57,7 +57,7 @@ class MachineSettings:
     """A TPU slice in a Google Cloud project.
 
     Attributes:
-        slice: as in `launch.machines`: v5litepod-64, v6e-64, v4-64, v5p-128, ...
+        slice: as in `inference.planner.machines`: v5litepod-64, v6e-64, v4-64, v5p-128, ...
         project: that pays.
         zone: that has such slices.
         provisioning: spot is cheaper and may be taken away at any time; reserved needs a

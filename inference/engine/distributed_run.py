@@ -8,7 +8,7 @@ derives `metadata.json` and `outputs.jsonl` from the commit records.
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from inference.engine.commit_thread import CommitThread
 from inference.engine.compilation import CompileTime, use_compilation_cache
 from inference.engine.hosts import (
     check_shared,
+    peak_memory,
     plan_workers,
     prompt_attention,
     start_distributed,
@@ -28,12 +29,13 @@ from inference.engine.hosts import (
 from inference.engine.job import Job, plan_job
 from inference.engine.plan import Unit, pack_batches
 from inference.engine.plan_comparison import actual_of, compare, read_plan
-from inference.engine.prepare import prepare, read_tasks_of
+from inference.engine.prepare import prepare
 from inference.engine.pretrained import Pretrained
 from inference.engine.self_check import SelfCheck, plan_check
 from inference.errors import SelfCheckError
 from inference.inputs.samples import decode_text
 from inference.inputs.shown_positions import print_samples
+from inference.inputs.tasks import Task
 from inference.outputs import NO_POSITION, output_line, skipped_line
 from inference.settings.commands import DISTRIBUTED, DistributedSettings
 from inference.unit_run import UnitRun
@@ -44,12 +46,16 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    settings: DistributedSettings, params: Params | None = None, run_id: str | None = None
+    settings: DistributedSettings,
+    tasks: Sequence[Task],
+    params: Params | None = None,
+    run_id: str | None = None,
 ) -> None:
     """Run this process's units, and finish the run if they were the last.
 
     Args:
         settings: of the command.
+        tasks: of the run.
         params: that are on the devices already, as this mesh wants them; None: they are read.
         run_id: of a run that begins; None: a new one.
 
@@ -59,7 +65,6 @@ def run(
         StoreError: the folder or the bucket cannot be used.
         Interrupted: asked to stop before all was done.
     """
-    settings, tasks = read_tasks_of(settings)
     foreseen = None if settings.plan is None else read_plan(settings.plan)
     if params is None:  # else JAX runs already
         start_distributed(
@@ -108,7 +113,8 @@ def run(
         text = f"{check['rows']:,} rows computed again, largest relative error"
         details.append(("self-check", f"{text} {check['largest_error']:.1e}"))
     if foreseen is not None and len(totals) == len(job.units):
-        actual = actual_of(foreseen, totals, len(committed), unit_run.work.seconds)
+        seconds = unit_run.work.seconds
+        actual = actual_of(foreseen, totals, len(committed), seconds, peak_memory())
         details += [("of the plan", line) for line in compare(foreseen, actual)]
     for line in unit_run.summary(totals, details).lines():
         print(line)

@@ -181,6 +181,16 @@ def device_memory(device: Any) -> int:
     return host // len(jax.local_devices())
 
 
+def peak_memory() -> int | None:
+    """Return the bytes that the fullest device here has held; None if it does not tell."""
+    peaks = [
+        stats["peak_bytes_in_use"]
+        for stats in (device.memory_stats() for device in jax.local_devices())
+        if stats and "peak_bytes_in_use" in stats
+    ]
+    return max(peaks, default=None)
+
+
 def check_shared(storage: Storage) -> None:
     """Makes sure that all processes see the same folder, by a nonce that process 0 writes there.
 

@@ -8,8 +8,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from extraction.run.totals import RunTotals
 from extraction.setting_names import setting
 from inference.errors import InputError
@@ -65,24 +63,26 @@ def read_plan(address: str) -> dict[str, Any]:
     return plan
 
 
-def actual_of(plan: Mapping[str, Any], totals: RunTotals, committed: int, seconds: float) -> Actual:
-    """What a finished run gave.
+def actual_of(
+    plan: Mapping[str, Any],
+    totals: RunTotals,
+    committed: int,
+    seconds: float,
+    peak_memory: int | None,
+) -> Actual:
+    """Return what a finished run gave.
 
     Args:
         plan: of the run.
         totals: of all its units.
         committed: units that were there when this process began.
         seconds: that this process took.
+        peak_memory: bytes, of its fullest device; None where that is not told.
     """
-    peaks = [
-        stats["peak_bytes_in_use"]
-        for stats in (device.memory_stats() for device in jax.local_devices())
-        if stats and "peak_bytes_in_use" in stats
-    ]
     return dataclasses.replace(
         stored(totals),
         seconds=seconds if committed == plan["committed_units"] else None,
-        peak_memory=max(peaks, default=None),
+        peak_memory=peak_memory,
     )
 
 

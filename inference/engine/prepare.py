@@ -6,7 +6,6 @@ from typing import Generic, TypeVar
 
 from inference.engine.plan import SAVE_EVERY, PlannedSample, rows_per_file
 from inference.engine.pretrained import Pretrained, open_pretrained
-from inference.inputs.datasets import read_inputs, with_commit
 from inference.inputs.positions import Positions
 from inference.inputs.samples import Sample, read_samples, reason_to_skip
 from inference.inputs.tasks import Task
@@ -47,22 +46,12 @@ class Prepared(Generic[SettingsT]):
         return sum(reason is not None for reason in self.reasons)
 
 
-def read_tasks_of(settings: SettingsT) -> tuple[SettingsT, list[Task]]:
-    """Return the tasks or documents of a run, and the settings with a data set's revision in them.
-
-    Raises:
-        InputError: they cannot be read.
-    """
-    settings = with_commit(settings)
-    return settings, list(read_inputs(settings, settings.random_seed))
-
-
 def prepare(settings: SettingsT, tasks: Sequence[Task]) -> Prepared[SettingsT]:
     """Return what a run works on.
 
     Args:
         settings: of the run.
-        tasks: of `read_tasks_of`.
+        tasks: of `inputs.datasets.read_tasks_of`.
 
     Raises:
         InputError: something is wrong with what was given.

@@ -23,7 +23,7 @@ from extraction.run.rows import RowBlock, text_column, timestamp
 from inference.engine.buckets import bucket_length
 from inference.engine.compilation import CompileTime
 from inference.engine.plan import SAVE_EVERY, plan_in_order
-from inference.engine.prepare import prepare, read_tasks_of
+from inference.engine.prepare import prepare
 from inference.engine.token_choice import (
     choose_tokens,
     occurring_tokens,
@@ -34,6 +34,7 @@ from inference.engine.token_choice import (
 from inference.inputs.positions import ChooseGenerated
 from inference.inputs.samples import Sample, decode_text
 from inference.inputs.shown_positions import print_samples
+from inference.inputs.tasks import Task
 from inference.outputs import NO_POSITION, output_line, skipped_line
 from inference.settings.commands import SIMPLE, ExtractionSettings
 from inference.unit_run import UnitRun
@@ -190,11 +191,12 @@ def row_block(sample: Sample, generated: Generated) -> RowBlock:
     )
 
 
-def run(settings: ExtractionSettings) -> None:
+def run(settings: ExtractionSettings, tasks: Sequence[Task]) -> None:
     """Run every sample of the tasks and write its activations and its output line.
 
     Args:
         settings: of the command.
+        tasks: of the run.
 
     Raises:
         InputError: something is wrong with what was given; nothing was computed.
@@ -202,7 +204,7 @@ def run(settings: ExtractionSettings) -> None:
         StoreError: the folder or the bucket cannot be used.
         Interrupted: asked to stop before all was done.
     """
-    prepared = prepare(*read_tasks_of(settings))
+    prepared = prepare(settings, tasks)
     settings, pretrained, samples = prepared.settings, prepared.pretrained, prepared.samples
     print_samples(samples, pretrained.tokenizer, settings.show_positions)
     units = list(plan_in_order(prepared.planned, settings.save_every_n_samples or SAVE_EVERY))

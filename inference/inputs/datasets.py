@@ -32,12 +32,14 @@ from inference.errors import InputError
 from inference.inputs.files import InputFile, is_in_bucket, read_input_files
 from inference.inputs.prompt_forms import read_prompt, read_text, read_tools, without_arrow_nulls
 from inference.inputs.tasks import PromptTask, Task, check_task_id, parse_json, read_tasks
+from inference.settings.commands import ExtractionSettings
 from inference.settings.inputs import OF_HUB, OF_HUGGING_FACE, OF_TEXT_FILES, InputSettings
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 SettingsT = TypeVar("SettingsT", bound=InputSettings)
+ExtractionT = TypeVar("ExtractionT", bound=ExtractionSettings)
 Record = Mapping[str, Any]
 
 HUB_TIMEOUT = 20.0
@@ -72,6 +74,20 @@ def read_inputs(settings: InputSettings, seed: int) -> list[Task]:
     if not chosen:
         raise InputError(f"{settings.inputs} holds no document")
     return chosen
+
+
+def read_tasks_of(settings: ExtractionT) -> tuple[ExtractionT, list[Task]]:
+    """Return a run's tasks or documents, and its settings with a hub data set's commit in them.
+
+    Args:
+        settings: of the run.
+
+    Raises:
+        InputError: there are none, or one is wrong; says where.
+        StoreError: the bucket that they lie in cannot be used.
+    """
+    settings = with_commit(settings)
+    return settings, read_inputs(settings, settings.random_seed)
 
 
 def with_commit(settings: SettingsT) -> SettingsT:

@@ -4,9 +4,10 @@ import dataclasses
 import json
 
 from inference.engine.distributed_run import run
+from inference.inputs.datasets import read_tasks_of
+from inference.planner.plan import make_plan
 from inference.settings.commands import DistributedSettings
 from launch.finished_run import check_run, is_whole
-from launch.plan import make_plan
 from launch.settings import RunSettings
 
 
@@ -21,13 +22,13 @@ def test_it_is_verified_and_compared_with_its_plan(tiny_model, tiny_tasks, tmp_p
         output_dir=str(tmp_path / "out"),
     )
     place = tmp_path / "plan.json"
-    place.write_text(json.dumps(make_plan(flags).document()))
+    place.write_text(json.dumps(make_plan(*read_tasks_of(flags)).document()))
     settings = RunSettings(name="a-run", extraction=dataclasses.replace(flags, plan=str(place)))
     said = []
     assert check_run(settings, said.append).exit_status == 3  # there is no run yet
     assert not any("against the plan" in line for line in said)
 
-    run(flags)
+    run(*read_tasks_of(flags))
     said.clear()
     assert check_run(settings, said.append).exit_status == 0
     heading = said.index(f"against the plan of {place}:")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from inference.planner.machines import MACHINES
 from launch import gcloud
 from launch.commands import Command
-from launch.machines import MACHINES
 from launch.settings import read_settings
 
 NO_ACCOUNT = "You do not currently have an active account selected"

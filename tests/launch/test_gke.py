@@ -10,9 +10,9 @@ import jsonschema
 import pytest
 import yaml
 
+from inference.planner.machines import MACHINES
 from launch import gke
 from launch.__main__ import main
-from launch.machines import MACHINES
 from launch.package import Archive
 from launch.settings import extraction_flags, read_settings
 from tests.launch.conftest import executable

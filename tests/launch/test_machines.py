@@ -8,14 +8,8 @@ import pytest
 from benchmarks.shapes import SHAPES
 from inference.engine.hosts import plan_workers
 from inference.errors import InputError
-from launch.machines import (
-    MACHINES,
-    Machine,
-    default_mesh,
-    machine,
-    slice_layout,
-    slice_workers,
-)
+from inference.planner.machines import MACHINES, Machine, machine
+from inference.planner.slices import default_mesh, slice_layout, slice_workers
 from qwen_hooks.errors import ModelError
 from qwen_hooks.sharding import layout_for
 

@@ -15,10 +15,11 @@ from extraction.run.records import record_name
 from inference import distributed_inference_with_activations as distributed
 from inference.engine.plan_comparison import Actual, compare, read_plan
 from inference.errors import InputError
-from launch import plan, plan_compiled
-from launch.machines import GIB, MACHINES
-from launch.plan_time import Rates, Work, planned_time, prompt_flops
-from launch.prices import PRICES, read_prices
+from inference.planner import compiled
+from inference.planner.machines import GIB, MACHINES
+from inference.planner.prices import PRICES, read_prices
+from inference.planner.seconds import Rates, Work, planned_time, prompt_flops
+from launch import plan
 from tests.fake_gcs.faults import Fault
 
 
@@ -77,8 +78,8 @@ def cpu_as_slice(monkeypatch):
         asked.append(name)
         return jax.devices()[: math.prod(map(int, name.partition(":")[2].split("x")))]
 
-    monkeypatch.setattr(plan, "has_compiler", lambda: True)
-    monkeypatch.setattr(plan_compiled, "topology_devices", devices)
+    monkeypatch.setattr("inference.planner.plan.has_compiler", lambda: True)
+    monkeypatch.setattr(compiled, "topology_devices", devices)
     return asked
 
 
@@ -107,16 +108,16 @@ def test_memory_is_estimated_where_the_compiler_is_not_asked(cpu_as_slice, flags
     assert planned(flags)["compiled_memory"] is None
     more = ["--machine", "v5e-8", "--compile_memory", "False"]
     assert planned(flags, *more)["compiled_memory"] is None
-    monkeypatch.setattr(plan, "has_compiler", lambda: False)
+    monkeypatch.setattr("inference.planner.plan.has_compiler", lambda: False)
     assert planned(flags, "--machine", "v5e-8")["compiled_memory"] is None
     assert not cpu_as_slice
 
 
 def test_what_the_compiler_finds_too_large_is_refused(cpu_as_slice, flags, capsys, monkeypatch):
     def compile_batch(*arguments, **more):
-        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {plan_compiled.OUT_OF_MEMORY}.")
+        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {compiled.OUT_OF_MEMORY}.")
 
-    monkeypatch.setattr(plan_compiled, "compile_batch", compile_batch)
+    monkeypatch.setattr(compiled, "compile_batch", compile_batch)
     said = refused(capsys, flags, "--machine", "v5e-8")
     assert "does not fit a chip of v5litepod-8" in said
     assert "--batch_size" in said
@@ -126,7 +127,7 @@ def test_a_compiler_that_fails_leaves_the_estimate(cpu_as_slice, flags, caplog, 
     def fails(name):
         raise RuntimeError("the library is in use\nby another process")
 
-    monkeypatch.setattr(plan_compiled, "topology_devices", fails)
+    monkeypatch.setattr(compiled, "topology_devices", fails)
     found = planned(flags, "--machine", "v5e-8")
     assert found["compiled_memory"] is None
     assert found["memory"]["params"] > 0
@@ -390,7 +391,7 @@ def test_prices_of_the_user(flags, tmp_path):
 def test_a_table_that_is_none_is_refused(table, tmp_path):
     path = tmp_path / "prices.json"
     path.write_text(json.dumps({"date": "d", "source": "s", "per_chip_hour": table}))
-    with pytest.raises(InputError, match="--prices"):
+    with pytest.raises(InputError, match="prices"):
         read_prices(str(path))
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from inference.planner.compiled import has_compiler
 from launch import plan
-from launch.plan_compiled import has_compiler
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="needs the TPU compiler: make test-tpu")
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from inference.errors import InputError
+from inference.planner.command import PlanFlags
 from inference.settings.commands import DistributedSettings
-from launch.plan import PlanFlags
 
 ROOT = Path(__file__).parents[3]
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from extraction.setting_names import setting
 from inference.errors import InputError
 
 KINDS = ("on_demand", "spot")
@@ -63,22 +64,27 @@ def read_prices(path: str) -> Prices:
     try:
         document: Any = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
         table = {
-            generation: {kind: price for kind, price in kinds.items() if price is not None}
+            generation: {
+                kind: float(price) if type(price) is int else price
+                for kind, price in kinds.items()
+                if price is not None
+            }
             for generation, kinds in document["per_chip_hour"].items()
         }
         prices = Prices(date=document["date"], source=document["source"], per_chip_hour=table)
     except OSError as error:
-        raise InputError(f"--prices {path}: {error.strerror}") from None
+        raise InputError(f"{setting('prices', path)}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"--prices {path} is not a JSON object with date, source and per_chip_hour: {error!r}"
+            f"{setting('prices', path)} is not a JSON object with date, source and per_chip_hour:"
+            f" {error!r}"
         ) from None
     for generation, kinds in table.items():
         for kind, price in kinds.items():
             number = isinstance(price, int | float) and not isinstance(price, bool)
             if kind not in KINDS or not number or not 0 <= price < math.inf:
                 raise InputError(
-                    f"--prices {path}: {generation} has {kind}: {price!r}; a price is a number of"
-                    f" dollars for {' or '.join(KINDS)}"
+                    f"{setting('prices', path)}: {generation} has {kind}: {price!r}; a price is a"
+                    f" number of dollars for {' or '.join(KINDS)}"
                 )
     return prices

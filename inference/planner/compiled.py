@@ -17,10 +17,11 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from extraction.errors import first_line
+from extraction.setting_names import setting
 from inference.engine.job import Job
 from inference.engine.programs import BatchInput, GenerationSettings, batch_sharding, generate_batch
 from inference.errors import InputError
-from launch.machines import GIB, Machine
+from inference.planner.machines import GIB, Machine
 from qwen_hooks import QwenModelWithActivations
 from qwen_hooks.sharding import Layout, make_mesh
 
@@ -92,7 +93,8 @@ def compile_job(job: Job, slice_: Machine, bucket: int) -> CompiledBatch | None:
         raise InputError(
             f"a batch of {size} prompts of up to {bucket} tokens does not fit a chip of"
             f" {slice_.name}, which has {slice_.memory_bytes / GIB:.2f} GiB, says the TPU compiler;"
-            " choose a smaller --batch_size or a larger model axis in --mesh_shape"
+            f" choose a smaller {setting('batch_size')} or a larger model axis in"
+            f" {setting('mesh_shape')}"
         ) from None
 
 

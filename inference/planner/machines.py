@@ -1,4 +1,4 @@
-"""TPU slices that can be rented: chips, hosts, memory, rates, and the mesh a model gets on them.
+"""TPU slices that can be rented: chips, hosts, memory, rates.
 
 From Google's public documentation:
 
@@ -21,10 +21,7 @@ import dataclasses
 import difflib
 import math
 
-from inference.engine.hosts import Workers
 from inference.errors import InputError
-from qwen_hooks.config import QwenConfig
-from qwen_hooks.sharding import Layout, layout_for, make_mesh
 
 GIB = 1 << 30
 
@@ -173,64 +170,3 @@ def machine(name: str) -> Machine:
         return MACHINES[wanted]
     near = difflib.get_close_matches(wanted, MACHINES, n=4, cutoff=0.5) or sorted(MACHINES)
     raise InputError(f"{name!r} is no TPU slice that is known here; near it: {', '.join(near)}")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Chip:
-    """Stands for a device of a slice that is not here."""
-
-    id: int
-    process_index: int
-    platform: str = "plan"
-    device_kind: str = "plan"
-
-
-def slice_layout(
-    config: QwenConfig, machine: Machine, itemsize: int, mesh_shape: tuple[int, int] | None = None
-) -> Layout:
-    """How the engine lays a model out over all chips of a slice; no device is needed.
-
-    Args:
-        config: of the model.
-        machine: the slice.
-        itemsize: bytes of a parameter.
-        mesh_shape: data and model axis; None: the default.
-
-    Raises:
-        ModelError: the mesh does not fit the slice, or the model does not fit it.
-    """
-    return layout_for(config, mesh_shape, _chips(machine.chips, machine), machine.memory_bytes,
-                      itemsize)  # fmt: skip
-
-
-def default_mesh(config: QwenConfig, machine: Machine, itemsize: int) -> tuple[int, int]:
-    """Data and model axis that the engine chooses for a model on a slice.
-
-    Raises:
-        ModelError: the model fits no mesh of it.
-    """
-    shape = slice_layout(config, machine, itemsize).mesh.shape
-    return shape["data"], shape["model"]
-
-
-def slice_workers(
-    config: QwenConfig, machine: Machine, itemsize: int, mesh_shape: tuple[int, int] | None = None
-) -> Workers:
-    """As `inference.engine.hosts.plan_workers` on the slice's first host.
-
-    Raises:
-        ModelError: see `slice_layout`.
-    """
-    layout = slice_layout(config, machine, itemsize, mesh_shape)
-    model, local = layout.mesh.shape["model"], machine.chips_per_host
-    count = 1
-    if local % model == 0:
-        mesh = make_mesh((local // model, model), _chips(local, machine))
-        layout, count = dataclasses.replace(layout, mesh=mesh), machine.hosts
-    return Workers(
-        layout=layout, device_memory=machine.memory_bytes, number=0, count=count, writes=True
-    )
-
-
-def _chips(count: int, machine: Machine) -> list[_Chip]:
-    return [_Chip(number, number // machine.chips_per_host) for number in range(count)]

@@ -23,8 +23,8 @@ from inference.engine.job import Job
 from inference.engine.plan import Batch
 from inference.engine.self_check import SelfCheck, plan_check
 from inference.outputs import output_line
-from launch.plan_sizes import unit_keys, with_zeros
-from launch.plan_time import Rates, batches_of
+from inference.planner.seconds import Rates, batches_of
+from inference.planner.sizes import unit_keys, with_zeros
 from qwen_hooks import load_params
 from qwen_hooks.hook_points import hook_widths
 

@@ -16,7 +16,7 @@ from collections.abc import Container, Mapping, Sequence
 from inference.engine.job import Job
 from inference.engine.plan import Batch, own_units, pack_batches
 from inference.engine.self_check import plan_check
-from launch.machines import Machine
+from inference.planner.machines import Machine
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.sharding import params_bytes
 
@@ -117,8 +117,10 @@ def planned_time(work: Sequence[Work], rates: Rates) -> PlannedTime:
         return PlannedTime(
             source=rates.source,
             load=rates.load if runs else 0.0,
-            compile=sum(rates.compile[bucket] for bucket in one.batches),
-            batches=sum(count * rates.batch[bucket] for bucket, count in one.batches.items()),
+            compile=sum((rates.compile[bucket] for bucket in one.batches), 0.0),
+            batches=sum(
+                (count * rates.batch[bucket] for bucket, count in one.batches.items()), 0.0
+            ),
             check=compiling + each * one.checked if one.checked else 0.0,
             commits=one.units * rates.unit,
         )

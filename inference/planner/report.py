@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from inference.engine.memory import MemoryEstimate
-from launch.machines import GIB, Machine
-from launch.plan_sizes import PlannedFiles
-from launch.plan_time import PlannedTime
-from launch.prices import Prices
+from inference.planner.machines import GIB, Machine
+from inference.planner.prices import Prices
+from inference.planner.seconds import PlannedTime
+from inference.planner.sizes import PlannedFiles
 
 HOOK_POINTS_SHOWN = 8
 

@@ -1,0 +1,250 @@
+"""What a run would be, before it is one: rows, bytes, files, programs, memory, hours, dollars.
+
+Tasks are read, tokenised and cut into units by the command's own code, so what is counted is what
+will be run, and what the command would refuse is refused here. Nothing is written.
+
+Read in this order: `sizes` (files, to the byte), `seconds` (from rates), `calibration` (rates,
+measured), `compiled` (memory, by the TPU's compiler), `report` (what is printed).
+"""
+
+import dataclasses
+import logging
+import shutil
+import tempfile
+from collections.abc import Sequence
+
+import jax
+
+from extraction.errors import StoreError
+from extraction.interruption import raised_in_main
+from extraction.setting_names import setting
+from extraction.storage import open_cloud
+from inference.engine.hosts import Workers, plan_workers, prompt_attention
+from inference.engine.job import Job, plan_job
+from inference.engine.memory import MemoryEstimate, estimate_memory
+from inference.engine.prepare import prepare
+from inference.engine.pretrained import Pretrained
+from inference.errors import InputError
+from inference.inputs.tasks import Task
+from inference.planner.calibration import calibrate, disk_of
+from inference.planner.compiled import compile_job, has_compiler
+from inference.planner.machines import Machine
+from inference.planner.prices import PRICES, Prices
+from inference.planner.report import Planned
+from inference.planner.seconds import PlannedTime, assumed_rates, batches_of, planned_time, work_of
+from inference.planner.sizes import PlannedFiles, planned_files
+from inference.planner.slices import slice_layout, slice_workers
+from inference.settings.commands import DISTRIBUTED, DistributedSettings
+from inference.unit_run import UnitRun
+from qwen_hooks.attention_backends import choose_attention
+from qwen_hooks.hook_points import hook_widths
+
+log = logging.getLogger(__name__)
+
+NO_TIME = PlannedTime(
+    source="nothing is left to run", load=0.0, compile=0.0, batches=0.0, check=0.0, commits=0.0
+)
+
+DEVICE_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
+"""JAX's names of the generations."""
+
+
+def make_plan(
+    settings: DistributedSettings,
+    tasks: Sequence[Task],
+    slice_: Machine | None = None,
+    *,
+    repeats: int = 0,
+    compile_memory: bool = False,
+    prices: Prices = PRICES,
+) -> Planned:
+    """Plans a run of the distributed command.
+
+    Args:
+        settings: of the command.
+        tasks: of the run.
+        slice_: to plan for; None: this machine.
+        repeats: how often a batch is timed on the devices here; 0: none is run.
+        compile_memory: let the TPU compiler say what the fullest batch needs, if it is here.
+        prices: of chips.
+
+    Raises:
+        InputError: it cannot work as it is.
+        ModelError: the model is none that can be run there.
+        StoreError: the folder or the bucket cannot be used.
+    """
+    if slice_ is not None:
+        if repeats:
+            _check_devices(slice_)
+        if settings.dtype == "auto":
+            settings = dataclasses.replace(settings, dtype="bfloat16")
+    prepared = prepare(settings, tasks)
+    samples = prepared.samples
+    workers, mesh, attention = _lay_out(prepared.settings, prepared.pretrained, slice_)
+    job = plan_job(prepared, workers, attention)
+    committed = _committed(job, is_here=slice_ is None)
+    missing = [unit for unit in job.units if unit.number not in committed]
+    files = planned_files(job, job.units)
+    place = _check_place(job, files, planned_files(job, missing), slice_)
+    buckets = tuple(sorted({unit.bucket for unit in missing if unit.bucket}))
+    memory = {bucket: _memory(job, bucket) for bucket in buckets}
+    fullest = max(buckets, key=lambda bucket: memory[bucket].batch, default=0)
+    compiled = None
+    if compile_memory and slice_ is not None and buckets and has_compiler():
+        log.info("the TPU compiler makes the program for prompts of %d tokens", fullest)
+        compiled = compile_job(job, slice_, fullest)
+    time = _time(job, committed, slice_, repeats) if buckets else NO_TIME
+    dollars = {}
+    if slice_ is not None and time is not None:
+        dollars = prices.dollars(slice_.generation, slice_.chips, time.total / 3600)
+    return Planned(
+        machine=slice_,
+        samples=len(samples),
+        skipped=prepared.skipped,
+        prompt_tokens=sum(
+            len(samples[n].token_ids) for u in missing if u.bucket for n in u.samples
+        ),
+        computed_tokens=_computed_tokens(job, committed),
+        units=len(job.units),
+        committed=len(committed),
+        files=files,
+        programs=buckets,
+        mesh=mesh,
+        processes=workers.count,
+        memory=memory.get(fullest),
+        compiled_memory=None if compiled is None else compiled.bytes,
+        fullest_bucket=fullest,
+        device_memory=workers.device_memory,
+        time=time,
+        dollars=dollars,
+        prices=prices,
+        place=place,
+    )
+
+
+def _lay_out(
+    settings: DistributedSettings, pretrained: Pretrained, slice_: Machine | None
+) -> tuple[Workers, tuple[int, int], str]:
+    """Who runs the units, data and model axis of all devices, and attention of prompts."""
+    config, itemsize = pretrained.checkpoint.config, pretrained.dtype.itemsize
+    if slice_ is None:
+        workers = plan_workers(config, settings.mesh_axes(), itemsize)
+        shape = workers.layout.mesh.shape
+        attention = prompt_attention(settings.attention, workers.layout, config, pretrained.dtype)
+    else:
+        workers = slice_workers(config, slice_, itemsize, settings.mesh_axes())
+        shape = slice_layout(config, slice_, itemsize, settings.mesh_axes()).mesh.shape
+        attention = "xla"
+        if shape["model"] == 1:
+            attention = choose_attention(settings.attention, "tpu", pretrained.dtype, config)
+        elif settings.attention not in ("auto", "xla"):
+            raise InputError(
+                f"{setting('attention', settings.attention)} needs a model axis of 1 in"
+                f" {setting('mesh_shape')}"
+            )
+    return workers, (shape["data"], shape["model"]), attention
+
+
+def _committed(job: Job, *, is_here: bool) -> set[int]:
+    """Units that a run to be resumed has, and all the checks that the command makes."""
+
+    def found(settings: DistributedSettings) -> set[int]:
+        prepared = dataclasses.replace(job.prepared, settings=settings)
+        return UnitRun(DISTRIBUTED, prepared, job.units).committed()
+
+    if is_here:
+        return found(job.settings)
+    with raised_in_main(), tempfile.TemporaryDirectory() as folder:  # a new machine's disk is empty
+        return found(dataclasses.replace(job.settings, activations_dir=folder, output_dir=folder))
+
+
+def _check_place(
+    job: Job, files: PlannedFiles, missing: PlannedFiles, slice_: Machine | None
+) -> str:
+    """What is known of the place where the files will be.
+
+    Raises:
+        InputError: they do not fit the disk.
+    """
+    settings, cloud = job.settings, job.settings.cloud()
+    if slice_ is not None:
+        if cloud is not None:
+            return _cloud_place(cloud)
+        if slice_.hosts > 1:
+            return (
+                f"{settings.activations_dir} of {slice_.hosts} hosts, which must be a folder that"
+                f" all share; else give {setting('gcs_bucket')}"
+            )
+        return f"{settings.activations_dir} on the slice, whose disk is not looked at"
+    needed = missing.activation_bytes
+    if cloud is not None:
+        needed = min(needed, int(settings.spool_gb * 1e9))
+    needed += 2 * missing.output_bytes  # the units' parts, and outputs.jsonl
+    free = shutil.disk_usage(disk_of(settings.activations_dir)).free
+    if needed > free:
+        raise InputError(
+            f"{settings.activations_dir} needs {needed / 1e9:.1f} GB, and its disk has"
+            f" {free / 1e9:.1f} GB free; choose another {setting('activations_dir')}, fewer hook"
+            f" points or positions, or {setting('gcs_bucket')}"
+        )
+    disk = f"{settings.activations_dir}, where {free / 1e9:.1f} GB are free"
+    return disk if cloud is None else f"{_cloud_place(cloud)}, by way of {disk}"
+
+
+def _cloud_place(address: str) -> str:
+    """What is known of a bucket, in which nothing is written to find out."""
+    try:
+        missing = open_cloud(address).missing_permissions()
+    except StoreError:  # its listing was read before, so it is there; some servers do not tell
+        return f"{address}, which can be reached; whether it can be written to is not known"
+    if not missing:
+        return f"{address}, which can be reached and written to"
+    return f"{address}, where the account here is not granted {', '.join(missing)}"
+
+
+def _memory(job: Job, bucket: int) -> MemoryEstimate:
+    pretrained = job.prepared.pretrained
+    config = pretrained.checkpoint.config
+    return estimate_memory(
+        config,
+        job.workers.layout,
+        batch_size=job.plan.batch_size(bucket),
+        bucket=bucket,
+        max_new_tokens=job.settings.max_new_tokens,
+        row_slots=job.row_slots[bucket],
+        captured_width=sum(hook_widths(pretrained.model.hook_points, config).values()),
+        itemsize=pretrained.dtype.itemsize,
+    )
+
+
+def _time(
+    job: Job, committed: set[int], slice_: Machine | None, repeats: int
+) -> PlannedTime | None:
+    if repeats:
+        rates = calibrate(job, repeats)
+    elif slice_ is not None:
+        rates = assumed_rates(job, slice_)
+    else:
+        return None
+    return planned_time(work_of(job, committed), rates)
+
+
+def _computed_tokens(job: Job, committed: set[int]) -> int:
+    data = job.workers.layout.mesh.shape["data"]
+    return sum(
+        batch.bucket * job.plan.batch_size(batch.bucket) * data
+        for number in range(job.workers.count)
+        for batch in batches_of(job, number, committed)
+    )
+
+
+def _check_devices(slice_: Machine) -> None:
+    """Refuses to time on one kind of device what is planned for another."""
+    devices = jax.local_devices()
+    here = DEVICE_KINDS.get(devices[0].device_kind)
+    if here != slice_.generation or len(devices) != slice_.chips_per_host:
+        raise InputError(
+            f"{setting('calibrate')} times the devices here, {len(devices)}"
+            f" {devices[0].device_kind}, and tells nothing of {slice_.name}; run it on a host of"
+            f" such a slice, or leave one of {setting('calibrate')} and {setting('machine')} out"
+        )
