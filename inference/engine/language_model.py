@@ -8,14 +8,16 @@ logits = store(token_ids)
 store["norm"]
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from inference.engine.buckets import bucket_length
 from inference.engine.hosts import plan_workers, prompt_attention
@@ -33,6 +35,9 @@ from qwen_hooks.hook_points import few, is_per_key, sites
 from qwen_hooks.interventions import Operation, intervene
 from qwen_hooks.model import Params
 from qwen_hooks.sharding import Layout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -1,13 +1,15 @@
 """A model as a command uses it, checked but not loaded: checkpoint, tokenizer, layers, dtype."""
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from extraction.errors import first_line
 from inference.engine.bucket_checkpoint import open_bucket_checkpoint
@@ -24,6 +26,9 @@ from qwen_hooks import (
 )
 from qwen_hooks.errors import ModelError
 from qwen_hooks.hook_points import default_layers, is_per_key
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +129,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     """
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         return None
+    from transformers import AutoTokenizer  # a second, which no other refusal waits for
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         is_whole = _knows_text(tokenizer)

@@ -1,10 +1,10 @@
 """From tasks to samples: prompts made, numbered and tokenised."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, cast
 
 from extraction.progress import Progress, ProgressLine, counted, silent
 from extraction.setting_names import setting
@@ -18,6 +18,9 @@ from inference.inputs.prompt_tokens import PromptTokens, special_ids
 from inference.inputs.tasks import PromptTask, Task
 from inference.outputs import FOUND_FIELD
 from inference.settings.commands import ExtractionSettings, SampleSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,16 @@
 """Prompts with the chosen tokens marked, for people to look at."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from itertools import groupby
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from inference.inputs.samples import Sample, decode_text
 from inference.outputs import FOUND_FIELD
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 OPEN, CLOSE = "⟦", "⟧"
 
