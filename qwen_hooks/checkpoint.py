@@ -129,6 +129,7 @@ class Checkpoint:
             ModelError: with every missing, unexpected, misshapen or unreadable tensor in it.
         """
         folder = Path(folder)
+        _refuse_devices(folder)
         _warn_of_adapter(folder)
         config = QwenConfig.from_pretrained(folder)
         if weights is None:
@@ -197,6 +198,17 @@ def _read_headers(folder: Path, weights: Mapping[str, WeightsFile]) -> dict[str,
                 raise ModelError(f"{folder}: {tensor_name} stands in more than one file")
             tensors[tensor_name] = tensor
     return tensors
+
+
+def _refuse_devices(folder: Path) -> None:
+    """Make sure that nothing in a checkpoint's folder is waited for or read without an end.
+
+    Raises:
+        ModelError: something is a FIFO, a socket or a device, or a link to one.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ModelError(f"{path} is no regular file, as those of a checkpoint are")
 
 
 def _warn_of_adapter(folder: Path) -> None:

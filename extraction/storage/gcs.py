@@ -232,10 +232,14 @@ class GcsStorage:
         return self._bucket.blob(self._prefix + check_name(name))
 
     def _stat(self, name: str) -> google_storage.Blob:
-        with self._explained(name):
+        def ask() -> google_storage.Blob:
             blob = self._blob(name)
-            self._whole(blob.reload)(**self._options)
+            blob.reload(**self._options)
+            _info(blob)  # fails if the answer was empty
             return blob
+
+        with self._explained(name):
+            return self._whole(ask)()
 
     def _is(self, name: str, content: bytes) -> bool:
         """Whether a file has this content."""
@@ -309,8 +313,12 @@ class GcsStorage:
 
 
 def _broke_off(error: BaseException) -> bool:
-    """Whether an answer ended amid its JSON, which Google's client does not ask again for."""
-    return isinstance(error, requests.exceptions.JSONDecodeError)
+    """Return whether an answer ended early, which Google's client does not ask again for.
+
+    It fails on half of a JSON document, and takes an empty answer for bytes without a `get`.
+    """
+    is_empty = isinstance(error, AttributeError) and str(error).startswith("'bytes' object")
+    return is_empty or isinstance(error, requests.exceptions.JSONDecodeError)
 
 
 def _info(blob: google_storage.Blob) -> FileInfo:

@@ -1,6 +1,7 @@
 """Checkpoints: what is read, what is refused, and back to Hugging Face's format."""
 
 import json
+import os
 import logging
 
 import jax
@@ -331,3 +332,15 @@ def test_local_folders_have_no_revision_and_files_are_no_folders(folder):
         find_checkpoint(str(folder), "main")
     with pytest.raises(ModelError, match="is a file"):
         find_checkpoint(str(folder / "config.json"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "other"])
+@pytest.mark.parametrize("kind", ["FIFO", "link to a device"])
+def test_what_is_no_file_in_a_checkpoint_is_refused_and_not_waited_for(folder, name, kind):
+    (folder / name).unlink(missing_ok=True)
+    if kind == "FIFO":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to("/dev/zero")
+    with pytest.raises(ModelError, match=f"{name} is no regular file"):
+        Checkpoint.open(folder)
