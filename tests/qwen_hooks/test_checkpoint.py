@@ -1,8 +1,8 @@
 """Checkpoints: what is read, what is refused, and back to Hugging Face's format."""
 
 import json
-import os
 import logging
+import os
 
 import jax
 import jax.numpy as jnp
