@@ -12,27 +12,33 @@ from extraction.version import __version__
 
 if TYPE_CHECKING:
     from extraction.errors import ExistingRunError, StoreError
+    from extraction.maintenance.verify import verify
     from extraction.reading.dataset import ActivationDataset
     from extraction.run.rows import RowBlock
+    from extraction.writing.activation_writer import ActivationWriter
     from extraction.writing.extractor import ActivationExtractionConfig, ActivationExtractor
 
 __all__ = [
     "ActivationDataset",
     "ActivationExtractionConfig",
     "ActivationExtractor",
+    "ActivationWriter",
     "ExistingRunError",
     "RowBlock",
     "StoreError",
     "__version__",
+    "verify",
 ]
 
 _MODULES = {
     "ActivationDataset": "reading.dataset",
     "ActivationExtractionConfig": "writing.extractor",
     "ActivationExtractor": "writing.extractor",
+    "ActivationWriter": "writing.activation_writer",
     "ExistingRunError": "errors",
     "RowBlock": "run.rows",
     "StoreError": "errors",
+    "verify": "maintenance.verify",
 }
 
 

@@ -24,19 +24,17 @@ from typing import Any
 
 import jax
 
-from extraction.errors import ExistingRunError
 from extraction.interruption import StopFlag
-from extraction.run.identity import RunIdentity, RunLock, begin, check_identity
+from extraction.run.identity import RunIdentity
 from extraction.run.metadata import METADATA_FILE
 from extraction.run.records import CommitLog
 from extraction.run.rows import RowBlock
 from extraction.run.totals import RunTotals
 from extraction.setting_names import setting
-from extraction.storage import CloudStorage, Storage, open_cloud
-from extraction.storage.local import LocalStorage
-from extraction.writing.committer import Committer
+from extraction.storage import Storage
 from extraction.writing.disk_retry import patiently
-from extraction.writing.finalise import SELF_CHECKS, output_lines, read_self_check, write_metadata
+from extraction.writing.finalise import SELF_CHECKS, output_lines, read_self_check
+from extraction.writing.run_writer import RunWriter
 from inference.engine.plan import WINDOW, Unit
 from inference.engine.prepare import Prepared
 from inference.engine.pretrained import TOKENIZER_FILES, Pretrained
@@ -86,47 +84,41 @@ class UnitRun:
         self.settings = settings
         self.units = units
         self._prepared, self._process = prepared, process
-        self._spool = LocalStorage(settings.activations_dir)
-        address = settings.cloud()
-        self._cloud: CloudStorage | None = open_cloud(address) if address else None
-        self.storage: Storage = self._cloud or self._spool
-        """Holds the truth: the bucket, or the folder."""
         self._outputs = OutputsFile(settings.output_dir, may_exist=settings.resume)
-        hook_points = pretrained.model.hook_points
-        dtype = settings.stored_dtype(str(pretrained.dtype))
-        self._identity = RunIdentity.new(
+        identity = RunIdentity.new(
             model_name=settings.model_path,
-            hook_points=hook_points,
+            hook_points=pretrained.model.hook_points,
             hidden_dim=pretrained.checkpoint.config.hidden_size,
             file_format=settings.format,
-            dtype=dtype,
+            dtype=settings.stored_dtype(str(pretrained.dtype)),
             planned_batches=len(units),
             fingerprint=_fingerprint(command, settings, pretrained, prepared.samples),
             run=describe(command, settings, pretrained) | (run or {}),
             run_id=run_id,
         )
-        for place in self._places():
-            check_identity(
-                place,
-                self._identity,
-                resume=settings.resume,
-                exclusive=place is self._spool,
-                explaining={"samples_sha256": INPUT_SETTINGS},
-            )
-        self._committer = Committer(self._spool, hook_points, settings.format, dtype)
+        self._writer = RunWriter(
+            settings.activations_dir,
+            identity,
+            upload_to=settings.upload_to,
+            resume=settings.resume,
+            process=process,
+            spool_bytes=int(settings.spool_gb * 1e9),
+            explaining={"samples_sha256": INPUT_SETTINGS},
+        )
         self._log, self._totals = CommitLog(self.storage), RunTotals()
         self._done_before = 0
         self._score: str | None = None
         self._failed_check: str | None = None
         self.work = Work()
-        self._uploader: Any = None
         self._next_refresh = time.monotonic() + REFRESH_SECONDS
 
-    def _places(self) -> list[Storage]:
-        return [self._spool] if self._cloud is None else [self._spool, self._cloud]
+    @property
+    def storage(self) -> Storage:
+        """Holds the truth: the bucket, or the folder."""
+        return self._writer.storage
 
     def begin(self, stack: contextlib.ExitStack, *, first: bool = True) -> None:
-        """Claims the run until the stack is closed; the end of the stack waits for all uploads.
+        """Claim the run until the stack is closed; the end of the stack waits for all uploads.
 
         Args:
             stack: that the claim is put on.
@@ -135,55 +127,26 @@ class UnitRun:
         Raises:
             ExistingRunError: another process writes there, or was quicker.
         """
-        lock = RunLock(self._spool.folder, self._process)
-        stack.callback(lock.release)
-        if first:
-            self._spool.remove_left_overs()
-        # The truth's identity first: the spool then takes on the same.
-        for place in reversed(self._places()):
-            # The lock is held; the others of the same run follow the first.
-            found = begin(place, self._identity, exclusive=first and place is self._spool)
-            if found.run_id != self._identity.run_id:
-                if place is not self.storage:
-                    raise ExistingRunError(
-                        f"{place.address} holds another run than {self.storage.address}; choose"
-                        f" another {setting('activations_dir')}, nothing was changed"
-                    )
-                if first and not self.settings.resume:
-                    raise ExistingRunError(f"another run was quicker to begin in {place.address}")
-                self._identity = found
-        if self._cloud is not None:
-            from extraction.writing.upload import (
-                Uploader,  # the cloud's client only where it is used
-            )
-
-            spool_bytes = int(self.settings.spool_gb * 1e9)
-            self._uploader = stack.enter_context(
-                Uploader(self._spool, self._cloud, self._identity.run_id, spool_bytes=spool_bytes)
-            )
-            self._uploader.add_left_over()
+        stack.enter_context(self._writer.begun(first=first))
 
     def committed(self) -> set[int]:
-        """Numbers of the units that need not run: committed, or waiting to be uploaded."""
-        # The spool first: what is uploaded in between is then in one of the two.
-        ids = CommitLog(self._spool).batch_ids()
-        ids |= self._log.batch_ids()
+        """Return the numbers of units that need not run: committed, or waiting to be uploaded."""
+        ids = self._writer.committed()
         self._done_before = len(ids)
         return {batch_id - 1 for batch_id in ids}
 
     def commit(self, unit: Unit, block: RowBlock | None, lines: Sequence[dict[str, Any]]) -> None:
-        """Makes a unit exist, here and then in the cloud."""
-        record = self._committer.commit(unit.number + 1, block, lines)
+        """Make a unit exist, here and then in the cloud."""
+        record = self._writer.commit(unit.number + 1, block, lines)
         self.work.add(lines, 0 if block is None else len(block))
-        if self._uploader is not None:
-            self._uploader.add(record)
+        self._writer.upload(record)
         self._refresh_metadata()
 
     def _refresh_metadata(self) -> None:
         """Now and then, so that who looks into a running run sees what there is."""
         if self._process == 0 and time.monotonic() > self._next_refresh:
             started = time.monotonic()
-            write_metadata(self.storage, self._totals)
+            self._writer.write_metadata(self._totals)
             took = time.monotonic() - started
             self._next_refresh = time.monotonic() + max(REFRESH_SECONDS, REFRESH_SHARE * took)
 
@@ -200,8 +163,7 @@ class UnitRun:
         """
         if self_check is not None:
             self._note_self_check(self_check)
-        copies = [] if self._cloud is None else [self._spool]
-        totals = write_metadata(self.storage, self._totals, copies)
+        totals = self._writer.write_metadata(self._totals, here_too=True)
         stopped = (
             f"stopped; {len(totals):,} of {len(self.units):,} units are committed, the same command"
             f" with {setting('resume', True)} goes on"
@@ -223,11 +185,11 @@ class UnitRun:
                 for line in sorted(lines, key=lambda x: place[x["task_id"], x["sample_idx"]]):
                     outputs.write(line)
         self._score = write_submission(self._prepared.tasks, self._outputs.path, self.settings)
-        if self._cloud is not None:
+        if not self.storage.is_local:
             for name in (OUTPUTS_FILE, SUBMISSION_FILE):
                 path = self._outputs.path.with_name(name)
                 if path.exists():
-                    self._cloud.replace(name, path.read_bytes())
+                    self.storage.replace(name, path.read_bytes())
 
     def _note_self_check(self, found: Mapping[str, Any]) -> None:
         """Adds it to what earlier attempts found, so that a mark stays."""
@@ -265,7 +227,7 @@ class UnitRun:
             units=len(self.units),
             done_before=self._done_before,
             totals=totals,
-            hook_points=self._identity.hook_points,
+            hook_points=self._writer.identity.hook_points,
             work=self.work,
             details=details,
             address=self.storage.address,

@@ -13,6 +13,7 @@ from damage, and files that no record names do no harm.
 
 import contextlib
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from extraction.documents import read_json
 from extraction.errors import CorruptBatchError, StoreError
@@ -30,24 +31,27 @@ from extraction.run.metadata import METADATA_FILE
 from extraction.run.records import COMMITS, CommitLog, CommitRecord, CommittedFile, record_name
 from extraction.run.totals import BatchSummary
 from extraction.setting_names import setting
-from extraction.storage import FileInfo, Storage
+from extraction.storage import FileInfo, Storage, open_storage
 from extraction.storage.local import LocalStorage
 from extraction.writing.finalise import SELF_CHECKS, planned_batches, read_self_check
 
 DERIVED = {METADATA_FILE, "outputs.jsonl", "submission.json"}
 
 
-def verify(storage: Storage, level: int | None = None, progress: Progress = silent) -> Report:
-    """Checks a run.
+def verify(
+    run: Storage | str | Path, level: int | None = None, progress: Progress = silent
+) -> Report:
+    """Check a run.
 
     Args:
-        storage: of the run; nothing is written.
+        run: its folder, its `gs://bucket/prefix`, or an open back end; nothing is written.
         level: 1 to 3; None: 2 on this machine's disks, 1 in a bucket.
         progress: told how far it is.
 
     Raises:
         StorageUnavailableError: it cannot be reached.
     """
+    storage = open_storage(run, writable=False) if isinstance(run, str | Path) else run
     if level is None:
         level = 2 if storage.is_local else 1
     report = Report(address=storage.address, level=level)

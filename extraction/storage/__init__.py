@@ -144,8 +144,26 @@ def scheme_of(address: str | Path) -> str | None:
     return None if match is None else match[1]
 
 
+def check_address(address: str | Path) -> None:
+    """Make sure that there is a back end for an address.
+
+    Raises:
+        StoreError: there is none for its scheme.
+    """
+    scheme = scheme_of(address)
+    if scheme is None:
+        return
+    known = " or ".join(f"{name}://bucket/prefix" for name in BACK_ENDS if name)
+    if scheme not in BACK_ENDS:
+        raise StoreError(
+            f"{address}: there is no storage for {scheme}://; give a folder or {known}, as text"
+        )
+    if "://" not in str(address):
+        raise StoreError(f"{address} lacks a slash: give {known}, as text")
+
+
 def open_storage(address: str | Path, *, writable: bool = True) -> Storage:
-    """The back end for an address.
+    """Return the back end for an address.
 
     Args:
         address: a folder or `gs://bucket/prefix`.
@@ -154,15 +172,9 @@ def open_storage(address: str | Path, *, writable: bool = True) -> Storage:
     Raises:
         StoreError: there is none for its scheme, or the address cannot be used.
     """
+    check_address(address)
     scheme = scheme_of(address)
-    module, name = BACK_ENDS.get(scheme or "", (None, ""))
-    if module is None or (scheme and "://" not in str(address)):
-        known = " or ".join(f"{name}://bucket/prefix" for name in BACK_ENDS if name)
-        raise StoreError(
-            f"{address}: there is no storage for {scheme}://; give a folder or {known}, as text"
-            if module is None
-            else f"{address} lacks a slash: give {known}, as text"
-        )
+    module, name = BACK_ENDS[scheme or ""]
     back_end = getattr(importlib.import_module(module), name)
     return back_end(address) if scheme else back_end(address, writable=writable)
 

@@ -1,11 +1,8 @@
-"""The buffer between a model and the files: rows in, numbered batches out.
+"""Founding document 004's writer: one layer's activation at a time.
 
-All hook points of a batch hold the same rows in the same order. `add` is the way in for loops
-that have whole blocks of rows; `extract_layer_activation` is founding document 004's call, one
-layer at a time, and ends in `add` too.
+`extract_layer_activation` is its call; it ends in `ActivationWriter.add`.
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,17 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from extraction.errors import ExistingRunError, StoreError
+from extraction.errors import StoreError
 from extraction.formats import FORMATS
-from extraction.hook_point_names import few
-from extraction.run.identity import RunIdentity, RunLock, begin, check_identity
 from extraction.run.rows import UNKNOWN, RowBlock, text_column, timestamp
-from extraction.run.totals import BatchSummary, RunTotals
-from extraction.storage import CloudStorage, Storage, open_cloud
-from extraction.storage.local import LocalStorage
-from extraction.writing.committer import Committer
-from extraction.writing.finalise import close as close_run
-from extraction.writing.finalise import write_metadata
+from extraction.storage import Storage
+from extraction.writing.activation_writer import ActivationWriter
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,15 +63,12 @@ class ActivationExtractionConfig:
             raise StoreError("upload_to_cloud needs a gcs_bucket")
 
 
-class ActivationExtractor:
-    """Collects rows and writes `layer_6_batch_000001.pkl` and its siblings, and `metadata.json`.
-
-    Use it in a `with` block: a block that ends in order writes the rest and marks the run
-    complete; one that ends with an exception leaves what was published, all of it valid.
+class ActivationExtractor(ActivationWriter):
+    """An `ActivationWriter` for some layers of one width, which takes one layer at a time.
 
     Args:
         config: what is captured, and where it goes.
-        storage: back end; None: the local folder `config.output_dir`.
+        storage: back end; None: the folder or address `config.output_dir`.
 
     Raises:
         ExistingRunError: the folder already holds a run.
@@ -89,92 +77,19 @@ class ActivationExtractor:
 
     def __init__(self, config: ActivationExtractionConfig, storage: Storage | None = None):
         self.config = config
-        self.hook_points = tuple(f"layer_{layer}" for layer in config.layers_to_extract)
-        self._storage = LocalStorage(config.output_dir) if storage is None else storage
-        self._cloud: CloudStorage | None = None
-        if config.gcs_bucket is not None and config.upload_to_cloud is not False:
-            self._cloud = open_cloud(config.gcs_bucket)
-        self._identity = RunIdentity.new(
+        super().__init__(
+            config.output_dir if storage is None else storage,
+            {f"layer_{layer}": config.hidden_dim for layer in config.layers_to_extract},
             model_name=config.model_name,
-            hook_points=self.hook_points,
             hidden_dim=config.hidden_dim,
-            file_format=config.file_format,
-            dtype=config.store_dtype,
+            rows_per_file=config.save_every_n_samples,
+            store_format=config.file_format,
+            store_dtype=config.store_dtype,
+            upload_to=None if config.upload_to_cloud is False else config.gcs_bucket,
             run=config.run,
         )
-        self._identity.to_json()  # what JSON cannot hold is refused now, not after a batch
-        self._committer = Committer(
-            self._storage, self.hook_points, config.file_format, config.store_dtype
-        )
-        self._uploader: Any = None
-        self._lock: RunLock | None = None
-        self._begun = False
-        self._buffer: list[RowBlock] = []
-        self._buffered = 0
-        self._written = RunTotals()
-        self._listed = 0  # batches in the last metadata.json
-        self._sequences: set[tuple[str, int]] = set()  # of published rows
-        self._failed = False
         self._partial_rows: dict[tuple, dict[str, np.ndarray]] = {}
         self._next_step: dict[tuple[str, int], int] = {}
-        self._closed = False
-        for place in {id(s): s for s in (self._storage, self._target)}.values():
-            exclusive = isinstance(place, LocalStorage)  # there the lock keeps others out
-            check_identity(place, self._identity, resume=False, exclusive=exclusive)
-
-    @property
-    def _target(self) -> Storage:
-        return self._storage if self._cloud is None else self._cloud
-
-    def __repr__(self) -> str:
-        state = "closed" if self._closed else f"{self._buffered:,} rows in memory"
-        return (
-            f"ActivationExtractor({self._target.address!r}: {len(self._written)} batches written,"
-            f" {state}; {few(self.hook_points)} [{self.config.hidden_dim}],"
-            f" {self.config.file_format}, {self.config.store_dtype})"
-        )
-
-    def __enter__(self) -> "ActivationExtractor":
-        return self
-
-    def __exit__(self, exception_type, exception, traceback) -> None:
-        try:
-            if exception_type is None:
-                self.close()
-            elif self._written:
-                # The block's own exception tells more than what goes wrong here.
-                with contextlib.suppress(OSError, StoreError):
-                    self._finish_uploads()
-                    write_metadata(self._target, self._known(), stall_timeout=0)
-        finally:
-            self._release()
-
-    def add(self, block: RowBlock) -> None:
-        """Takes rows; writes every batch that they fill.
-
-        Raises:
-            StoreError: hook points or widths differ from the run's, it is closed, or a write
-                failed earlier.
-        """
-        self._check_open()
-        if set(block.activations) != set(self.hook_points):
-            raise StoreError(
-                f"rows of {sorted(block.activations)} do not fit a run of {list(self.hook_points)}"
-            )
-        for name, values in block.activations.items():
-            if values.ndim != 2 or values.shape[1] != self.config.hidden_dim:
-                raise StoreError(
-                    f"{name} has shape {list(values.shape)}, not [rows, {self.config.hidden_dim}]"
-                )
-        self._buffer.append(block)
-        self._buffered += len(block)
-        rows = self.config.save_every_n_samples
-        if self._buffered >= rows:
-            pending = RowBlock.concatenate(self._buffer)
-            while len(pending) >= rows:
-                self._write_batch(pending[:rows])
-                pending = pending[rows:]
-            self._buffer, self._buffered = [pending], len(pending)
 
     def extract_layer_activation(
         self,
@@ -260,94 +175,16 @@ class ActivationExtractor:
             )
 
     def close(self) -> None:
-        """Writes the rows still buffered and the final `metadata.json`. Safe to call twice.
+        """Write the rows still buffered and the final `metadata.json`. Safe to call twice.
 
         Raises:
             StoreError: some layers of a token were never given.
         """
-        if self._closed:
-            return
-        self._check_open()
-        if self._partial_rows:
+        if self._partial_rows and not self._closed:
+            self._check_open()
             key, layers = next(iter(self._partial_rows.items()))
             missing = [name for name in self.hook_points if name not in layers]
             raise StoreError(
                 f"{len(self._partial_rows)} rows are incomplete: {key} lacks {missing}"
             )
-        if self._buffered:
-            self._write_batch(RowBlock.concatenate(self._buffer))
-            self._buffer, self._buffered = [], 0
-        self._failed = True  # until all is written
-        self._begin()
-        self._finish_uploads()
-        close_run(self._target, len(self._written))
-        copies = [self._storage] if self._cloud else []
-        write_metadata(self._target, self._known(), copies)
-        self._failed, self._closed = False, True
-        self._release()
-
-    @property
-    def rows_written(self) -> int:
-        """Rows per hook point in published files."""
-        return self._written.n_rows
-
-    @property
-    def batches(self) -> tuple[BatchSummary, ...]:
-        """What was committed."""
-        return tuple(self._written.batches())
-
-    def _known(self) -> RunTotals | None:
-        """What need not be read again to know what the run has; in a cloud files may have other
-        names than here."""
-        return self._written if self._cloud is None else None
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StoreError("this extractor is closed; a run cannot be added to")
-        if self._failed:
-            raise StoreError("a write failed earlier; what was published stays, no more can follow")
-
-    def _begin(self) -> None:
-        """Claims the folder when the first batch is there, so that until then nothing is made."""
-        if self._begun:
-            return
-        if isinstance(self._storage, LocalStorage):
-            self._lock = RunLock(self._storage.folder)
-        for place in {id(s): s for s in (self._storage, self._target)}.values():
-            exclusive = isinstance(place, LocalStorage)
-            if begin(place, self._identity, exclusive=exclusive).run_id != self._identity.run_id:
-                raise ExistingRunError(f"another run was quicker to begin in {place.address}")
-        if self._cloud is not None:
-            from extraction.writing.upload import (
-                Uploader,  # the cloud's client only where it is used
-            )
-
-            self._uploader = Uploader(self._storage, self._cloud, self._identity.run_id)
-            self._uploader.__enter__()
-        self._begun = True
-
-    def _write_batch(self, block: RowBlock) -> None:
-        self._failed = True  # until all is written
-        self._begin()
-        sequences = set(zip(block.task_ids, block.sample_idx.tolist(), strict=True))
-        record = self._committer.commit(
-            len(self._written) + 1, block, n_sequences=len(sequences - self._sequences)
-        )
-        self._written.add(record)
-        self._sequences |= sequences
-        if self._uploader is not None:
-            self._uploader.add(record)
-        # Rewriting at every batch would cost time quadratic in their number.
-        elif len(self._written) >= 1.1 * self._listed:
-            write_metadata(self._storage, self._written)
-            self._listed = len(self._written)
-        self._failed = False
-
-    def _finish_uploads(self) -> None:
-        if self._uploader is not None:
-            uploader, self._uploader = self._uploader, None
-            uploader.__exit__(None, None, None)
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
+        super().close()

@@ -97,7 +97,7 @@ def _commit_seconds(job: Job) -> float:
     widths = hook_widths(hook_points, job.prepared.pretrained.checkpoint.config)
     samples = [job.prepared.samples[number] for number in unit.samples]
     lines = [output_line(sample, [], None, "length") for sample in samples]
-    place = disk_of(job.settings.activations_dir)
+    place = disk_of(job.settings.spool)
     with raised_in_main(), tempfile.TemporaryDirectory(dir=place) as folder:
         committer = Committer(LocalStorage(folder), hook_points, job.settings.format, dtype)
         block = None if keys is None else with_zeros(keys, widths, dtype)
@@ -106,9 +106,9 @@ def _commit_seconds(job: Job) -> float:
         return time.perf_counter() - started
 
 
-def disk_of(folder: str) -> Path:
+def disk_of(folder: Path) -> Path:
     """The folder that is there already, of those above one that is to be made."""
-    path = Path(folder).expanduser().absolute()
+    path = folder.expanduser().absolute()
     return next(parent for parent in path.parents if parent.is_dir())
 
 

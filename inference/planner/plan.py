@@ -18,7 +18,7 @@ import jax
 from extraction.errors import StoreError
 from extraction.interruption import raised_in_main
 from extraction.setting_names import setting
-from extraction.storage import open_cloud
+from extraction.storage import open_cloud, scheme_of
 from inference.engine.hosts import Workers, plan_workers, prompt_attention
 from inference.engine.job import Job, plan_job
 from inference.engine.memory import MemoryEstimate, estimate_memory
@@ -155,7 +155,10 @@ def _committed(job: Job, *, is_here: bool) -> set[int]:
     if is_here:
         return found(job.settings)
     with raised_in_main(), tempfile.TemporaryDirectory() as folder:  # a new machine's disk is empty
-        return found(dataclasses.replace(job.settings, activations_dir=folder, output_dir=folder))
+        settings = dataclasses.replace(job.settings, output_dir=folder)
+        if scheme_of(settings.activations_dir) is None:
+            settings = dataclasses.replace(settings, activations_dir=folder)
+        return found(settings)
 
 
 def _check_place(
@@ -180,14 +183,14 @@ def _check_place(
     if cloud is not None:
         needed = min(needed, int(settings.spool_gb * 1e9))
     needed += 2 * missing.output_bytes  # the units' parts, and outputs.jsonl
-    free = shutil.disk_usage(disk_of(settings.activations_dir)).free
+    free = shutil.disk_usage(disk_of(settings.spool)).free
     if needed > free:
         raise InputError(
-            f"{settings.activations_dir} needs {needed / 1e9:.1f} GB, and its disk has"
+            f"{settings.spool} needs {needed / 1e9:.1f} GB, and its disk has"
             f" {free / 1e9:.1f} GB free; choose another {setting('activations_dir')}, fewer hook"
             f" points or positions, or {setting('gcs_bucket')}"
         )
-    disk = f"{settings.activations_dir}, where {free / 1e9:.1f} GB are free"
+    disk = f"{settings.spool}, where {free / 1e9:.1f} GB are free"
     return disk if cloud is None else f"{_cloud_place(cloud)}, by way of {disk}"
 
 

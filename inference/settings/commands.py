@@ -2,10 +2,13 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Literal
 
+from extraction.errors import StoreError
 from extraction.setting_names import setting
-from extraction.storage import scheme_of
+from extraction.storage import check_address, scheme_of
+from extraction.writing.places import places
 from inference.errors import InputError
 from inference.inputs.position_selectors import KNOWN
 from inference.inputs.positions import Positions
@@ -146,7 +149,9 @@ class StoreSettings(Settings):
         "Folder for outputs.jsonl and submission.json.", decides="nothing", default="./outputs"
     )
     activations_dir: str = flag(
-        "Folder for the activations, new or empty.", decides="nothing", default="./activations"
+        "Folder for the activations, or gs://bucket/prefix; new or empty.",
+        decides="nothing",
+        default="./activations",
     )
     resume: bool = flag(
         "Go on with the run in the folder or bucket; in an empty one, begin a run.",
@@ -172,8 +177,8 @@ class StoreSettings(Settings):
         least=1,
     )
     gcs_bucket: str | None = flag(
-        "Bucket and prefix to upload to. --activations_dir then holds files only until they are"
-        " uploaded.",
+        "Bucket and prefix to upload to; the folder --activations_dir then holds files only until"
+        " they are uploaded.",
         decides="nothing",
         default=None,
         example="gs://bucket/prefix",
@@ -193,12 +198,16 @@ class StoreSettings(Settings):
 
     def _check(self) -> None:
         super()._check()
-        for name in ("output_dir", "activations_dir"):
-            if scheme_of(getattr(self, name)) is not None:
-                raise InputError(
-                    f"{setting(name)} must be a folder on this machine, not {getattr(self, name)};"
-                    f" {setting('gcs_bucket', 'gs://bucket/prefix')} uploads the activations"
-                )
+        if scheme_of(self.output_dir) is not None:
+            raise InputError(
+                f"{setting('output_dir')} must be a folder on this machine, not {self.output_dir};"
+                " what is in it is also put beside activations in a bucket"
+            )
+        try:
+            check_address(self.activations_dir)
+            places(self.activations_dir, self.upload_to)
+        except StoreError as error:
+            raise InputError(f"{setting('activations_dir')}: {error}") from None
         if self.upload_to_cloud and self.gcs_bucket is None:
             raise InputError(
                 f"{setting('upload_to_cloud', True)} needs"
@@ -210,9 +219,19 @@ class StoreSettings(Settings):
                 f" {setting('format', 'safetensors')} or {setting('format', 'raw')}"
             )
 
-    def cloud(self) -> str | None:
-        """Where to upload to, if anywhere."""
+    @property
+    def upload_to(self) -> str | None:
+        """Where a folder's files are uploaded to, if anywhere."""
         return None if self.upload_to_cloud is False else self.gcs_bucket
+
+    def cloud(self) -> str | None:
+        """Return the address of the run in a bucket, if it is in one."""
+        return places(self.activations_dir, self.upload_to)[1]
+
+    @property
+    def spool(self) -> Path:
+        """Folder on this machine where the files are written first."""
+        return Path(places(self.activations_dir, self.upload_to)[0])
 
     def stored_dtype(self, computed: str) -> str:
         """Return the type to store what was computed in another."""

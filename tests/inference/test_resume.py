@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 
+from extraction.writing.places import spool_folder
 from inference import distributed_inference_with_activations as distributed
 from inference import simple_extraction_inference as simple
 from tests.fake_gcs.fixture import fake_gcs  # noqa: F401
@@ -71,8 +72,10 @@ def test_resumed_on_another_number_of_processes(
 def test_a_signal_commits_what_is_whole_and_says_so(
     name, wanted, run_checkpoint, run_tasks, reference, tmp_path
 ):
-    command = arguments(tmp_path, run_checkpoint, run_tasks, *SMALL_BATCHES, "--mesh_shape", "1,1")
-    (status,), (output,) = run_processes(1, 1, [name, "2", "0", *command], module=KILLED)
+    # A sample a batch, so that most of them are not yet on their way when the signal comes.
+    command = arguments(tmp_path, run_checkpoint, run_tasks, *SMALL_BATCHES, "--batch_size", "1")
+    killed = [name, "2", "0", *command, "--mesh_shape", "1,1"]
+    (status,), (output,) = run_processes(1, 1, killed, module=KILLED)
     assert status == wanted, output
     (told,) = [line for line in output.splitlines() if line.startswith("stopped")]
     assert "--resume" in told
@@ -83,7 +86,7 @@ def test_a_signal_commits_what_is_whole_and_says_so(
     assert listed <= commits(tmp_path)  # a unit of skipped samples has no files to list
     assert 2 <= len(commits(tmp_path)) < 10
     assert not (tmp_path / "out" / "outputs.jsonl").exists()
-    assert distributed.main(resumed(tmp_path, run_checkpoint, run_tasks)) == 0
+    assert distributed.main([*command, "--resume", "True"]) == 0
     assert_same(read_run(tmp_path), reference)
 
 
@@ -162,6 +165,21 @@ def test_a_run_into_a_bucket(command, cloud, run_checkpoint, run_tasks, referenc
     assert_same(read_run(tmp_path / "copy"), reference)
     writes = cloud.writes("bucket")
     assert {n for name, n in writes.items() if "_batch_" in name or "commits/" in name} == {1}
+
+
+def test_a_run_straight_into_a_bucket(cloud, run_checkpoint, run_tasks, reference, tmp_path):
+    """The files wait in the user's cache, where nothing is left of them."""
+    flags = arguments(tmp_path, run_checkpoint, run_tasks, *SMALL_BATCHES)
+    flags[flags.index("--activations_dir") + 1] = "gs://bucket/run"
+    assert distributed.main(flags) == 0
+    spool = spool_folder("gs://bucket/run")
+    assert {path.name for path in spool.rglob("*.*")} == {"run.json", "lock.00000", "metadata.json"}
+    copy = downloaded(cloud, "run/", tmp_path / "copy" / "act")
+    (tmp_path / "copy" / "out").mkdir()
+    (copy / "outputs.jsonl").rename(tmp_path / "copy" / "out" / "outputs.jsonl")
+    assert_same(read_run(tmp_path / "copy"), reference)
+    assert distributed.main(flags) == 2  # there is a run
+    assert distributed.main([*flags, "--resume", "True"]) == 0  # which is complete
 
 
 def test_a_machine_that_is_lost_with_its_spool(

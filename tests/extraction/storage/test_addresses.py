@@ -74,9 +74,9 @@ def test_an_address_of_no_storage_is_refused_by_name(address, capsys):
         assert (error.count("\n"), error[:7]) == (1, "error: ")
 
 
-@pytest.mark.parametrize("address", ["gs://bucket/run", *UNKNOWN])
+@pytest.mark.parametrize("address", UNKNOWN)
 @pytest.mark.parametrize("as_text", [True, False])
-def test_folders_are_no_addresses(address, as_text):
+def test_a_writer_refuses_an_address_of_no_storage(address, as_text):
     config = ActivationExtractionConfig(
         output_dir=address if as_text else Path(address),
         layers_to_extract=[6],
@@ -87,8 +87,25 @@ def test_folders_are_no_addresses(address, as_text):
         ActivationExtractor(config)
 
 
-@pytest.mark.parametrize("address", ["gs://bucket/run", *UNKNOWN])
+@pytest.mark.parametrize("address", UNKNOWN)
 @pytest.mark.parametrize("flag", ["activations_dir", "output_dir"])
 def test_flags_of_folders_name_themselves(address, flag):
-    with pytest.raises(InputError, match=f"^{flag} .*{address}"):
+    with pytest.raises(InputError, match=f"^{flag}.*{address}"):
         ExtractionSettings(model_path="m", tasks_file="t", **{flag: address})
+
+
+def test_activations_go_straight_into_a_bucket(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    needed = {"model_path": "m", "tasks_file": "t"}
+    settings = ExtractionSettings(**needed, activations_dir="gs://bucket/run")
+    assert settings.cloud() == "gs://bucket/run"
+    assert settings.spool.is_relative_to("/cache/qwen-activation-extraction/spool")
+    same = ExtractionSettings(**needed, activations_dir="gs://bucket/run/")
+    other = ExtractionSettings(**needed, activations_dir="gs://bucket/run2")
+    assert same.spool == settings.spool != other.spool
+    folder = ExtractionSettings(**needed, activations_dir="here", gcs_bucket="gs://bucket/run")
+    assert (folder.cloud(), folder.spool) == ("gs://bucket/run", Path("here"))
+    with pytest.raises(InputError, match="both in a bucket"):
+        ExtractionSettings(**needed, activations_dir="gs://bucket/a", gcs_bucket="gs://bucket/b")
+    with pytest.raises(InputError, match="output_dir must be a folder"):
+        ExtractionSettings(**needed, output_dir="gs://bucket/run")

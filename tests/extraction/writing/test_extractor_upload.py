@@ -25,14 +25,6 @@ def extractor_of(folder, **changes) -> ActivationExtractor:
     return ActivationExtractor(ActivationExtractionConfig(**{**entry, **changes}))
 
 
-@pytest.fixture
-def environment(fake_gcs, monkeypatch):
-    """Clients that are made from the environment use the server."""
-    for name, value in fake_gcs.environment.items():
-        monkeypatch.setenv(name, value)
-    return fake_gcs
-
-
 def rows_in_cloud(server: FakeGcs, layer: int) -> list[list[float]]:
     found = objects(server)
     names = (f"layer_{layer}_batch_{number:06d}.pkl" for number in itertools.count(1))

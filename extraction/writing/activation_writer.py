@@ -1,0 +1,198 @@
+"""The writer for loops of one's own: rows in, numbered batches out.
+
+    with ActivationWriter("run", {"layer_6": 896, "layers.6.mlp.post": 4864}) as writer:
+        writer.add(rows)
+
+Every hook point has a width of its own; all hook points of a batch hold the same rows in the same
+order.
+"""
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from extraction.errors import StoreError
+from extraction.hook_point_names import few
+from extraction.run.identity import RunIdentity
+from extraction.run.rows import RowBlock
+from extraction.run.totals import BatchSummary, RunTotals
+from extraction.storage import Storage
+from extraction.storage.names import check_hook_point
+from extraction.writing.finalise import close as close_run
+from extraction.writing.run_writer import RunWriter
+
+
+class ActivationWriter:
+    """Collects rows and writes `layer_6_batch_000001.pkl` and its siblings, and `metadata.json`.
+
+    Use it in a `with` block: a block that ends in order writes the rest and marks the run
+    complete; one that ends with an exception leaves what was published, all of it valid. Until the
+    first batch is written, nothing is made.
+
+    Args:
+        address: folder of the run or `gs://bucket/prefix`; it must not hold another run. Also an
+            open back end.
+        widths: of each hook point, in the order of the metadata.
+        model_name: as it shall stand in the metadata.
+        hidden_dim: width of the residual stream; None: the first hook point's.
+        rows_per_file: rows of each hook point in a file.
+        store_format: `pickle` or `safetensors`.
+        store_dtype: `float32`, or `bfloat16` where the format holds it.
+        upload_to: `gs://bucket/prefix`, where the address is a folder; the folder is then emptied
+            as the uploads arrive.
+        run: settings and versions for the metadata.
+
+    Raises:
+        ExistingRunError: there is a run already.
+        StoreError: the folder cannot be used, or a setting is none.
+    """
+
+    def __init__(
+        self,
+        address: str | Path | Storage,
+        widths: Mapping[str, int],
+        *,
+        model_name: str = "",
+        hidden_dim: int | None = None,
+        rows_per_file: int = 512,
+        store_format: str = "pickle",
+        store_dtype: str = "float32",
+        upload_to: str | None = None,
+        run: Mapping[str, Any] | None = None,
+    ):
+        if rows_per_file < 1:
+            raise StoreError(f"rows_per_file must be at least 1, not {rows_per_file}")
+        if not widths:
+            raise StoreError("no hook point to write")
+        for hook_point in widths:
+            check_hook_point(hook_point)
+        self.widths = dict(widths)
+        self._rows_per_file = rows_per_file
+        identity = RunIdentity.new(
+            model_name=model_name,
+            hook_points=tuple(widths),
+            hidden_dim=next(iter(widths.values())) if hidden_dim is None else hidden_dim,
+            file_format=store_format,
+            dtype=store_dtype,
+            run=run,
+        )
+        self._writer = RunWriter(address, identity, upload_to=upload_to)
+        self._claim = contextlib.ExitStack()
+        self._begun = self._failed = self._closed = False
+        self._buffer: list[RowBlock] = []
+        self._buffered = 0
+        self._written = RunTotals()
+        self._listed = 0  # batches in the last metadata.json
+        self._sequences: set[tuple[str, int]] = set()  # of published rows
+
+    @property
+    def hook_points(self) -> tuple[str, ...]:
+        """Names, in the order of the metadata."""
+        return tuple(self.widths)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self._buffered:,} rows in memory"
+        identity, widths = self._writer.identity, sorted(set(self.widths.values()))
+        return (
+            f"{type(self).__name__}({self._writer.storage.address!r}: {len(self._written)} batches"
+            f" written, {state}; {few(self.hook_points)} {widths}, {identity.file_format},"
+            f" {identity.dtype})"
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, exception_type, exception, traceback) -> None:
+        with self._claim:
+            if exception_type is None:
+                self.close()
+            elif self._written:
+                # The block's own exception tells more than what goes wrong here.
+                with contextlib.suppress(OSError, StoreError):
+                    self._claim.close()
+                    self._writer.write_metadata()
+
+    def add(self, block: RowBlock) -> None:
+        """Take rows; write every batch that they fill.
+
+        Raises:
+            StoreError: hook points or widths differ from the run's, it is closed, or a write
+                failed earlier.
+        """
+        self._check_open()
+        if set(block.activations) != set(self.widths):
+            raise StoreError(
+                f"rows of {sorted(block.activations)} do not fit a run of {list(self.widths)}"
+            )
+        for name, values in block.activations.items():
+            if values.ndim != 2 or values.shape[1] != self.widths[name]:
+                raise StoreError(
+                    f"{name} has shape {list(values.shape)}, not [rows, {self.widths[name]}]"
+                )
+        self._buffer.append(block)
+        self._buffered += len(block)
+        rows = self._rows_per_file
+        if self._buffered >= rows:
+            pending = RowBlock.concatenate(self._buffer)
+            while len(pending) >= rows:
+                self._write_batch(pending[:rows])
+                pending = pending[rows:]
+            self._buffer, self._buffered = [pending], len(pending)
+
+    def close(self) -> None:
+        """Write the rows still buffered and the final `metadata.json`. Safe to call twice.
+
+        Raises:
+            StoreError: a write failed, now or earlier.
+        """
+        if self._closed:
+            return
+        self._check_open()
+        if self._buffered:
+            self._write_batch(RowBlock.concatenate(self._buffer))
+            self._buffer, self._buffered = [], 0
+        self._failed = True  # until all is written
+        self._begin()
+        close_run(self._writer.storage, len(self._written))
+        self._claim.close()  # waits for the uploads
+        self._writer.write_metadata(here_too=True)
+        self._failed, self._closed = False, True
+
+    @property
+    def rows_written(self) -> int:
+        """Rows per hook point in published files."""
+        return self._written.n_rows
+
+    @property
+    def batches(self) -> tuple[BatchSummary, ...]:
+        """What was committed."""
+        return tuple(self._written.batches())
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError("this writer is closed; a run cannot be added to")
+        if self._failed:
+            raise StoreError("a write failed earlier; what was published stays, no more can follow")
+
+    def _begin(self) -> None:
+        """Claim the folder when the first batch is there, so that until then nothing is made."""
+        if not self._begun:
+            self._claim.enter_context(self._writer.begun())
+            self._begun = True
+
+    def _write_batch(self, block: RowBlock) -> None:
+        self._failed = True  # until all is written
+        self._begin()
+        sequences = set(zip(block.task_ids, block.sample_idx.tolist(), strict=True))
+        record = self._writer.commit(
+            len(self._written) + 1, block, n_sequences=len(sequences - self._sequences)
+        )
+        self._written.add(record)
+        self._sequences |= sequences
+        self._writer.upload(record)
+        # Rewriting at every batch would cost time quadratic in their number.
+        if self._writer.storage.is_local and len(self._written) >= 1.1 * self._listed:
+            self._writer.write_metadata(self._written)
+            self._listed = len(self._written)
+        self._failed = False

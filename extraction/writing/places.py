@@ -1,0 +1,35 @@
+"""Where a run's files are written first, and where they go from there."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from extraction.errors import StoreError
+from extraction.storage import scheme_of
+
+
+def spool_folder(address: str) -> Path:
+    """Return the folder in the user's cache where files wait for the upload to an address."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.sha256(address.rstrip("/").encode()).hexdigest()[:16]
+    return cache / "qwen-activation-extraction" / "spool" / name
+
+
+def places(address: str | Path, upload_to: str | None) -> tuple[str | Path, str | None]:
+    """Return the local folder of a run, and where it is uploaded to, if anywhere.
+
+    Args:
+        address: a folder, or `gs://bucket/prefix`, whose files wait in the user's cache.
+        upload_to: `gs://bucket/prefix`, where the address is a folder.
+
+    Raises:
+        StoreError: two buckets are named.
+    """
+    if scheme_of(address) is None:
+        return address, upload_to
+    if upload_to is not None:
+        raise StoreError(
+            f"{address} and {upload_to} are both in a bucket; give the folder that files wait in,"
+            " or one of the two alone"
+        )
+    return spool_folder(str(address)), str(address)
