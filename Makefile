@@ -1,5 +1,5 @@
 # make demo   make an environment and run the main job on a tiny model
-# make test   the tests
+# make test   the quick tests; test-processes, test-docs: the others; test-all: all of them
 # make lint   formatting, lint, types, and which package may import which
 # make architecture   count code lines, import circles and the files that a row passes
 # make bench  the measurements that the README quotes
@@ -34,7 +34,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTEST := $(BIN)/python -m pytest --quiet
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-lowest test-newest test-random lock lint architecture bench test-tpu test-faults test-peers tpu-smoke clean
+.PHONY: demo test test-processes test-docs test-all test-lowest test-newest test-random lock lint architecture bench test-tpu test-faults test-peers tpu-smoke clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/run.stamp: pyproject.toml $(CONSTRAINTS)
@@ -56,15 +56,25 @@ demo: $(VENV)/run.stamp
 		--max_new_tokens 16 --predictions_per_task 2
 	@ls -l $(DEMO)/activations $(DEMO)/outputs
 
+# tests/tiers.py says which tests are in which tier.
 test: $(VENV)/test.stamp
+	$(PYTEST) $(PARALLEL) -m "not processes and not docs" $(TESTS)
+
+test-processes: $(VENV)/test.stamp
+	$(PYTEST) $(PARALLEL) -m processes $(TESTS)
+
+test-docs: $(VENV)/test.stamp
+	$(PYTEST) $(PARALLEL) -m docs $(TESTS)
+
+test-all: $(VENV)/test.stamp
 	$(PYTEST) $(PARALLEL) $(TESTS)
 
 test-lowest:
-	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt TESTS="$(DEPENDENT)"
+	$(MAKE) test-all VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt TESTS="$(DEPENDENT)"
 
 test-newest:
 	rm -rf .venv-newest
-	$(MAKE) test VENV=.venv-newest CONSTRAINTS= TESTS="$(DEPENDENT)"
+	$(MAKE) test-all VENV=.venv-newest CONSTRAINTS= TESTS="$(DEPENDENT)"
 
 test-random: $(VENV)/test.stamp
 	$(PYTEST) $(PARALLEL) -p tests.random_order --random-order-seed $(SEED) $(TESTS)

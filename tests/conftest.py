@@ -18,6 +18,7 @@ import pytest
 
 from examples.make_demo import make_checkpoint, make_tasks
 from tests.our_warnings import OUR_MODULES
+from tests.tiers import TIERS
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -31,6 +32,15 @@ hypothesis.settings.load_profile("tests")
 def pytest_configure(config):
     """A warning about our code fails the test; one about another package is only shown."""
     config.addinivalue_line("filterwarnings", f"error:::{OUR_MODULES}")
+    for tier in TIERS:
+        config.addinivalue_line("markers", f"{tier}: see tests/tiers.py")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for tier, beginnings in TIERS.items():
+            if item.nodeid.startswith(beginnings):
+                item.add_marker(tier)
 
 
 @pytest.fixture
