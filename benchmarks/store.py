@@ -17,7 +17,7 @@ entries  what a run costs whose `metadata.json` lists a million files: opening, 
          one in an empty folder.
 
 512 rows are a file of last-token work; 18,724 of this width are the 64 MiB that the commands put in
-safetensors and raw files where every token has a row.
+safetensors files where every token has a row.
 
 What is compared takes turns in one process, in an order drawn anew in each round; each reader and
 its `readinto` have one of their own, as memory that other libraries have used and given back makes
@@ -92,7 +92,10 @@ def label_of(file_format: str, dtype: str) -> str:
 
 
 OURS = {
-    label_of(name, dtype): (name, dtype) for name, kind in FORMATS.items() for dtype in kind.dtypes
+    label_of(name, dtype): (name, dtype)
+    for name, kind in FORMATS.items()
+    if kind.writable
+    for dtype in kind.dtypes
 }
 
 

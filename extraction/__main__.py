@@ -32,7 +32,6 @@ from extraction.command_parser import BAD_INPUT, NO_STORAGE, CommandParser
 from extraction.errors import StorageUnavailableError, StoreError
 from extraction.exports import DTYPES, TARGETS, export
 from extraction.exports import flags as export_flags
-from extraction.formats import FORMATS
 from extraction.interruption import exit_status, raised_in_main
 from extraction.maintenance.convert import convert
 from extraction.maintenance.inspect_run import ROWS, inspect_run
@@ -166,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("source", metavar="RUN", help="folder or gs://bucket/prefix")
     command.add_argument("out", metavar="OUT", help="empty, or of the same conversion before")
-    command.add_argument("--format", required=True, choices=list(FORMATS), help="to write")
+    command.add_argument("--format", required=True, help="to write: pickle or safetensors")
     command.add_argument(
         "--store_dtype",
         choices=("float32", "bfloat16"),

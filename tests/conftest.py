@@ -16,6 +16,7 @@ import hypothesis
 import jax
 import pytest
 
+import tests.older_formats  # noqa: F401
 from examples.make_demo import make_checkpoint, make_tasks
 from tests.our_warnings import OUR_MODULES
 from tests.tiers import TIERS

@@ -102,6 +102,16 @@ class Format(Protocol):
         """What the format can hold, of float32 and bfloat16."""
         ...
 
+    @property
+    def writable(self) -> bool:
+        """Whether runs are written in it; False: those of earlier versions are read."""
+        ...
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether a part of a large file is read as fast as a small one."""
+        ...
+
     def serialise(
         self,
         hook_point: str,
@@ -136,6 +146,23 @@ class Format(Protocol):
         ...
 
 
+class ReadOnlyFormat:
+    """A format that earlier versions wrote."""
+
+    writable = False
+    is_fast = False
+
+    def serialise(
+        self,
+        hook_point: str,
+        block: RowBlock,
+        dtype: str = "float32",
+        memory: TakeMemory = fresh_memory,
+    ) -> SerialisedBatch:
+        """Refuse; see `Format.serialise`."""
+        raise StoreError(f"{type(self).__name__}: this format is only read")
+
+
 def check_dtype(format_name: str, dtypes: Sequence[str], dtype: str) -> None:
     """Refuses a dtype that a format does not hold.
 
@@ -147,7 +174,7 @@ def check_dtype(format_name: str, dtypes: Sequence[str], dtype: str) -> None:
     if dtype not in dtypes:
         raise StoreError(
             f"{format_name} files cannot hold {dtype} so that numpy alone reads them; store"
-            " float32, or take the format safetensors or raw"
+            " float32, or take the format safetensors"
         )
 
 

@@ -9,39 +9,17 @@ from collections.abc import Mapping
 import numpy as np
 
 from extraction.errors import CorruptBatchError
-from extraction.formats.batch import (
-    Buffer,
-    ParsedBatch,
-    SerialisedBatch,
-    check_dtype,
-    damage_refused,
-)
-from extraction.formats.float_types import stored_array
-from extraction.formats.key_arrays import KEY_DTYPES, KeyTable, key_arrays
-from extraction.formats.npz_arrays import read_npz, write_npz
-from extraction.reading.buffer_pool import TakeMemory, fresh_memory
-from extraction.run.rows import RowBlock
+from extraction.formats.batch import Buffer, ParsedBatch, ReadOnlyFormat, damage_refused
+from extraction.formats.key_arrays import KEY_DTYPES, KeyTable
+from extraction.formats.npz_arrays import read_npz
 
 
-class NpzFormat:
-    """`layer_6_batch_000001.npz`."""
+class NpzFormat(ReadOnlyFormat):
+    """`layer_6_batch_000001.npz`, as version 0.1.0 wrote it; it is only read."""
 
     extension = "npz"
     sidecar_extension = None
     dtypes = ("float32",)
-
-    def serialise(
-        self,
-        hook_point: str,
-        block: RowBlock,
-        dtype: str = "float32",
-        memory: TakeMemory = fresh_memory,
-    ) -> SerialisedBatch:
-        """See `Format.serialise`."""
-        check_dtype("npz", self.dtypes, dtype)
-        activations = stored_array(block.activations[hook_point], dtype)
-        arrays = {"activations": activations, "hook_point": text_array(hook_point)}
-        return SerialisedBatch(data=write_npz(arrays | key_arrays(block)))
 
     def parse(self, data: Buffer, sidecar: Buffer | None = None) -> ParsedBatch:
         """See `Format.parse`."""
@@ -54,11 +32,6 @@ class NpzFormat:
                 stored=arrays.pop("activations"),
                 row_keys=KeyTable(arrays),
             )
-
-
-def text_array(text: str) -> np.ndarray:
-    """A text's UTF-8 as `uint8`."""
-    return np.frombuffer(text.encode(), np.uint8)
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray], others: Mapping[str, str]) -> None:

@@ -33,6 +33,7 @@ class PickleFormat:
     extension = "pkl"
     sidecar_extension = None
     dtypes = ("float32",)
+    writable, is_fast = True, False
 
     def serialise(
         self,

@@ -9,50 +9,20 @@ The `.keys.npz` holds `shape` (rows, width), `dtype` (`float32`, or `bfloat16`, 
 import numpy as np
 
 from extraction.errors import CorruptBatchError
-from extraction.formats.batch import (
-    Buffer,
-    ParsedBatch,
-    SerialisedBatch,
-    check_dtype,
-    damage_refused,
-)
-from extraction.formats.float_types import stored_array
-from extraction.formats.key_arrays import KeyTable, key_arrays
-from extraction.formats.npz_arrays import read_npz, write_npz
-from extraction.formats.npz_format import check_arrays, text_array
-from extraction.formats.safetensors_format import array_buffer
-from extraction.reading.buffer_pool import TakeMemory, fresh_memory
-from extraction.run.rows import RowBlock
+from extraction.formats.batch import Buffer, ParsedBatch, ReadOnlyFormat, damage_refused
+from extraction.formats.key_arrays import KeyTable
+from extraction.formats.npz_arrays import read_npz
+from extraction.formats.npz_format import check_arrays
 
 _NUMPY = {"float32": "<f4", "bfloat16": "<u2"}
 
 
-class RawFormat:
-    """`layer_6_batch_000001.bin` and `layer_6_batch_000001.keys.npz`."""
+class RawFormat(ReadOnlyFormat):
+    """`layer_6_batch_000001.bin` and `.keys.npz`, as version 0.1.0 wrote them; only read."""
 
     extension = "bin"
     sidecar_extension = "keys.npz"
     dtypes = ("float32", "bfloat16")
-
-    def serialise(
-        self,
-        hook_point: str,
-        block: RowBlock,
-        dtype: str = "float32",
-        memory: TakeMemory = fresh_memory,
-    ) -> SerialisedBatch:
-        """See `Format.serialise`."""
-        check_dtype("raw", self.dtypes, dtype)
-        activations = stored_array(block.activations[hook_point], dtype)
-        arrays = {
-            "shape": np.array(activations.shape, "<i8"),
-            "dtype": text_array(dtype),
-            "hook_point": text_array(hook_point),
-            **key_arrays(block),
-        }
-        return SerialisedBatch(
-            data=[array_buffer(activations)], sidecar=b"".join(write_npz(arrays))
-        )
 
     def parse(self, data: Buffer, sidecar: Buffer | None = None) -> ParsedBatch:
         """See `Format.parse`."""

@@ -39,6 +39,7 @@ class SafetensorsFormat:
     extension = "safetensors"
     sidecar_extension = None
     dtypes = ("float32", "bfloat16")
+    writable = is_fast = True
 
     def serialise(
         self,

@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 
 from extraction.errors import StoreError
-from extraction.formats import FORMATS, ParsedBatch
+from extraction.formats import FORMATS, ParsedBatch, written_format
 from extraction.formats.batch import KeyTable, check_dtype
 from extraction.formats.float_types import bfloat16_bits, to_float32
 from extraction.maintenance.committed_files import (
@@ -59,9 +59,7 @@ def convert(
     identity = read_identity(source)
     if identity is None:
         raise StoreError(f"{source.address} holds no run")
-    if file_format not in FORMATS:
-        raise StoreError(f"there is no format {file_format!r}, but {', '.join(FORMATS)}")
-    dtypes = FORMATS[file_format].dtypes
+    dtypes = written_format(file_format).dtypes
     if store_dtype is None:
         store_dtype = identity.dtype if identity.dtype in dtypes else "float32"
     check_dtype(file_format, dtypes, store_dtype)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from extraction.errors import StoreError
+from extraction.formats import written_format
 from extraction.hook_point_names import few
 from extraction.run.identity import RunIdentity
 from extraction.run.rows import RowBlock
@@ -65,6 +66,7 @@ class ActivationWriter:
             raise StoreError(f"rows_per_file must be at least 1, not {rows_per_file}")
         if not widths:
             raise StoreError("no hook point to write")
+        written_format(store_format)
         for hook_point in widths:
             check_hook_point(hook_point)
         self.widths = dict(widths)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from extraction.errors import ConflictError
-from extraction.formats import FORMATS
+from extraction.formats import written_format
 from extraction.formats.batch import SerialisedBatch, check_dtype
 from extraction.reading.buffer_pool import RecycledMemory
 from extraction.run.records import CommitLog, CommitRecord, CommittedFile
@@ -45,7 +45,7 @@ class Committer:
     Args:
         storage: of the run.
         hook_points: names, in the order of their files.
-        file_format: a name in `FORMATS`.
+        file_format: one that is written.
         dtype: that activations are stored in.
         stall_timeout: seconds that a full disk is waited for.
 
@@ -64,7 +64,7 @@ class Committer:
     ):
         self._storage = storage
         self._hook_points = tuple(hook_points)
-        self._format = FORMATS[file_format]
+        self._format = written_format(file_format)
         check_dtype(file_format, self._format.dtypes, dtype)
         self._dtype = dtype
         self._memory = RecycledMemory(CONTENTS).take

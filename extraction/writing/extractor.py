@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from extraction.errors import StoreError
-from extraction.formats import FORMATS
+from extraction.formats import written_format
 from extraction.run.rows import UNKNOWN, RowBlock, text_column, timestamp
 from extraction.storage import Storage
 from extraction.writing.activation_writer import ActivationWriter
@@ -27,7 +27,7 @@ class ActivationExtractionConfig:
         hidden_dim: width of the residual stream.
         model_name: as it shall stand in the metadata.
         save_every_n_samples: rows per layer and file.
-        file_format: `pickle`, `safetensors`, `npz` or `raw`.
+        file_format: `pickle` or `safetensors`.
         store_dtype: `float32`, or `bfloat16` where the format holds it.
         gcs_bucket: `gs://bucket/prefix` to upload to; the folder is then emptied behind the
             uploads.
@@ -57,8 +57,7 @@ class ActivationExtractionConfig:
             raise StoreError(f"a layer is below 0 in {list(self.layers_to_extract)}")
         if len(set(self.layers_to_extract)) < len(self.layers_to_extract):
             raise StoreError(f"a layer is named twice in {list(self.layers_to_extract)}")
-        if self.file_format not in FORMATS:
-            raise StoreError(f"file_format {self.file_format!r} is none of {', '.join(FORMATS)}")
+        written_format(self.file_format)
         if self.upload_to_cloud and self.gcs_bucket is None:
             raise StoreError("upload_to_cloud needs a gcs_bucket")
 

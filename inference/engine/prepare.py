@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
+from extraction.formats import FORMATS
 from inference.engine.plan import SAVE_EVERY, PlannedSample, rows_per_file
 from inference.engine.pretrained import Pretrained, open_pretrained
 from inference.inputs.positions import Positions
@@ -11,9 +12,6 @@ from inference.inputs.samples import Sample, read_samples, reason_to_skip
 from inference.inputs.tasks import Task
 from inference.settings.commands import ExtractionSettings
 from qwen_hooks.hook_points import hook_widths
-
-LARGE_FORMATS = ("safetensors", "raw")
-"""Whose files are as fast to read in part as whole."""
 
 SettingsT = TypeVar("SettingsT", bound=ExtractionSettings)
 
@@ -90,7 +88,7 @@ def _with_file_size(
     if settings.save_every_n_samples is not None:
         return settings
     rows = SAVE_EVERY
-    if settings.format in LARGE_FORMATS:
+    if FORMATS[settings.format].is_fast:
         model, dtype = pretrained.model, settings.stored_dtype(str(pretrained.dtype))
         widths = hook_widths(model.hook_points, pretrained.checkpoint.config).values()
         rows = rows_per_file(planned, max(widths) * (2 if dtype == "bfloat16" else 4))

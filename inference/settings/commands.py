@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from extraction.errors import StoreError
+from extraction.formats import FORMATS, written_format
 from extraction.setting_names import setting
 from extraction.storage import check_address, scheme_of
 from extraction.writing.places import places
@@ -158,19 +159,19 @@ class StoreSettings(Settings):
         decides="nothing",
         default=False,
     )
-    format: Literal["pickle", "safetensors", "npz", "raw"] = flag(
-        "Format of the activation files. safetensors and raw are fast and hold bfloat16.",
+    format: str = flag(
+        "Format of the activation files: pickle, or safetensors, which is fast and holds bfloat16.",
         decides="resolved",
         default="pickle",
     )
     store_dtype: Literal["auto", "float32", "bfloat16"] = flag(
-        "Type to store. auto: the computed type in safetensors and raw files, else float32.",
+        "Type to store. auto: the computed type in safetensors files, float32 in pickles.",
         decides="resolved",
         default="auto",
     )
     save_every_n_samples: int | None = flag(
         "Rows per layer and file, at most; a sample with more has a file of its own. Default: 512;"
-        " in safetensors and raw files the rows of 512 samples, up to 64 MiB.",
+        " in safetensors files the rows of 512 samples, up to 64 MiB.",
         decides="files",
         default=None,
         example=512,
@@ -213,10 +214,14 @@ class StoreSettings(Settings):
                 f"{setting('upload_to_cloud', True)} needs"
                 f" {setting('gcs_bucket', 'gs://bucket/prefix')}"
             )
-        if self.store_dtype == "bfloat16" and self.format in ("pickle", "npz"):
+        try:
+            held = written_format(self.format).dtypes
+        except StoreError as error:
+            raise InputError(f"{setting('format', self.format)}: {error}") from None
+        if self.store_dtype not in ("auto", *held):
             raise InputError(
-                f"{setting('format', self.format)} holds float32 only; bfloat16 needs"
-                f" {setting('format', 'safetensors')} or {setting('format', 'raw')}"
+                f"{setting('format', self.format)} holds {' and '.join(held)} only;"
+                f" {self.store_dtype} needs {setting('format', 'safetensors')}"
             )
 
     @property
@@ -237,7 +242,7 @@ class StoreSettings(Settings):
         """Return the type to store what was computed in another."""
         if self.store_dtype != "auto":
             return self.store_dtype
-        return computed if self.format in ("safetensors", "raw") else "float32"
+        return computed if computed in FORMATS[self.format].dtypes else "float32"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
 """The benchmark of storing measures everything, here on very little."""
 
 from benchmarks import store
-from extraction.formats import FORMATS
 
 ARGUMENTS = ["--rows", "64", "--repeats", "1", "--entries", "8", "--folder"]
 
@@ -11,11 +10,11 @@ def test_every_part_measures_and_compares(tmp_path, monkeypatch, capsys):
     store.main([*ARGUMENTS, str(tmp_path)])
     assert list(tmp_path.iterdir()) == []
     write, read, entries = capsys.readouterr().out.split("\n\n")[1:]
-    for name in (*FORMATS, "torch.save", "np.savez", "datasets (Arrow)"):
+    for name in ("pickle", "safetensors", "torch.save", "np.savez", "datasets (Arrow)"):
         assert speed(write, name) > 0
         assert "of raw stream" in line_of(write, name)
     assert "of the lesser of raw stream and pickling alone" in write
-    for name in (*FORMATS, "torch.load", "np.load", "datasets (Arrow)"):
+    for name in ("pickle", "safetensors", "torch.load", "np.load", "datasets (Arrow)"):
         assert speed(read, name) > 0
         assert speed(read, f"readinto, {name}") > 0
         assert line_of(read, name).endswith(f"of readinto, {name}")

@@ -68,7 +68,12 @@ OTHERS = {
 }
 """By expression: which test runs it, or why none does."""
 
-PLACEHOLDERS = {"FORMAT": "npz", "SETTINGS": "arc-05b.yaml", "run.yaml": "arc-05b.yaml", "...": ""}
+PLACEHOLDERS = {
+    "FORMAT": "safetensors",
+    "SETTINGS": "arc-05b.yaml",
+    "run.yaml": "arc-05b.yaml",
+    "...": "",
+}
 
 
 class Parsed(Exception):  # noqa: N818 - no error: it ends the program after its flags were taken

@@ -1,6 +1,6 @@
 """Runs one campaign of faults in a process without threads, from which it can fork.
 
-    python -m tests.faults.campaign kills --share quick --format raw
+    python -m tests.faults.campaign kills --share quick --format safetensors
 
 prints the tallies as JSON. The tests run it so, as pytest's own process has JAX's threads. Read in
 this order: `planned_run` (what is run), `independent_reading` and `judge` (what must hold),

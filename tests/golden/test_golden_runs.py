@@ -1,5 +1,7 @@
 """Runs that version 0.1.0 wrote are read, verified and converted by this one."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -10,6 +12,7 @@ from extraction import ActivationDataset
 from extraction.__main__ import main
 
 RUNS = Path(__file__).parent / "runs"
+ROOT = Path(__file__).parents[2]
 EXPECTED = dict(np.load(RUNS / "expected.npz"))
 LAYERS = ("layer_1", "layer_3")
 NEURONS = "layers.2.mlp.neurons"
@@ -80,3 +83,31 @@ def test_conversion_keeps_every_row(name, target, tmp_path):
     for hook in hook_points(name):
         np.testing.assert_array_equal(ActivationDataset(folder, hook)[:], expected(name, hook))
     assert main(["verify", str(folder), "--level", "3"]) == 0
+
+
+OLDER = """
+import sys
+from extraction.__main__ import main as maintain
+from inference.distributed_inference_with_activations import main as extract
+folder, source, name = sys.argv[1:]
+flags = ["--model_path", "m", "--tasks_file", "t", "--output_dir", folder, "--format", name]
+assert extract(flags) == 2
+assert maintain(["convert", source, folder + "/same", "--format", name]) == 2
+assert maintain(["convert", source, folder + "/new", "--format", "safetensors"]) == 0
+assert maintain(["verify", folder + "/new", "--level", "3"]) == 0
+"""
+
+
+@pytest.mark.parametrize("name", ["npz", "raw"])
+def test_formats_of_the_version_before_are_read_and_no_longer_written(name, tmp_path):
+    """In a process of its own, where the tests' writers of these formats are not."""
+    source = RUNS / name / "activations"
+    command = [sys.executable, "-c", OLDER, tmp_path, source, name]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    refused = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(refused) == 2
+    assert all("no longer written" in line and "convert" in line for line in refused)
+    for hook in hook_points(name):
+        before, after = (ActivationDataset(run, hook) for run in (source, tmp_path / "new"))
+        np.testing.assert_array_equal(before[:], after[:])

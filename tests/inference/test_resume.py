@@ -103,7 +103,7 @@ def test_a_run_is_not_written_over_nor_mixed(command, run_checkpoint, tmp_path, 
     for flag, value, named in (
         ("--max_new_tokens", "3", "max_new_tokens: 7 there, 3 now"),
         ("--layers_to_extract", "1", "hook_points"),
-        ("--format", "npz", "file_format"),
+        ("--format", "safetensors", "file_format"),
     ):
         assert command.main([*flags, "--resume", "True", flag, value]) == 2
         assert named in capsys.readouterr().err
@@ -215,8 +215,9 @@ def test_what_is_wrong_with_a_bucket_is_said_before_the_model_loads(
     assert not (tmp_path / "act").exists()
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("safetensors", "bfloat16"), ("raw", "float32"),
-                                             ("npz", "float32")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("safetensors", "bfloat16"), ("safetensors", "float32")]
+)
 def test_other_formats(kind, dtype, run_checkpoint, run_tasks, tmp_path):
     from extraction.reading.dataset import ActivationDataset
 

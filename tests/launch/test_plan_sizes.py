@@ -60,7 +60,7 @@ def assert_planned(planned, activations, metadata):
         assert planned["units"] == len(list((activations / "_run" / folder).iterdir()))
 
 
-@pytest.mark.parametrize("file_format", ["pickle", "safetensors", "npz", "raw"])
+@pytest.mark.parametrize("file_format", ["pickle", "safetensors"])
 def test_the_demo_in_every_format(file_format, demo_checkpoint, tasks_file, tmp_path):
     flags = ["--format", file_format, "--predictions_per_task", "2", *SMALL]
     run = plan_and_run(tmp_path, demo_checkpoint, tasks_file, *flags)
@@ -72,9 +72,9 @@ def test_the_demo_in_every_format(file_format, demo_checkpoint, tasks_file, tmp_
     "flags",
     [
         ["--format", "safetensors", "--store_dtype", "bfloat16"],
-        ["--format", "raw", "--dtype", "bfloat16", "--save_every_n_samples", "30"],
+        ["--format", "safetensors", "--dtype", "bfloat16", "--save_every_n_samples", "30"],
         ["--positions", "every:3", "--hook_points", "layers.*.mlp.neurons", "layers.2.attention.q"],
-        ["--positions", "tokens:11", "--format", "npz"],
+        ["--positions", "tokens:11", "--format", "safetensors"],
         ["--pack_length", "48", "--positions", "all", "--max_new_tokens", "0"],
     ],
     ids=["bfloat16", "computed-bfloat16", "widths", "few-rows", "packed"],

@@ -8,10 +8,10 @@ import pytest
 from extraction.errors import CorruptBatchError, StoreError
 from extraction.formats import npz_arrays
 from extraction.formats.key_arrays import KEY_DTYPES
-from extraction.formats.npz_format import NpzFormat
 from tests.extraction.formats.batches import HOOK, assert_same_keys, varied_block
+from tests.older_formats import NpzWriter
 
-FORMAT = NpzFormat()
+FORMAT = NpzWriter()
 
 
 def written(rows=5) -> bytes:

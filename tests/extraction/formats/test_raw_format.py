@@ -6,10 +6,10 @@ import pytest
 
 from extraction.errors import CorruptBatchError
 from extraction.formats.npz_arrays import write_npz
-from extraction.formats.raw_format import RawFormat
 from tests.extraction.formats.batches import HOOK, files, varied_block
+from tests.older_formats import RawWriter
 
-FORMAT = RawFormat()
+FORMAT = RawWriter()
 
 
 def sidecar(**changes: np.ndarray) -> bytes:

@@ -4,7 +4,6 @@ import pytest
 
 from extraction.errors import CorruptBatchError, ExistingRunError, StoreError
 from extraction.formats import FORMATS
-from extraction.formats.raw_format import RawFormat
 from extraction.maintenance.committed_files import read_batch
 from extraction.maintenance.convert import convert
 from extraction.maintenance.verify import verify
@@ -26,6 +25,7 @@ from tests.extraction.written_runs import (
     stop_after,
     write_run,
 )
+from tests.older_formats import RawWriter
 
 GOOD, INCOMPLETE = 0, 4
 
@@ -107,7 +107,7 @@ def test_numbers_of_all_bits_come_through(tmp_path):
 
 
 def test_what_is_written_is_read_back(tmp_path, monkeypatch):
-    class Careless(RawFormat):
+    class Careless(RawWriter):
         def serialise(self, hook_point, block, dtype="float32"):
             values = block.activations[hook_point].copy()
             values[-1, -1] = np.nextafter(values[-1, -1], np.float32(np.inf))
@@ -123,7 +123,7 @@ def test_what_is_written_is_read_back(tmp_path, monkeypatch):
 
 
 def test_keys_are_read_back_too(tmp_path, monkeypatch):
-    class Careless(RawFormat):
+    class Careless(RawWriter):
         def serialise(self, hook_point, block, dtype="float32"):
             columns = {name: getattr(block, name) for name in block.__dataclass_fields__}
             columns["token_id"] = block.token_id + 1

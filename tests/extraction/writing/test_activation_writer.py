@@ -79,7 +79,7 @@ def _with(block: RowBlock, **activations: np.ndarray) -> RowBlock:
         ({"widths": {}}, "no hook point"),
         ({"widths": {"../x": 3}}, "x"),
         ({"rows_per_file": 0}, "rows_per_file must be at least 1"),
-        ({"store_format": "hdf5"}, "file_format"),
+        ({"store_format": "hdf5"}, "there is no format .hdf5."),
         ({"store_dtype": "bfloat16"}, "pickle files cannot hold bfloat16"),
         ({"upload_to": "bucket/x"}, "must look like gs://bucket/prefix"),
         ({"run": {"x": {1, 2}}}, "JSON"),
