@@ -207,13 +207,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _open(address: str, *, writable: bool = False) -> Storage:
     """The storage of an address that a user gave."""
-    try:
-        return open_storage(address, writable=writable)
-    except ImportError as error:
-        raise StoreError(
-            f"{address} needs google-cloud-storage, which is not installed ({error}); run"
-            " `pip install google-cloud-storage`"
-        ) from None
+    return open_storage(address, writable=writable)
 
 
 def _open_run(address: str, *, writable: bool = False) -> Storage:

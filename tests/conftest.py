@@ -18,6 +18,7 @@ import pytest
 
 import tests.older_formats  # noqa: F401
 from examples.make_demo import make_checkpoint, make_tasks
+from tests.moto_s3 import MotoS3, running
 from tests.our_warnings import OUR_MODULES
 from tests.tiers import TIERS
 
@@ -52,6 +53,21 @@ def optimised(monkeypatch):
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="session")
+def moto_server():
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def moto_s3(moto_server, monkeypatch) -> MotoS3:
+    """An empty bucket; clients that are made from the environment use it."""
+    for name, value in moto_server.environment.items():
+        monkeypatch.setenv(name, value)
+    moto_server.empty()
+    return moto_server
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """Where a run's files live. A back end is one class with the methods of `Storage`.
 
     local   a folder
-    gcs     `gs://bucket/prefix`, with the `gcs` module's client
+    gcs     `gs://bucket/prefix`, by Google's client
+    s3      `s3://bucket/prefix`, by obstore
 
 `BACK_ENDS` finds the class for an address. Files are never changed once they are published:
 `put_new` refuses to overwrite. Replaced is what is derived (`metadata.json`), and on a disk what an
@@ -14,7 +15,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from extraction.errors import StoreError
 
@@ -127,11 +128,20 @@ class CloudStorage(Storage, Protocol):
         ...
 
 
+class BackEnd(NamedTuple):
+    """Where a back end's class is, imported when it is needed, and the package that it needs."""
+
+    module: str
+    name: str
+    package: str = ""
+
+
 BACK_ENDS = {
-    "gs": ("extraction.storage.gcs", "GcsStorage"),
-    "": ("extraction.storage.local", "LocalStorage"),
+    "gs": BackEnd("extraction.storage.gcs", "GcsStorage", "google-cloud-storage"),
+    "s3": BackEnd("extraction.storage.s3", "S3Storage", "obstore"),
+    "": BackEnd("extraction.storage.local", "LocalStorage"),
 }
-"""Scheme of an address, and the class for it; imported when it is needed."""
+"""By the scheme of an address."""
 
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*[A-Za-z0-9]):/")
@@ -174,8 +184,14 @@ def open_storage(address: str | Path, *, writable: bool = True) -> Storage:
     """
     check_address(address)
     scheme = scheme_of(address)
-    module, name = BACK_ENDS[scheme or ""]
-    back_end = getattr(importlib.import_module(module), name)
+    wanted = BACK_ENDS[scheme or ""]
+    try:
+        back_end = getattr(importlib.import_module(wanted.module), wanted.name)
+    except ImportError as error:
+        raise StoreError(
+            f"{address} needs a package that is not installed ({error}); run `pip install"
+            f" {wanted.package}`"
+        ) from None
     return back_end(address) if scheme else back_end(address, writable=writable)
 
 
@@ -187,7 +203,7 @@ def open_cloud(address: str) -> CloudStorage:
     """
     storage = open_storage(address)
     if not isinstance(storage, CloudStorage):
-        raise StoreError(f"{address!r} must look like gs://bucket/prefix")
+        raise StoreError(f"{address!r} must look like gs://bucket/prefix or s3://bucket/prefix")
     return storage
 
 

@@ -78,7 +78,7 @@ def _adopt(cloud: CloudStorage, file: CommittedFile, attributes: dict[str, str])
             f" {cloud.address}` moves it away"
         )
     info = cloud.info(file.file)
-    assert info.crc32c is not None  # Google Cloud Storage tells it of every object
+    assert info.crc32c is not None  # `CloudStorage.info` tells it of every object
     return CommittedFile(
         file=file.file, bytes=info.bytes, crc32c=info.crc32c, sha256=found["sha256"]
     )
@@ -250,7 +250,7 @@ def _check_listing(local: Storage, cloud: CloudStorage, run_id: str) -> None:
             place, info = f"{cloud.address}/{file.file}", listed.get(file.file)
             if info is None:
                 _put_back(local, cloud, record, file, run_id)
-            elif (info.bytes, info.crc32c) != (file.bytes, file.crc32c):
+            elif info.bytes != file.bytes or info.crc32c not in (None, file.crc32c):
                 raise CorruptBatchError(
                     f"{place} has {info.bytes} bytes and the crc32c {info.crc32c}, by its record"
                     f" {file.bytes} and {file.crc32c}: it was changed after it was uploaded, and"

@@ -320,9 +320,9 @@ def test_a_disk_that_fails_is_74(capsys, tmp_path, monkeypatch):
 
 
 def test_an_unknown_scheme_is_refused(capsys):
-    status, _, err = run(capsys, "verify", "s3://bucket/run")
+    status, _, err = run(capsys, "verify", "abfss://bucket/run")
     assert status == 2
-    assert "there is no storage for s3://" in err
+    assert "there is no storage for abfss://" in err
 
 
 def test_jax_and_the_cloud_are_not_needed(tmp_path):

@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 
+from extraction import verify
 from extraction.writing.places import spool_folder
 from inference import distributed_inference_with_activations as distributed
 from inference import simple_extraction_inference as simple
@@ -180,6 +181,21 @@ def test_a_run_straight_into_a_bucket(cloud, run_checkpoint, run_tasks, referenc
     assert_same(read_run(tmp_path / "copy"), reference)
     assert distributed.main(flags) == 2  # there is a run
     assert distributed.main([*flags, "--resume", "True"]) == 0  # which is complete
+
+
+def test_a_run_straight_into_s3(moto_s3, run_checkpoint, run_tasks, reference, tmp_path):
+    flags = arguments(tmp_path, run_checkpoint, run_tasks, *SMALL_BATCHES)
+    flags[flags.index("--activations_dir") + 1] = "s3://bucket/run"
+    assert distributed.main(flags) == 0
+    for name, content in moto_s3.objects().items():
+        path = tmp_path / "copy" / "act" / name.removeprefix("run/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    (tmp_path / "copy" / "out").mkdir()
+    (tmp_path / "copy/act/outputs.jsonl").rename(tmp_path / "copy/out/outputs.jsonl")
+    assert_same(read_run(tmp_path / "copy"), reference)
+    assert verify("s3://bucket/run", 3).verdict == "good"
+    assert distributed.main([*flags, "--resume", "True"]) == 0
 
 
 def test_a_machine_that_is_lost_with_its_spool(

@@ -163,7 +163,7 @@ def test_a_mesh_with_a_model_axis_on_a_slice(flags):
         (["--calibrate", "-1"], "--calibrate must be at least 0"),
         (["--prices", "/nowhere/prices.json"], "No such file"),
         (["--coordinator_address", "a:1"], "--coordinator_address"),
-        (["--gcs_bucket", "s3://bucket/x"], "gs://"),
+        (["--gcs_bucket", "abfss://bucket/x"], "gs://"),
         (["--machine", "v5e-8", "--mesh_shape", "4,2", "--attention", "splash"], "model axis of 1"),
         (["--dataset", "x.txt"], "both were given"),
     ],

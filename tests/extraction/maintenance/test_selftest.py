@@ -37,7 +37,7 @@ def test_a_bucket_that_adds_attributes_passes(bucket, monkeypatch):  # noqa: F81
     assert passed, lines
 
 
-@pytest.mark.parametrize("address", ["s3://bucket/a", "gs:/bucket/a", "gs://"])
+@pytest.mark.parametrize("address", ["abfss://bucket/a", "gs:/bucket/a", "gs://"])
 def test_an_address_of_no_storage_is_refused(tmp_path, monkeypatch, address):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StoreError, match="gs://bucket/prefix"):

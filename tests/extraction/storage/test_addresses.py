@@ -17,7 +17,13 @@ from inference.errors import InputError
 from inference.inputs.files import read_input_files
 from inference.settings.commands import ExtractionSettings
 
-UNKNOWN = ["s3://bucket/run", "file:///tmp/run", "GS://bucket/run", "hdfs://host/run", "gs:/bucket"]
+UNKNOWN = [
+    "abfss://bucket/run",
+    "file:///tmp/run",
+    "GS://bucket/run",
+    "hdfs://host/run",
+    "gs:/bucket",
+]
 REFUSED = 2
 
 

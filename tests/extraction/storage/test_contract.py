@@ -1,21 +1,27 @@
 """What every back end promises, and what Google Cloud Storage does under faults."""
 
 import contextlib
+import pickle
 
 import pytest
 
+from extraction.checksums import crc32c
 from extraction.errors import StorageUnavailableError, StoreError
-from extraction.storage import Storage, open_storage
+from extraction.storage import FileInfo, Storage, open_storage
 from extraction.storage.gcs import GcsStorage
 from extraction.storage.local import LocalStorage
+from extraction.storage.s3 import S3Storage
 from tests.fake_gcs.faults import Fault
 from tests.fake_gcs.fixture import fake_gcs  # noqa: F401
 
 
-@pytest.fixture(params=["local", "gcs", "gcs, no prefix"])
+@pytest.fixture(params=["local", "gcs", "gcs, no prefix", "s3", "s3, no prefix"])
 def storage(request, tmp_path, fake_gcs) -> Storage:  # noqa: F811
     if request.param == "local":
         return LocalStorage(tmp_path / "run")
+    if request.param.startswith("s3"):
+        request.getfixturevalue("moto_s3")
+        return S3Storage("s3://bucket" if "no prefix" in request.param else "s3://bucket/a/run")
     address = "gs://bucket" if "no prefix" in request.param else "gs://bucket/a/run"
     return GcsStorage(address, fake_gcs.client())
 
@@ -84,10 +90,43 @@ def test_addresses_choose_the_back_end(tmp_path, fake_gcs, monkeypatch):  # noqa
         monkeypatch.setenv(name, value)
     assert isinstance(open_storage(tmp_path), LocalStorage)
     assert isinstance(open_storage("gs://bucket/x"), GcsStorage)
-    with pytest.raises(StoreError, match="s3"):
-        open_storage("s3://bucket/x")
+    assert isinstance(open_storage("s3://bucket/x"), S3Storage)
+    with pytest.raises(StoreError, match="abfss"):
+        open_storage("abfss://bucket/x")
     with pytest.raises(StoreError, match="gs://bucket/prefix"):
         open_storage("gs://")
+    with pytest.raises(StoreError, match="s3://bucket/prefix"):
+        open_storage("s3://")
+
+
+def test_s3_lists_whole_and_knows_its_own_objects(moto_s3):
+    storage = S3Storage("s3://bucket/run")
+    for number in range(1100):  # more than a page
+        moto_s3.client.put_object(Bucket="bucket", Key=f"run/many/{number:06d}", Body=b"x")
+    assert len(storage.names("many/")) == 1100
+    storage.put_new("x", b"mine", {"run_id": "r", "sha256": "s"})
+    storage.put_new("x", b"mine")  # as after an answer that was lost
+    with pytest.raises(FileExistsError):
+        storage.put_new("x", b"them")
+    assert storage.attributes("x")["run_id"] == "r"
+    assert storage.info("x") == FileInfo(bytes=4, crc32c=crc32c(b"mine"))
+    large = bytes(range(256)) * (40 << 12)  # in parts
+    storage.put_new("large", large)
+    assert storage.get("large") == large
+    with pytest.raises(FileExistsError):
+        storage.put_new("large", large[:-1])
+    again = pickle.loads(pickle.dumps(storage))
+    assert again.get("x") == b"mine"
+
+
+def test_an_s3_bucket_that_cannot_be_used_is_named(moto_s3, monkeypatch):
+    storage = S3Storage("s3://nobody/run")
+    for use in (storage.names, lambda: storage.get("x"), lambda: storage.put_new("x", b"1")):
+        with pytest.raises(StoreError, match="s3://nobody/run: the bucket does not exist"):
+            use()
+    for address in ("s3://", "s4://bucket"):
+        with pytest.raises(StoreError, match="must look like s3://bucket/prefix"):
+            S3Storage(address)
 
 
 TRANSIENT = ["408", "429", "500", "502", "503", "504",

@@ -35,13 +35,17 @@ def write(address, **settings):
 
 
 @pytest.mark.parametrize("store_format", ["pickle", "safetensors"])
-@pytest.mark.parametrize("place", ["folder", "bucket", "folder and bucket"])
+@pytest.mark.parametrize("place", ["folder", "gs", "folder and gs", "s3", "folder and s3"])
 def test_every_row_comes_back_with_its_own_width(
-    store_format, place, tmp_path, environment, monkeypatch
+    store_format, place, tmp_path, request, monkeypatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    address = tmp_path / "run" if place != "bucket" else "gs://bucket/run"
-    upload_to = "gs://bucket/run" if place == "folder and bucket" else None
+    *folder, scheme = place.split(" and ")
+    if scheme != "folder":
+        request.getfixturevalue("environment" if scheme == "gs" else "moto_s3")
+    bucket = None if scheme == "folder" else f"{scheme}://bucket/run"
+    address, upload_to = (tmp_path / "run", bucket) if folder else (bucket, None)
+    address = address or tmp_path / "run"
     writer = write(address, store_format=store_format, upload_to=upload_to, model_name="m")
     assert writer.rows_written == 10
     assert len(writer.batches) == 3
