@@ -27,6 +27,8 @@ def die_after(commits: int, number: signal.Signals) -> None:
 
 
 if __name__ == "__main__":
+    # A shell's background job, which the tests may run in, ignores ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     number, commits, process, *flags = sys.argv[1:]
     own = flags[flags.index("--process_id") + 1] if "--process_id" in flags else "0"
     if own == process:
