@@ -1,19 +1,63 @@
-"""Tokens in, activations out. Modules, in an order to read them in:
+"""Tokens in, activations out.
 
-simple_extraction_inference             the command that is short and plain; begin here
-settings/                               settings and flags
-inputs/                                 tasks, data sets, chats: samples as token ids, positions
-engine/                                 plan, mesh, compiled programs, loop, self-check
-unit_run, outputs                       what is written, and how a run is resumed
-distributed_inference_with_activations  the fast command
-capture, extract                        the same from Python
+    from inference import load_model, capture, extract
+
+inputs/     tasks, data sets, chats: anything -> samples as token ids, with the positions to keep
+settings/   every setting, its flag and its checks
+engine/     plan, mesh, compiled programs, loop, self-check: samples -> results
+planner/    what a run will take, before it runs
+unit_run, outputs   what is written, and how a run is resumed
+captures, extractions   the same from Python, into memory or into files
+
+`simple_extraction_inference` and `distributed_inference_with_activations` are the commands;
+`engine/simple_run.py` is the shortest way from a prompt to rows, and a good place to begin reading.
 """
 
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
 
 from extraction.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from inference.captures import Captured, capture
+    from inference.engine.language_model import ActivationStore, LanguageModel, load_model
+    from inference.errors import InputError
+    from inference.extractions import ExtractedRun, extract
+
+__all__ = [
+    "ActivationStore",
+    "Captured",
+    "ExtractedRun",
+    "InputError",
+    "LanguageModel",
+    "__version__",
+    "capture",
+    "extract",
+    "load_model",
+]
+
+_MODULES = {
+    "ActivationStore": "engine.language_model",
+    "Captured": "captures",
+    "ExtractedRun": "extractions",
+    "InputError": "errors",
+    "LanguageModel": "engine.language_model",
+    "capture": "captures",
+    "extract": "extractions",
+    "load_model": "engine.language_model",
+}
 
 # Without torch, transformers warns at import that it has no models; none of them is used here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: JAX takes seconds, and a refusal needs none of it."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -89,3 +89,22 @@ def test_numpy_and_google_crc32c_are_enough_to_read(tmp_path, wheel):
     export = ("export", golden, out, "--to", "npz", "--hook_points", "layer_1")
     run(scripts / "qwen-activations", *export, cwd=tmp_path)
     assert out.is_file()
+
+
+def test_a_foreign_package_of_the_same_name_is_told_in_one_line(tmp_path, wheel):
+    """As after installing Roboflow's `inference` beside ours: its files replace those of ours."""
+    scripts = environment(tmp_path / "environment", wheel)
+    (site_packages(scripts) / "others.pth").write_text(f"{PACKAGES}\n")
+    ours = site_packages(scripts) / "inference"
+    shutil.rmtree(ours)
+    ours.mkdir()
+    (ours / "__init__.py").write_text("raise RuntimeError('this is somebody else')\n")
+    for script in SCRIPTS:
+        command = [scripts / script, "--help"]
+        told = subprocess.run(
+            command, cwd=tmp_path, env=WITHOUT_PATHS, capture_output=True, text=True, timeout=60
+        )
+        assert told.returncode == 1
+        assert told.stderr.count("\n") == 1
+        assert "the package 'inference'" in told.stderr
+        assert "an environment of its own" in told.stderr

@@ -49,6 +49,47 @@ class RowBlock:
         if len(set(lengths.values())) > 1:
             raise StoreError(f"a block's arrays differ in length: {lengths}")
 
+    @classmethod
+    def of(
+        cls,
+        activations: Mapping[str, np.ndarray],
+        task_ids: Sequence[str],
+        *,
+        sample_idx: int | Sequence[int] | np.ndarray = 0,
+        step: int | Sequence[int] | np.ndarray = 0,
+        position: int | Sequence[int] | np.ndarray = UNKNOWN,
+        token_id: int | Sequence[int] | np.ndarray = UNKNOWN,
+    ) -> "RowBlock":
+        """Return rows made now; one number stands for all rows.
+
+        Args:
+            activations: hook point name to `[R, width]`.
+            task_ids: `[R]`, what each row is of.
+            sample_idx: `[R]`, number of the sample within its task.
+            step: `[R]`, 0 for prompt tokens, t for the t-th generated token.
+            position: `[R]`, of the token in its sample, from 0.
+            token_id: `[R]`, the token at `position`.
+
+        Raises:
+            StoreError: the columns differ in length.
+        """
+        count = len(task_ids)
+
+        def column(values: int | Sequence[int] | np.ndarray, dtype: type) -> np.ndarray:
+            return (
+                np.full(count, values, dtype) if np.ndim(values) == 0 else np.array(values, dtype)
+            )
+
+        return cls(
+            task_ids=text_column(list(task_ids)),
+            sample_idx=column(sample_idx, np.int64),
+            step=column(step, np.int32),
+            position=column(position, np.int32),
+            token_id=column(token_id, np.int32),
+            timestamps=text_column([timestamp()] * count),
+            activations=activations,
+        )
+
     def __repr__(self) -> str:
         hooks = [f"{hook} {v.dtype} {list(v.shape)}" for hook, v in self.activations.items()]
         return f"RowBlock({len(self):,} rows of {few(hooks)})"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.capture import capture
+from inference.captures import capture
 from inference.engine.language_model import load_model
 from qwen_hooks import QwenConfig
 from qwen_hooks.hook_points import select

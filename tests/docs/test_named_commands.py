@@ -64,6 +64,7 @@ OTHERS = {
     r"gcloud auth (application-default )?login": "opens a browser",
     r"gcloud .*": "tests/docs/test_launch_page.py, by the real gcloud where it is installed",
     r"pip install jax\[tpu\]": "would change the environment; `make test-tpu` runs it",
+    r"pip install \.\[s3\]": "would change the environment; the extra's packages are in `test` too",
     r"source \.venv/bin/activate": "made by venv, for an interactive shell",
 }
 """By expression: which test runs it, or why none does."""

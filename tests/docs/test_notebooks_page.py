@@ -32,3 +32,6 @@ def test_the_code_runs(demo_checkpoint, tmp_path, capsys):
     assert found["position"]["epoch"] == 2
     joined = ActivationDataset(tmp_path / "all", "layers.2.mlp")
     assert set(joined.keys().task_ids) == {f"text {i}" for i in range(40)}
+    assert "good" in printed
+    own = ActivationDataset(tmp_path / "own", "a score")
+    assert own[:].ravel().tolist() == [float(n) for n in range(10) for _ in range(3)]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from examples.make_demo import make_tokenizer
-from inference.capture import capture
+from inference.captures import capture
 from inference.engine.language_model import load_model
-from inference.extract import extract
+from inference.extractions import extract
 from inference.inputs.chats import Chat, RenderedChat
 from inference.inputs.position_selectors import SELECTORS
 from inference.inputs.positions import Positions

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from inference.capture import capture
+from inference.captures import capture
 from inference.engine.language_model import load_model
 from inference.errors import InputError
 from qwen_hooks import ModelError
@@ -248,6 +248,6 @@ def test_no_hook_point_and_no_position_are_told(model, nothing):
 
 
 def test_a_batch_that_does_not_fit_is_refused_before_it_runs(model, monkeypatch):
-    monkeypatch.setattr("inference.capture.device_memory", lambda device: 10_000)
+    monkeypatch.setattr("inference.captures.device_memory", lambda device: 10_000)
     with pytest.raises(InputError, match="on each device, which has"):
         capture(model, IDS, HOOKS)

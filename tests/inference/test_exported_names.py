@@ -6,7 +6,7 @@ from safetensors.numpy import load_file
 
 from extraction.exports import export
 from inference.engine.language_model import load_model
-from inference.extract import extract
+from inference.extractions import extract
 from tests.oracle import row_error
 from tests.peers.prompt import PROMPT, VALUES
 

@@ -12,11 +12,11 @@ import torch
 from transformers import AutoTokenizer
 
 from extraction.errors import StoreError
-from inference import extract as extract_module
+from inference import extractions as extract_module
 from inference.distributed_inference_with_activations import main
 from inference.engine.language_model import load_model
 from inference.errors import InputError
-from inference.extract import extract
+from inference.extractions import extract
 from qwen_hooks import ModelError
 from tests.extraction.bucket_environment import bucket, collected
 from tests.fake_gcs.fixture import fake_gcs

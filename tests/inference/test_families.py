@@ -8,7 +8,7 @@ import torch
 
 from inference import distributed_inference_with_activations as distributed
 from inference import simple_extraction_inference as simple
-from inference.capture import capture
+from inference.captures import capture
 from inference.engine.language_model import load_model
 from qwen_hooks import Checkpoint, load_params, save_pretrained
 from tests.families import FAMILIES

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from extraction import ActivationDataset, StoreError
-from inference.capture import capture
+from inference.captures import capture
 from inference.engine.language_model import ActivationStore, load_model
-from inference.extract import extract
+from inference.extractions import extract
 from qwen_hooks import ModelError, create_model_with_hooks
 from qwen_hooks.hook_point_table import HOOK_POINTS
 from tests.oracle import make_checkpoint, random_tokens

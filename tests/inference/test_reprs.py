@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from extraction import ActivationDataset, ActivationExtractionConfig, ActivationExtractor, RowBlock
-from inference.capture import capture
+from inference.captures import capture
 from inference.engine.language_model import ActivationStore, load_model
-from inference.extract import extract
+from inference.extractions import extract
 from qwen_hooks import create_model_with_hooks
 from qwen_hooks.interventions import Add, Clamp, ProjectOut, Replace, intervene
 from tests.oracle import make_checkpoint, random_tokens

@@ -5,9 +5,9 @@ import pytest
 from extraction.__main__ import main as extraction_main
 from inference import distributed_inference_with_activations as distributed
 from inference import simple_extraction_inference as simple
-from inference.capture import capture
+from inference.captures import capture
 from inference.engine.language_model import load_model
-from inference.extract import extract
+from inference.extractions import extract
 
 TEXTS = ["one two", "three", "four five six"]
 

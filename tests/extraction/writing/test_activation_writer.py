@@ -5,7 +5,6 @@ import pytest
 
 from extraction import ActivationDataset, ActivationWriter, ExistingRunError, RowBlock, verify
 from extraction.errors import StoreError
-from extraction.run.rows import text_column, timestamp
 
 WIDTHS = {"layer_3": 4, "layers.3.mlp.post": 7, "norm": 2}
 
@@ -13,17 +12,14 @@ WIDTHS = {"layer_3": 4, "layers.3.mlp.post": 7, "norm": 2}
 def rows_of(first: int, count: int) -> RowBlock:
     """Rows whose values tell their number, hook point and place."""
     numbers = np.arange(first, first + count)
-    return RowBlock(
-        task_ids=text_column([f"task {n // 3}" for n in numbers]),
-        sample_idx=np.zeros(count, np.int64),
-        step=np.zeros(count, np.int32),
-        position=(numbers % 3).astype(np.int32),
-        token_id=numbers.astype(np.int32),
-        timestamps=text_column([timestamp()] * count),
-        activations={
+    return RowBlock.of(
+        {
             hook: (numbers[:, None] * 100 + at * 10 + np.arange(width)).astype(np.float32)
             for at, (hook, width) in enumerate(WIDTHS.items())
         },
+        [f"task {n // 3}" for n in numbers],
+        position=numbers % 3,
+        token_id=numbers,
     )
 
 

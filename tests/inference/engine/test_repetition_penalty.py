@@ -11,7 +11,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from inference import distributed_inference_with_activations as distributed
 from inference import simple_extraction_inference as simple
-from inference.capture import capture
+from inference.captures import capture
 from inference.engine.language_model import load_model
 from inference.engine.token_choice import occurring_tokens, penalise_repetition, with_tokens
 from tests.inference.whole_runs import SMALL_BATCHES, STOP, read_run

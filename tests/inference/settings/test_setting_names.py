@@ -11,11 +11,11 @@ from extraction import ActivationExtractionConfig, ActivationExtractor, StoreErr
 from extraction.__main__ import main as extraction_command
 from extraction.exports import export
 from extraction.setting_names import arguments_renamed, flags_named, setting
-from inference.capture import capture
+from inference.captures import capture
 from inference.distributed_inference_with_activations import main as command
 from inference.engine.language_model import load_model
 from inference.errors import InputError
-from inference.extract import extract
+from inference.extractions import extract
 from qwen_hooks import ModelError
 from tests.extraction.exports.ragged_runs import write_ragged_run
 from tests.oracle import make_checkpoint
