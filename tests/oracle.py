@@ -1,5 +1,6 @@
 """Hugging Face's torch model as the judge: checkpoints it writes, rows it computes, the measure."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,13 @@ def make_checkpoint(
 
 
 def load_torch(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The torch model of a checkpoint."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    """The torch model of a checkpoint.
+
+    torch's own attention kernel knows no soft cap, and transformers 5.0 takes it all the same.
+    """
+    softcaps = json.loads((folder / "config.json").read_text()).get("attn_logit_softcapping")
+    how = {"attn_implementation": "eager"} if softcaps else {}
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **how).eval()
 
 
 def torch_rows(model: PreTrainedModel, token_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -40,6 +40,10 @@ def torch_values(
     with torch.inference_mode():
         output = model(input_ids, use_cache=False, output_attentions=True)
         patterns, found["logits.capped"] = output.attentions, output.logits
+        if (
+            config.embedding_scale != 1
+        ):  # by the module itself in some versions, behind it in others
+            found["embed_tokens"] = found["layers.0.resid_pre"]
         positions = torch.arange(len(token_ids))[None]
         cos, sin = model.model.rotary_emb(found["embed_tokens"], positions)
         for layer in range(config.num_hidden_layers):

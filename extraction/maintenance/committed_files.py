@@ -22,6 +22,7 @@ from extraction.run.identity import RunIdentity, RunLock
 from extraction.run.output_lines import parse_lines
 from extraction.run.records import CommitLog, CommitRecord, CommittedFile, record_name
 from extraction.storage import Content, Storage, pieces
+from extraction.storage.bounded import get_listed
 from extraction.storage.local import LocalStorage
 from extraction.writing.disk_retry import patiently
 
@@ -36,7 +37,7 @@ def read_committed(storage: Storage, file: CommittedFile, *, with_sha256: bool =
         CorruptBatchError: it is missing, cannot be read, or is another.
     """
     try:
-        data = storage.get(file.file)
+        data = get_listed(storage, file.file, file.bytes)
     except FileNotFoundError:
         raise CorruptBatchError("is missing") from None
     except StorageUnavailableError:

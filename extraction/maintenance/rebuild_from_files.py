@@ -19,7 +19,13 @@ from extraction.maintenance.checks.contents import KEY_COLUMNS
 from extraction.maintenance.checks.unique_keys import KeyIndex, sequence_hashes
 from extraction.maintenance.committed_files import BATCH_FILE
 from extraction.progress import Progress, silent
-from extraction.run.metadata import METADATA_FILE, BatchFile, layer_field, metadata_document
+from extraction.run.metadata import (
+    METADATA_FILE,
+    BatchFile,
+    get_metadata,
+    layer_field,
+    metadata_document,
+)
 from extraction.run.statistics import RowStatistics
 from extraction.storage import Storage
 from extraction.writing.disk_retry import patiently
@@ -175,7 +181,7 @@ def _parse(storage: Storage, file_format: str, name: str) -> ParsedBatch:
 def _old_document(storage: Storage) -> dict[str, Any]:
     """What the folder's `metadata.json` says of the model; one that cannot be read is kept."""
     try:
-        data = storage.get(METADATA_FILE)
+        data = get_metadata(storage)
     except FileNotFoundError:
         return {}
     try:

@@ -27,11 +27,12 @@ from extraction.progress import Progress, silent
 from extraction.reading.collector_pause import collector_paused
 from extraction.reading.read_ahead import in_order, threads_for
 from extraction.run.identity import CLOSED_FILE, RUN_FILE, SCHEMA_VERSION, RunIdentity
-from extraction.run.metadata import METADATA_FILE
+from extraction.run.metadata import METADATA_FILE, get_metadata
 from extraction.run.records import COMMITS, CommitLog, CommitRecord, CommittedFile, record_name
 from extraction.run.totals import BatchSummary
 from extraction.setting_names import setting
 from extraction.storage import FileInfo, Storage, open_storage
+from extraction.storage.bounded import get_at_most
 from extraction.storage.local import LocalStorage
 from extraction.writing.finalise import SELF_CHECKS, planned_batches, read_self_check
 
@@ -98,7 +99,7 @@ def _check_listing(
 
 def _get(storage: Storage, name: str) -> bytes | None:
     try:
-        return storage.get(name)
+        return get_metadata(storage) if name == METADATA_FILE else get_at_most(storage, name)
     except FileNotFoundError:
         return None
 

@@ -21,7 +21,7 @@ from extraction.reading.run_contents import (
     known_format,
 )
 from extraction.run.identity import RUN_FILE
-from extraction.run.metadata import METADATA_FILE
+from extraction.run.metadata import METADATA_FILE, get_metadata
 from extraction.storage import Storage
 from extraction.storage.names import check_hook_point, check_name
 
@@ -99,7 +99,7 @@ class ListedRun:
 def _read_document(storage: Storage) -> dict[str, Any]:
     try:
         with _damage_named():
-            document = read_json(storage.get(METADATA_FILE))
+            document = read_json(get_metadata(storage))
             if type(document) is not dict:
                 raise ValueError("it is no object")
             return document

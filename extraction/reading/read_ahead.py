@@ -8,6 +8,7 @@ from typing import TypeVar
 from extraction.errors import StorageUnavailableError, StoreError
 from extraction.reading.reading_threads import ReadingThreads
 from extraction.storage import Storage
+from extraction.storage.bounded import LARGEST_DOCUMENT, get_listed
 
 MANY_THREADS = 8
 """For a bucket, and for small files on a disk: where they are not cached, both answer many requests
@@ -30,9 +31,14 @@ def threads_for(*storages: Storage) -> int:
 
 
 def read_files(
-    storage: Storage, names: Sequence[str]
+    storage: Storage, names: Sequence[str], largest: int = LARGEST_DOCUMENT
 ) -> Iterator[tuple[str, bytes | StoreError | OSError]]:
-    """Many small files in order, each with its content, or with why it could not be read.
+    """Yield many small files in order, each with its content, or why it could not be read.
+
+    Args:
+        storage: of the run.
+        names: of the files.
+        largest: bytes that each may have.
 
     Raises:
         StorageUnavailableError: they cannot be reached; the first that cannot ends it.
@@ -44,7 +50,7 @@ def read_files(
         found: list[bytes | StoreError | OSError] = []
         for name in part:
             try:
-                found.append(storage.get(name))
+                found.append(get_listed(storage, name, largest))
             except StorageUnavailableError:  # after long retries; the next would fare no better
                 raise
             except (StoreError, OSError) as error:

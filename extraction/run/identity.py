@@ -25,6 +25,7 @@ from extraction.run.records import COMMITS
 from extraction.run.rows import timestamp
 from extraction.setting_names import setting
 from extraction.storage import Storage, file_operations, regular_files
+from extraction.storage.bounded import get_at_most
 from extraction.storage.names import check_hook_point
 from extraction.version import __version__
 from extraction.writing.disk_retry import patiently
@@ -153,7 +154,7 @@ class RunIdentity:
 def read_identity(storage: Storage) -> RunIdentity | None:
     """The identity of the run in a folder, or None if it holds none."""
     try:
-        return RunIdentity.from_json(storage.get(RUN_FILE))
+        return RunIdentity.from_json(get_at_most(storage, RUN_FILE))
     except FileNotFoundError:
         return None
 

@@ -11,9 +11,17 @@ from typing import Any
 
 from extraction.errors import StoreError
 from extraction.formats.pickle_format import layer_field
+from extraction.storage import Storage
+from extraction.storage.bounded import LARGEST_DOCUMENT, get_at_most
 
 SCHEMA_VERSION = 1
 METADATA_FILE = "metadata.json"
+
+LARGEST_ENTRY = 1024
+"""Bytes that a file takes in `metadata.json`, at most."""
+
+MOST_IN_A_BUCKET = 1_000_000
+"""Files that one in a bucket is read for, which lists them slowly."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +39,17 @@ class BatchFile:
     hook_point: str
     file: str
     n_samples: int
+
+
+def get_metadata(storage: Storage) -> bytes:
+    """Return the content of `metadata.json`, whose size goes with the number of files it lists.
+
+    Raises:
+        FileNotFoundError: there is none.
+        TooLargeError: it is larger than any of this many files.
+    """
+    listed = len(storage.names()) if storage.is_local else MOST_IN_A_BUCKET
+    return get_at_most(storage, METADATA_FILE, LARGEST_DOCUMENT + listed * LARGEST_ENTRY)
 
 
 def metadata_document(

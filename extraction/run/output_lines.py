@@ -5,6 +5,9 @@ from typing import Any
 from extraction.documents import is_count, read_json
 from extraction.errors import CorruptBatchError
 
+MOST_OBJECTS = 100_000
+"""Objects and lists of a line, and one more for each 64 bytes: each takes as many in memory."""
+
 
 def parse_lines(data: bytes) -> list[dict[str, Any]]:
     """The output lines of a batch.
@@ -16,6 +19,8 @@ def parse_lines(data: bytes) -> list[dict[str, Any]]:
     for number, text in enumerate(data.split(b"\n"), 1):
         if not text:
             continue
+        if text.count(b"{") + text.count(b"[") > MOST_OBJECTS + len(text) // 64:
+            raise CorruptBatchError(f"line {number} holds more objects than its size allows")
         try:
             line = read_json(text)
         except ValueError as error:

@@ -18,6 +18,7 @@ from extraction.errors import StoreError
 from extraction.reading.read_ahead import read_files
 from extraction.run.statistics import RowStatistics, is_bin
 from extraction.storage import Content, Storage, pieces
+from extraction.storage.bounded import get_listed
 from extraction.storage.names import check_hook_point, check_name
 
 COMMITS = "_run/commits/"
@@ -160,7 +161,7 @@ class CommitLog:
             FileNotFoundError: there is none.
             StoreError: it is damaged.
         """
-        return _record_of(batch_id, self._storage.get(record_name(batch_id)))
+        return _record_of(batch_id, get_listed(self._storage, record_name(batch_id)))
 
     def read_each(
         self, batch_ids: Iterable[int]

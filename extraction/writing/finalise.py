@@ -19,6 +19,7 @@ from extraction.run.metadata import METADATA_FILE, BatchFile, metadata_document
 from extraction.run.records import CommitLog, CommitRecord
 from extraction.run.totals import RunTotals
 from extraction.storage import Storage
+from extraction.storage.bounded import TooLargeError, get_at_most
 from extraction.writing.disk_retry import STALL_TIMEOUT, patiently
 
 SELF_CHECKS = "_run/self_check/"
@@ -109,8 +110,8 @@ def read_self_check(storage: Storage, name: str) -> dict[str, Any]:
         StoreError: the file is damaged.
     """
     try:
-        found = read_json(storage.get(name))
-    except UnsafeFileError:
+        found = read_json(get_at_most(storage, name))
+    except (UnsafeFileError, TooLargeError):
         raise
     except ValueError as error:
         raise StoreError(f"{name} is damaged: {error!r}") from None
@@ -136,13 +137,13 @@ def planned_batches(storage: Storage, identity: RunIdentity) -> int | None:
     if identity.planned_batches is not None:
         return identity.planned_batches
     try:
-        batches = read_json(storage.get(CLOSED_FILE))["batches"]
+        batches = read_json(get_at_most(storage, CLOSED_FILE))["batches"]
         if not is_count(batches):
             raise ValueError(f"batches {batches!r}")
         return batches
     except FileNotFoundError:
         return None
-    except UnsafeFileError:
+    except (UnsafeFileError, TooLargeError):
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{CLOSED_FILE} is damaged: {error!r}") from None
@@ -156,8 +157,9 @@ def close(storage: Storage, batches: int) -> None:
 
 def output_lines(storage: Storage, records: Iterable[CommitRecord]) -> Iterator[dict[str, Any]]:
     """The output lines of all batches, batch by batch."""
-    names = [record.outputs.file for record in records if record.outputs is not None]
-    for _, found in read_files(storage, names):
+    files = [record.outputs for record in records if record.outputs is not None]
+    largest = max((file.bytes for file in files), default=0)
+    for _, found in read_files(storage, [file.file for file in files], largest):
         if not isinstance(found, bytes):
             raise found
         yield from (json.loads(line) for line in found.split(b"\n") if line)

@@ -28,6 +28,7 @@ from extraction.run.identity import (
 from extraction.run.records import CommitLog, CommitRecord, CommittedFile, record_name
 from extraction.run.totals import RunTotals
 from extraction.storage import CloudStorage, Storage
+from extraction.storage.bounded import TooLargeError, get_listed
 from extraction.writing.finalise import SELF_CHECKS, write_metadata
 
 log = logging.getLogger(__name__)
@@ -47,11 +48,13 @@ def upload_unit(local: Storage, cloud: CloudStorage, record: CommitRecord, run_i
     adopted: dict[str, CommittedFile] = {}
     for file in record.all_files():
         try:
-            data = local.get(file.file)
+            data = get_listed(local, file.file, file.bytes)
         except FileNotFoundError:
             if record.batch_id in CommitLog(cloud).batch_ids():
                 return  # another process uploaded it, and took it from a spool that both use
             raise CorruptBatchError(f"{local.address}/{file.file} is missing") from None
+        except TooLargeError:
+            data = b""
         if crc32c(data) != file.crc32c:
             raise CorruptBatchError(f"{local.address}/{file.file} is damaged; run verify there")
         attributes = _attributes(record, file, run_id)
@@ -263,8 +266,8 @@ def _put_back(
 ) -> None:
     """Uploads a file that the cloud has a record of, but no longer has."""
     try:
-        data = local.get(file.file)
-    except FileNotFoundError:
+        data = get_listed(local, file.file, file.bytes)
+    except (FileNotFoundError, TooLargeError):
         data = None
     if data is None or CommittedFile.of(file.file, data) != file:
         raise CorruptBatchError(

@@ -19,9 +19,13 @@ from typing import TYPE_CHECKING, Any
 from extraction.setting_names import setting
 from inference.errors import InputError
 from inference.inputs.prompt_forms import Message
+from inference.inputs.time_limit import time_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+RENDERING_SECONDS = 10.0
+"""That a template, which is a program of the checkpoint's, may take for one chat."""
 
 Span = tuple[int, int]
 
@@ -74,12 +78,13 @@ class RenderedChat:
 
     def _render(self, messages: Sequence[Message]) -> str:
         try:
-            text = self.tokenizer.apply_chat_template(
-                list(messages),
-                tools=self.chat.tools and list(self.chat.tools),  # pyright: ignore[reportArgumentType]
-                tokenize=False,
-                add_generation_prompt=self.add_generation_prompt,
-            )
+            with time_limit(RENDERING_SECONDS):
+                text = self.tokenizer.apply_chat_template(
+                    list(messages),
+                    tools=self.chat.tools and list(self.chat.tools),  # pyright: ignore
+                    tokenize=False,
+                    add_generation_prompt=self.add_generation_prompt,
+                )
         except Exception as error:  # a template is a program of the checkpoint's
             raise InputError(
                 f"task {self.task_id!r}: the tokenizer's chat template fails: {error}"

@@ -314,7 +314,7 @@ def test_a_disk_that_fails_is_74(capsys, tmp_path, monkeypatch):
     def get(self, name):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(LocalStorage, "get", get)
+    monkeypatch.setattr(LocalStorage, "open_local", get)
     status, _, err = run(capsys, "inspect", tmp_path)
     assert (status, err) == (74, "error: [Errno 5] Input/output error\n")
 

@@ -204,14 +204,14 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     storage = write_run(tmp_path)
-    whole = storage.get
+    opened = storage.open_local
 
-    def get(name):
+    def open_local(name):
         if name == FILE:
             raise OSError(5, "Input/output error")
-        return whole(name)
+        return opened(name)
 
-    monkeypatch.setattr(storage, "get", get)
+    monkeypatch.setattr(storage, "open_local", open_local)
     assert_damaged(storage, 2, FILE, "Input/output error", 2)
 
 

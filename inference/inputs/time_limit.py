@@ -1,0 +1,36 @@
+"""A limit of time for what runs a program of somebody else's, such as a chat template."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+
+class TimeIsUpError(Exception):
+    """The block took longer than it may."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """End a block of Python code that takes too long; in the main thread only.
+
+    Args:
+        seconds: that it may take.
+
+    Raises:
+        TimeIsUpError: it took longer.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise TimeIsUpError(f"it takes longer than {seconds:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
