@@ -34,6 +34,17 @@ Numbers = Array | np.ndarray
 Number = float | int | np.floating | Float[Numbers, ""] | Float[Numbers, " B"]
 
 
+def array(axes: int, *, has_width: bool = False, **default: Any) -> Any:
+    """Return a field of an operation that holds numbers.
+
+    Args:
+        axes: that they have where all samples share them; with one more, the first is the samples'.
+        has_width: the last axis is as wide as the hook point.
+        **default: `default=...`, where it may be left out.
+    """
+    return flax.struct.field(metadata={"axes": axes, "has_width": has_width}, **default)
+
+
 @flax.struct.dataclass(kw_only=True, repr=False)
 class Operation:
     """What every operation says besides.
@@ -44,7 +55,7 @@ class Operation:
             None: all.
     """
 
-    positions: Int[Numbers, "B P"] | None = None
+    positions: Int[Numbers, "B P"] | None = array(1, default=None)
     apply_to: Where = flax.struct.field(pytree_node=False, default="all")
 
     def __repr__(self) -> str:
@@ -57,11 +68,15 @@ class Operation:
         raise NotImplementedError
 
 
-SHARED_AXES = {
-    "positions": 1, "vector": 1, "coefficient": 0, "directions": 2, "strength": 0, "direction": 1,
-    "low": 0, "high": 0, "values": 1,
-}  # fmt: skip
-"""Axes of what is the same for all samples; with one more, the first is that of the samples."""
+def shared_axes() -> dict[str, int]:
+    """Return of each array of an operation how many axes it has where all samples share it."""
+    kinds = (Operation, *Operation.__subclasses__())
+    return {
+        entry.name: entry.metadata["axes"]
+        for kind in kinds
+        for entry in dataclasses.fields(kind)
+        if "axes" in entry.metadata
+    }
 
 
 @flax.struct.dataclass(kw_only=True, repr=False)
@@ -75,8 +90,8 @@ class Add(Operation):
             the coefficient is in units of that norm.
     """
 
-    vector: Float[Numbers, "*samples W"]
-    coefficient: Number = 1.0
+    vector: Float[Numbers, "*samples W"] = array(1, has_width=True)
+    coefficient: Number = array(0, default=1.0)
     relative: bool = flax.struct.field(pytree_node=False, default=False)
 
     def change(self, value: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
@@ -97,8 +112,8 @@ class ProjectOut(Operation):
         strength: 1 takes the part away, 2 mirrors it; a number, or `[B]`.
     """
 
-    directions: Float[Numbers, "r W"]
-    strength: Number = 1.0
+    directions: Float[Numbers, "r W"] = array(2, has_width=True)
+    strength: Number = array(0, default=1.0)
 
     def change(self, value: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
         """See `Operation.change`."""
@@ -117,9 +132,9 @@ class Clamp(Operation):
         high: largest component; the same as `low` sets it; `inf`: any.
     """
 
-    direction: Float[Numbers, "*samples W"]
-    low: Number
-    high: Number
+    direction: Float[Numbers, "*samples W"] = array(1, has_width=True)
+    low: Number = array(0)
+    high: Number = array(0)
 
     def change(self, value: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
         """See `Operation.change`."""
@@ -138,7 +153,7 @@ class Replace(Operation):
         values: `[W]`, `[B, W]`, or `[B, P, W]`, one for each of `positions`.
     """
 
-    values: Float[Numbers, "*axes W"]
+    values: Float[Numbers, "*axes W"] = array(1, has_width=True)
 
     def change(self, value: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
         """See `Operation.change`; not for values of positions."""
@@ -180,7 +195,7 @@ class Interventions:
 def _is_per_sample(path: tuple[Any, ...], leaf: Any) -> bool:
     """Whether the first axis of a leaf of `Interventions` is that of the samples."""
     name = path[-1].name
-    return name == "prompt_lengths" or jnp.ndim(leaf) > SHARED_AXES[name]
+    return name == "prompt_lengths" or jnp.ndim(leaf) > shared_axes()[name]
 
 
 def intervene(
@@ -221,7 +236,7 @@ def _with_arrays(name: str, operation: Operation, samples: int) -> Operation:
     """The operation with its numbers as arrays, of which those of samples are there for each."""
     check_numbers(name, {f.name: getattr(operation, f.name) for f in dataclasses.fields(operation)})
     changed: dict[str, Any] = {}
-    for field, axes in SHARED_AXES.items():
+    for field, axes in shared_axes().items():
         value = getattr(operation, field, None)
         if value is None or isinstance(value, int | float):
             continue
@@ -241,11 +256,13 @@ def _with_arrays(name: str, operation: Operation, samples: int) -> Operation:
 
 
 def _check_width(name: str, operation: Operation, width: int) -> None:
-    for field in ("vector", "directions", "direction", "values"):
-        if hasattr(operation, field):
-            shape = jnp.shape(getattr(operation, field))
+    for entry in dataclasses.fields(operation):
+        if entry.metadata.get("has_width"):
+            shape = jnp.shape(getattr(operation, entry.name))
             if shape[-1:] != (width,):
-                raise ModelError(f"{name} has {width} numbers, {field} has shape {list(shape)}")
+                raise ModelError(
+                    f"{name} has {width} numbers, {entry.name} has shape {list(shape)}"
+                )
 
 
 class Edits:
