@@ -12,6 +12,7 @@
 # make test-random   the tests in random order; SEED=N repeats an order
 # make lock   renew constraints.txt and constraints-lowest.txt, the versions that are tested
 # make test-peers  TransformerLens and nnsight, in their own environment: do our names mean theirs?
+# make test-sky  SkyPilot's own parser reads a task of `launch sky`, in its own environment
 # make tpu-smoke  on a machine with a TPU or GPU: does it give the CPU's rows?
 
 PYTHON ?= python3
@@ -34,7 +35,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTEST := $(BIN)/python -m pytest --quiet
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-processes test-docs test-all test-lowest test-newest test-random lock lint architecture bench test-tpu test-faults test-peers tpu-smoke clean
+.PHONY: demo test test-processes test-docs test-all test-lowest test-newest test-random lock lint architecture bench test-tpu test-faults test-peers test-sky tpu-smoke clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/run.stamp: pyproject.toml $(CONSTRAINTS)
@@ -119,6 +120,13 @@ test-peers:
 	HF_HUB_OFFLINE=1 $(PEERS) -m tests.peers.write_values
 	$(PIP_PEERS) --no-deps --upgrade --target .venv-peers/transformer_lens_4 transformer-lens==4.3.0
 	HF_HUB_OFFLINE=1 PYTHONPATH=.venv-peers/transformer_lens_4 $(PEERS) -m tests.peers.write_values
+
+SKY := .venv-sky/bin/python
+test-sky: $(VENV)/test.stamp
+	test -x $(SKY) || $(PYTHON) -m venv .venv-sky
+	PIP_CONSTRAINT= PIP_BUILD_CONSTRAINT= $(SKY) -m pip install --quiet 'skypilot[gcp]>=0.14'
+	$(BIN)/python -m launch sky tests/launch/sky.yaml
+	$(SKY) tests/launch/check_skypilot.py sky-check.launch/task.yaml
 
 tpu-smoke: $(VENV)/run.stamp
 	$(BIN)/python -m tests.tpu.smoke

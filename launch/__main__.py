@@ -7,6 +7,7 @@
     python -m launch logs   SETTINGS     what the workers wrote
     python -m launch delete SETTINGS     take the slice away
     python -m launch gke    SETTINGS     start the run on a Kubernetes cluster
+    python -m launch sky    SETTINGS     write a SkyPilot task; recommended for spot slices
     python -m launch slurm  SETTINGS     queue it with SLURM
     python -m launch local  SETTINGS     run it here, as several processes
     python -m launch plan   SETTINGS     what it will take; has its own --help

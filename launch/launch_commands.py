@@ -9,7 +9,7 @@ from pathlib import Path
 
 from inference.errors import InputError
 from inference.planner.machines import machine as known_machine
-from launch import commands, gcloud, gke, local, pod_run, slurm
+from launch import commands, gcloud, gke, local, pod_run, skypilot, slurm
 from launch.commands import pasted
 from launch.finished_run import check_run
 from launch.package import make_archive
@@ -170,6 +170,20 @@ def slurm_run(settings: RunSettings, flags: argparse.Namespace) -> int:
     return 0
 
 
+def sky_run(settings: RunSettings, flags: argparse.Namespace) -> int:
+    """Write a SkyPilot task, which finds spot slices by itself; `sky jobs launch` starts it."""
+    text = skypilot.task(settings)
+    folder = Path(f"{settings.name}.launch")
+    folder.mkdir(exist_ok=True)
+    file = folder / "task.yaml"
+    file.write_text(text, encoding="utf-8")
+    if flags.dry_run:
+        print(text)
+    show("start it, and watch over it", skypilot.start(settings, str(file)))
+    show("at the end", ["python", "-m", "extraction", "verify", bucket(settings)])
+    return 0
+
+
 def local_run(settings: RunSettings, flags: argparse.Namespace) -> int:
     """Run the run here, as several processes with virtual devices."""
     if flags.dry_run:
@@ -239,6 +253,7 @@ COMMANDS = {
     "logs": Entry(logs, add_flags=_log_flags),
     "delete": Entry(delete),
     "gke": Entry(gke_run),
+    "sky": Entry(sky_run),
     "slurm": Entry(slurm_run, _check_nothing),
     "local": Entry(local_run, _check_nothing, _local_flags),
 }

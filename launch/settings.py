@@ -246,8 +246,10 @@ def on_machine(settings: RunSettings) -> MachineSettings:
     if settings.machine is None:
         raise InputError("machine: slice, project and zone must be given")
     flags = settings.extraction
-    if flags.cloud() is None:
+    address = flags.cloud()
+    if address is None:
         raise InputError("extraction.gcs_bucket must be given: the workers share nothing else")
+    fits(BUCKET, "extraction: the bucket", address, "gs://bucket/prefix")
     if flags.tasks_file is not None and not flags.tasks_file.startswith("gs://"):
         raise InputError(
             f"extraction.tasks_file: the workers cannot read {flags.tasks_file!r}; put it into the"
@@ -270,7 +272,7 @@ def on_machine(settings: RunSettings) -> MachineSettings:
 
 def bucket(settings: RunSettings) -> str:
     """Of a run that has one, without a slash at its end."""
-    return (settings.extraction.gcs_bucket or "").rstrip("/")
+    return (settings.extraction.cloud() or "").rstrip("/")
 
 
 def extraction_flags(extraction: DistributedSettings) -> list[str]:

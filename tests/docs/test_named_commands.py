@@ -52,6 +52,7 @@ PYTHON = {
     "launch logs": "tests/docs/test_launch_page.py",
     "launch plan": "tests/launch/test_plan.py",
     "launch run": "tests/launch/test_launch_commands.py",
+    "launch sky": "tests/launch/test_skypilot.py",
     "launch slurm": "tests/docs/test_launch_page.py",
     "launch status": "tests/docs/test_launch_page.py",
     "tests.hook_point_errors": "tests/qwen_hooks/test_every_hook_point.py, which uses its parts",
