@@ -4,33 +4,16 @@ Batch numbers, keys and output lines stay. bfloat16 becomes float32 exactly; flo
 bfloat16 only where it is asked for, and is then compared with the rounded value.
 """
 
-import dataclasses
-
-import numpy as np
-
 from extraction.errors import StoreError
-from extraction.formats import FORMATS, ParsedBatch, written_format
-from extraction.formats.batch import KeyTable, check_dtype
-from extraction.formats.float_types import bfloat16_bits, to_float32
-from extraction.maintenance.committed_files import (
-    check_same_rows,
-    locked,
-    publish_once,
-    read_batch,
-    read_named,
-    read_outputs,
-    read_record,
-)
+from extraction.formats import written_format
+from extraction.formats.batch import check_dtype
+from extraction.maintenance.rewrite import BatchToRewrite, rewrite
 from extraction.progress import Progress, silent
-from extraction.reading.read_ahead import in_order, threads_for
-from extraction.run.identity import RunIdentity, begin, check_identity, read_identity
-from extraction.run.records import CommitLog, CommitRecord
-from extraction.run.rows import RowBlock, timestamp
-from extraction.run.statistics import RowStatistics
+from extraction.run.identity import RunIdentity, read_identity
+from extraction.run.records import CommitLog
 from extraction.run.totals import RunTotals
 from extraction.storage import Storage
-from extraction.writing.disk_retry import patiently
-from extraction.writing.finalise import copy_self_checks, planned_batches, write_metadata
+from extraction.writing.finalise import planned_batches
 
 
 def convert(
@@ -77,78 +60,8 @@ def convert(
             "converted_from": [identity.file_format, identity.dtype],
         },
     )
-    check_identity(out, wanted, resume=True)
-    with locked(out):
-        begin(out, wanted)
-        log, done = CommitLog(source), CommitLog(out).batch_ids()
-        todo = sorted(log.batch_ids() - done)
-
-        def convert_batch(batch_id: int) -> None:
-            _convert_batch(source, identity, read_record(log, identity, batch_id), out, wanted)
-
-        for number, _ in enumerate(in_order(convert_batch, todo, threads_for(source, out)), 1):
-            progress("batches converted", number, len(todo))
-        copy_self_checks([source], out)
-        return write_metadata(out)
-
-
-def _convert_batch(
-    source: Storage,
-    identity: RunIdentity,
-    record: CommitRecord,
-    out: Storage,
-    wanted: RunIdentity,
-) -> None:
-    file_format = FORMATS[wanted.file_format]
-    files, sidecars, statistics = {}, {}, {}
-    keys: KeyTable | None = None
-    for hook in record.files:
-        before = read_batch(source, identity, record, hook)
-        keys = check_same_rows(source, record.files[hook], keys, before)
-        batch = file_format.serialise(hook, before.block(), wanted.dtype)
-        name = f"{hook}_batch_{record.batch_id:06d}"
-        files[hook] = publish_once(out, f"{name}.{file_format.extension}", batch.data)
-        if batch.sidecar is not None:
-            second = f"{name}.{file_format.sidecar_extension}"
-            sidecars[hook] = publish_once(out, second, batch.sidecar)
-        statistics[hook] = record.statistics[hook]
-        del batch
-        there = dataclasses.replace(record, files=files, sidecars=sidecars)
-        after = read_batch(out, wanted, there, hook)
-        _compare(before, after, f"{out.address}/{files[hook].file}")
-        if before.dtype != after.dtype and after.dtype == "bfloat16":
-            statistics[hook] = RowStatistics.of(to_float32(after.stored, after.dtype))
-    outputs = record.outputs
-    if outputs is not None:
-        read_outputs(source, outputs)  # the new run vouches for them
-        outputs = publish_once(out, outputs.file, read_named(source, outputs))
-    new = dataclasses.replace(
-        record,
-        files=files,
-        sidecars=sidecars,
-        outputs=outputs,
-        statistics=statistics,
-        written_at=timestamp(),
-    )
-    patiently(out.address, lambda: CommitLog(out).put(new))
-
-
-def _compare(before: ParsedBatch, after: ParsedBatch, name: str) -> None:
-    """Makes sure that a file holds the rows that it was made of.
-
-    Raises:
-        StoreError: it does not.
-    """
-    for field in dataclasses.fields(RowBlock):
-        if field.name != "activations":
-            old, new = (getattr(batch.keys, field.name) for batch in (before, after))
-            if not np.array_equal(old, new):
-                raise StoreError(f"{name}: {field.name} came back otherwise than written")
-    expected = before.stored
-    if before.dtype != after.dtype:
-        expected = to_float32(before.stored, before.dtype)
-        if after.dtype == "bfloat16":
-            expected = bfloat16_bits(expected)
-    # As bits: NaN is not equal to itself.
-    if expected.shape != after.stored.shape or expected.tobytes() != after.stored.tobytes():
-        raise StoreError(f"{name}: activations came back otherwise than written")
+    batches = [
+        BatchToRewrite(storage=source, identity=identity, batch_id=batch_id, new_id=batch_id)
+        for batch_id in sorted(CommitLog(source).batch_ids())
+    ]
+    return rewrite(out, wanted, batches, [source], progress, "batches converted")

@@ -14,8 +14,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from extraction.errors import StoreError
-from extraction.formats import FORMATS, ParsedBatch
-from extraction.formats.batch import KeyTable
 from extraction.maintenance.checks.unique_keys import (
     Key,
     KeyIndex,
@@ -24,26 +22,15 @@ from extraction.maintenance.checks.unique_keys import (
     sequence_hashes,
     text_hashes,
 )
-from extraction.maintenance.committed_files import (
-    check_same_rows,
-    locked,
-    naming,
-    parse_committed,
-    publish_once,
-    read_batch,
-    read_named,
-    read_outputs,
-    read_record,
-)
+from extraction.maintenance.committed_files import read_batch, read_outputs, read_record
+from extraction.maintenance.rewrite import BatchToRewrite, rewrite
 from extraction.progress import Progress, silent
 from extraction.reading.read_ahead import in_order, threads_for
-from extraction.run.identity import RunIdentity, begin, check_identity, read_identity
-from extraction.run.records import CommitLog, CommitRecord
-from extraction.run.rows import timestamp
+from extraction.run.identity import RunIdentity, check_identity, read_identity
+from extraction.run.records import CommitLog
 from extraction.run.totals import RunTotals
 from extraction.storage import Storage
-from extraction.writing.disk_retry import patiently
-from extraction.writing.finalise import copy_self_checks, planned_batches, write_metadata
+from extraction.writing.finalise import planned_batches
 
 SAME = ("model_name", "hook_points", "hidden_dim", "file_format", "dtype")
 
@@ -79,26 +66,6 @@ class Source:
     is_planned: bool
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Work:
-    """A batch to be copied.
-
-    Attributes:
-        source: where it is.
-        batch_id: its number there.
-        n_sequences: that no batch before it has, in any source.
-    """
-
-    source: Source
-    batch_id: int
-    n_sequences: int
-
-    @property
-    def new_id(self) -> int:
-        """Its number in the merged run."""
-        return self.source.first + self.batch_id
-
-
 def merge(out: Storage, storages: Sequence[Storage], progress: Progress = silent) -> RunTotals:
     """Copies the batches of all runs into one and gives its totals.
 
@@ -115,20 +82,9 @@ def merge(out: Storage, storages: Sequence[Storage], progress: Progress = silent
     sources = _open(storages)
     _refuse_differing(sources)
     wanted = _merged_identity(sources)
-    check_identity(out, wanted, resume=True)
-    done = CommitLog(out).batch_ids()
-    work = _look_through(sources, progress)
-    with locked(out):
-        begin(out, wanted)
-        todo = [item for item in work if item.new_id not in done]
-
-        def copy(item: Work) -> None:
-            _copy(item, out)
-
-        for number, _ in enumerate(in_order(copy, todo, threads_for(out, *storages)), 1):
-            progress("batches copied", number, len(todo))
-        copy_self_checks(storages, out)
-        return write_metadata(out)
+    check_identity(out, wanted, resume=True)  # before all keys are read
+    batches = _look_through(sources, progress)
+    return rewrite(out, wanted, batches, storages, progress, "batches copied")
 
 
 def _open(storages: Sequence[Storage]) -> list[Source]:
@@ -209,7 +165,7 @@ def _merged_identity(sources: Sequence[Source]) -> RunIdentity:
     )
 
 
-def _look_through(sources: Sequence[Source], progress: Progress) -> list[Work]:
+def _look_through(sources: Sequence[Source], progress: Progress) -> list[BatchToRewrite]:
     """Reads the keys of all batches.
 
     Raises:
@@ -221,7 +177,7 @@ def _look_through(sources: Sequence[Source], progress: Progress) -> list[Work]:
     batches = [
         (source, batch_id) for source in sources for batch_id in sorted(source.log.batch_ids())
     ]
-    work: list[Work] = []
+    work: list[BatchToRewrite] = []
     earlier, here = np.zeros(0, np.uint64), []
     again: set[int] = set()
     threads = threads_for(*(source.storage for source in sources))
@@ -235,8 +191,14 @@ def _look_through(sources: Sequence[Source], progress: Progress) -> list[Work]:
             known = set(sequence_part[np.isin(sequence_part, earlier)].tolist()) - again
             again |= known
             record = read_record(origin.log, origin.identity, batch_id)
-            n_sequences = record.n_sequences - len(known)
-            work.append(Work(source=origin, batch_id=batch_id, n_sequences=n_sequences))
+            batch = BatchToRewrite(
+                storage=origin.storage,
+                identity=origin.identity,
+                batch_id=batch_id,
+                new_id=origin.first + batch_id,
+                n_sequences=record.n_sequences - len(known),
+            )
+            work.append(batch)
         earlier, here, again = np.unique(np.concatenate([earlier, *here])), [], set()
     for index, keys, what in (
         (rows, _row_keys, "the key (task_id, sample_idx, position)"),
@@ -276,48 +238,3 @@ def _samples(source: Source, batch_id: int) -> list[Key]:
     assert outputs is not None
     lines = read_outputs(source.storage, outputs)
     return [(line["task_id"], line["sample_idx"]) for line in lines]
-
-
-def _copy(item: Work, out: Storage) -> None:
-    source, number = item.source, item.new_id
-    record = read_record(source.log, source.identity, item.batch_id)
-    file_format = FORMATS[source.identity.file_format]
-    files, sidecars = {}, {}
-    keys: KeyTable | None = None
-    for hook in record.files:
-        data, sidecar, parsed = _read_checked(source, record, hook)
-        keys = check_same_rows(source.storage, record.files[hook], keys, parsed)
-        name = f"{hook}_batch_{number:06d}"
-        files[hook] = publish_once(out, f"{name}.{file_format.extension}", data)
-        if sidecar is not None:
-            second = f"{name}.{file_format.sidecar_extension}"
-            sidecars[hook] = publish_once(out, second, sidecar)
-    outputs = None
-    if record.outputs is not None:  # their lines were looked through
-        data = read_named(source.storage, record.outputs)
-        outputs = publish_once(out, f"_run/outputs/{number:06d}.jsonl", data)
-    new = dataclasses.replace(
-        record,
-        batch_id=number,
-        n_sequences=item.n_sequences,
-        files=files,
-        sidecars=sidecars,
-        outputs=outputs,
-        written_at=timestamp(),
-    )
-    patiently(out.address, lambda: CommitLog(out).put(new))
-
-
-def _read_checked(
-    source: Source, record: CommitRecord, hook: str
-) -> tuple[bytes, bytes | None, ParsedBatch]:
-    """The files of a hook point, and what they hold.
-
-    Raises:
-        CorruptBatchError: that is not what the record says.
-    """
-    file, second = record.files[hook], record.sidecars.get(hook)
-    data = read_named(source.storage, file)
-    sidecar = None if second is None else read_named(source.storage, second)
-    with naming(source.storage, file):
-        return data, sidecar, parse_committed(source.identity, record, hook, data, sidecar)
