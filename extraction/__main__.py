@@ -27,14 +27,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from extraction import command_flags
 from extraction.command_parser import BAD_INPUT, NO_STORAGE, CommandParser
 from extraction.errors import StorageUnavailableError, StoreError
-from extraction.exports import DTYPES, TARGETS, export
+from extraction.exports import export
 from extraction.exports import flags as export_flags
 from extraction.interruption import exit_status, raised_in_main
 from extraction.maintenance.convert import convert
-from extraction.maintenance.inspect_run import ROWS, inspect_run
+from extraction.maintenance.inspect_run import inspect_run
 from extraction.maintenance.merge import merge
 from extraction.maintenance.repair import repair
 from extraction.maintenance.selftest import selftest
@@ -100,108 +102,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(run: Callable[..., int], help_text: str, examples: str) -> argparse.ArgumentParser:
-        name = run.__name__.removeprefix("_")
-        lines = "\n".join(f"  python -m extraction {name} {line}" for line in examples.split("\n"))
+    for entry in COMMANDS:
+        name = entry.run.__name__.removeprefix("_")
+        lines = "\n".join(
+            f"  python -m extraction {name} {line}" for line in entry.examples.split("\n")
+        )
         command = commands.add_parser(
             name,
-            help=help_text,
-            description=f"{(run.__doc__ or '').strip()}\n\nexamples:\n{lines}",
+            help=entry.help,
+            description=f"{(entry.run.__doc__ or '').strip()}\n\nexamples:\n{lines}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        command.set_defaults(run=run)
-        return command
-
-    command = add(
-        _verify,
-        "is a run whole?",
-        "./activations\n./activations --quick\ngs://bucket/run --level 3 --json report.json",
-    )
-    command.add_argument("source", metavar="RUN", help="folder or gs://bucket/prefix")
-    levels = command.add_mutually_exclusive_group()
-    levels.add_argument(
-        "--level",
-        type=int,
-        choices=(1, 2, 3),
-        help="1: records, names, sizes, in a bucket also checksums; 2: reads every file; 3: also"
-        " sha256, unique keys, output lines, statistics (default: 2 for a folder, 1 for a bucket)",
-    )
-    levels.add_argument(
-        "--quick", action="store_const", const=1, dest="level", help="level 1: reads no activations"
-    )
-    command.add_argument(
-        "--json", metavar="FILE", help="write the report as JSON; - prints it instead of the text"
-    )
-
-    command = add(_inspect, "what does a run hold?", "./activations\ngs://bucket/run --rows 10")
-    command.add_argument("source", metavar="RUN", help="folder or gs://bucket/prefix")
-    command.add_argument(
-        "--rows", type=int, default=ROWS, help=f"rows that are shown (default: {ROWS})"
-    )
-
-    command = add(_repair, "write metadata.json anew", "./activations\n./activations --quarantine")
-    command.add_argument("source", metavar="RUN", help="folder or gs://bucket/prefix")
-    command.add_argument(
-        "--quarantine",
-        action="store_true",
-        help="move batch files that no record names, and records that cannot be read, to"
-        " _run/quarantine/",
-    )
-
-    command = add(
-        _merge,
-        "join runs of the same model",
-        "./all ./host0 ./host1\ngs://bucket/all gs://bucket/part0 gs://bucket/part1",
-    )
-    command.add_argument("out", metavar="OUT", help="empty, or of the same merge before")
-    command.add_argument("sources", metavar="RUN", nargs="+", help="folder or gs://bucket/prefix")
-
-    command = add(
-        _convert,
-        "one file format into another",
-        "./activations ./fast --format safetensors\n"
-        "./activations ./half --format safetensors --store_dtype bfloat16",
-    )
-    command.add_argument("source", metavar="RUN", help="folder or gs://bucket/prefix")
-    command.add_argument("out", metavar="OUT", help="empty, or of the same conversion before")
-    command.add_argument("--format", required=True, help="to write: pickle or safetensors")
-    command.add_argument(
-        "--store_dtype",
-        choices=("float32", "bfloat16"),
-        help="to write; default: the run's own, or float32 where the format cannot hold it."
-        " bfloat16 rounds a float32 run",
-    )
-
-    command = add(
-        _export,
-        "a run in the form that other programs read",
-        "./activations acts.npz --to npz\n"
-        "gs://bucket/run ./cached --to huggingface --context_size 128",
-    )
-    command.add_argument("source", metavar="RUN", help="folder or gs://bucket/prefix")
-    command.add_argument("out", metavar="OUT", help="file or folder to write; must not exist")
-    command.add_argument("--to", required=True, choices=list(TARGETS), help="form to write")
-    command.add_argument(
-        "--hook_points", nargs="+", metavar="NAME", help="names, or blocks by number; default: all"
-    )
-    command.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        help="of the activations; default: the run's own, or float32 where the form cannot hold it."
-        " pt holds bfloat16, to which a float32 run is rounded",
-    )
-    for name, flag in export_flags().items():
-        command.add_argument(f"--{name}", **flag)
-
-    command = add(_upload, "finish or repeat an upload", "./activations gs://bucket/run")
-    command.add_argument("folder", metavar="FOLDER", help="of the run")
-    command.add_argument("bucket", metavar="gs://bucket/prefix", help="where it goes")
-
-    command = add(
-        _selftest, "does a bucket keep what commits rely on?", "gs://bucket/prefix\n./folder"
-    )
-    command.add_argument("address", metavar="gs://bucket/prefix", help="or a folder")
+        command.set_defaults(run=entry.run)
+        entry.add_flags(command)
     return parser
 
 
@@ -380,6 +294,66 @@ def _summary(storage: Storage, totals: RunTotals) -> str:
         f"{len(totals)} batches ({state}), {totals.n_rows:,} rows for each of"
         f" {len(identity.hook_points)} hook points, in {storage.address}"
     )
+
+
+class Command(NamedTuple):
+    """A command: its work, what it is for in a line, examples of its arguments, and its flags."""
+
+    run: Callable[..., int]
+    help: str
+    examples: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+
+
+COMMANDS = (
+    Command(
+        _verify,
+        "is a run whole?",
+        "./activations\n./activations --quick\ngs://bucket/run --level 3 --json report.json",
+        command_flags.verify,
+    ),
+    Command(
+        _inspect,
+        "what does a run hold?",
+        "./activations\ngs://bucket/run --rows 10",
+        command_flags.inspect,
+    ),
+    Command(
+        _repair,
+        "write metadata.json anew",
+        "./activations\n./activations --quarantine",
+        command_flags.repair,
+    ),
+    Command(
+        _merge,
+        "join runs of the same model",
+        "./all ./host0 ./host1\ngs://bucket/all gs://bucket/part0 gs://bucket/part1",
+        command_flags.merge,
+    ),
+    Command(
+        _convert,
+        "one file format into another",
+        "./activations ./fast --format safetensors\n"
+        "./activations ./half --format safetensors --store_dtype bfloat16",
+        command_flags.convert,
+    ),
+    Command(
+        _export,
+        "a run in the form that other programs read",
+        "./activations acts.npz --to npz\n"
+        "gs://bucket/run ./cached --to huggingface --context_size 128",
+        command_flags.export,
+    ),
+    Command(
+        _upload, "finish or repeat an upload", "./activations gs://bucket/run", command_flags.upload
+    ),
+    Command(
+        _selftest,
+        "does a bucket keep what commits rely on?",
+        "gs://bucket/prefix\n./folder",
+        command_flags.selftest,
+    ),
+)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ from inference.inputs.positions import Positions
 from inference.inputs.prompt_forms import read_prompt
 from inference.inputs.samples import make_samples, reason_to_skip
 from inference.inputs.tasks import PromptTask, read_entry
-from inference.settings.commands import DeviceSettings, SampleSettings
+from inference.settings.commands import SampleSettings
+from inference.settings.devices import DeviceSettings
 from qwen_hooks.activations import NamedActivations
 from qwen_hooks.hook_points import hook_widths
 from qwen_hooks.interventions import Operation, intervene

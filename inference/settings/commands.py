@@ -13,6 +13,7 @@ from extraction.writing.places import places
 from inference.errors import InputError
 from inference.inputs.position_selectors import KNOWN
 from inference.inputs.positions import Positions
+from inference.settings.devices import DeviceSettings, ProcessSettings
 from inference.settings.fields import Settings, flag
 from inference.settings.inputs import ArcSettings, InputSettings
 
@@ -243,122 +244,6 @@ class StoreSettings(Settings):
         if self.store_dtype != "auto":
             return self.store_dtype
         return computed if computed in FORMATS[self.format].dtypes else "float32"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DeviceSettings(Settings):
-    """How samples are laid onto devices.
-
-    Raises:
-        InputError: the mesh's shape is not two whole numbers.
-    """
-
-    group = "devices"
-
-    batch_size: int = flag(
-        "Rows that one device runs at a time, at most.", decides="rows", default=256, least=1
-    )
-    tokens_per_batch: int = flag(
-        "Padded prompt tokens that one device runs at a time; limits the rows.",
-        decides="rows",
-        default=4096,
-        least=1,
-    )
-    pack_length: int = flag(
-        "Samples of up to so many tokens share rows of that length, each seeing itself alone; 0:"
-        " each has a row of its own. Needs --max_new_tokens 0.",
-        decides="rows",
-        default=0,
-        least=0,
-        example=1024,
-    )
-    mesh_shape: str | None = flag(
-        "Devices on the data and the model axis. Default: the smallest model axis on which the"
-        " parameters fit.",
-        decides="nothing",
-        default=None,
-        example="8,8",
-    )
-    attention: Literal["auto", "xla", "splash", "cudnn"] = flag(
-        "Kernel for prompts. auto: cudnn on GPU in bfloat16, else xla; splash is for TPU.",
-        decides="nothing",
-        default="auto",
-    )
-    scan_layers: bool = flag(
-        "Run the blocks as a loop: on TPU compiles in seconds instead of tens of them.",
-        decides="nothing",
-        default=False,
-    )
-    self_check_rows: int = flag(
-        "Rows per process and hook point, of samples all over the run, that are computed again,"
-        " each sample alone, and compared; 0: none.",
-        decides="nothing",
-        default=4,
-        least=0,
-    )
-    plan: str | None = flag(
-        "File of python -m launch plan --json, also gs://. What it foresaw is printed beside what"
-        " came of it.",
-        decides="nothing",
-        default=None,
-        example="plan.json",
-    )
-    compilation_cache_dir: str | None = flag(
-        "Folder, also gs://, that keeps compiled programs; '' for none. Default:"
-        " $JAX_COMPILATION_CACHE_DIR, else a folder in ~/.cache.",
-        decides="nothing",
-        default=None,
-        example="/tmp/programs",
-        may_be_empty=True,
-    )
-
-    def _check(self) -> None:
-        super()._check()
-        self.mesh_axes()
-
-    def mesh_axes(self) -> tuple[int, int] | None:
-        """Return `mesh_shape` as two numbers, data and model axis.
-
-        Raises:
-            InputError: it is not two whole numbers.
-        """
-        if self.mesh_shape is None:
-            return None
-        parts = self.mesh_shape.split(",")
-        if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-            raise InputError(f"{setting('mesh_shape')} must look like 8,8, not {self.mesh_shape!r}")
-        return int(parts[0]), int(parts[1])
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ProcessSettings(Settings):
-    """Which process of a run this is, where neither a TPU slice nor SLURM tells it."""
-
-    group = "several processes"
-
-    coordinator_address: str | None = flag(
-        "Address of process 0, where neither a TPU slice nor SLURM tells it.",
-        decides="nothing",
-        default=None,
-        example="10.0.0.2:8476",
-    )
-    num_processes: int | None = flag(
-        "Processes of the run, with --coordinator_address.",
-        decides="nothing",
-        default=None,
-        example=4,
-        least=1,
-    )
-    process_id: int | None = flag(
-        "Number of this process, from 0, with --coordinator_address.",
-        decides="nothing",
-        default=None,
-        example=0,
-        least=0,
-    )
-    initialization_timeout: int = flag(
-        "Seconds to wait for the other processes.", decides="nothing", default=300, least=1
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
