@@ -109,7 +109,8 @@ test-tpu:
 
 test-faults: $(VENV)/test.stamp
 	FAULTS=all FUZZ_MUTATIONS=100000 $(PYTEST) -s tests/faults \
-		tests/extraction/formats/test_mutations.py tests/qwen_hooks/test_config_against_torch.py
+		tests/extraction/formats/test_mutations.py tests/test_document_mutations.py \
+		tests/qwen_hooks/test_config_against_torch.py
 
 PEERS := .venv-peers/bin/python
 PIP_PEERS := PIP_CONSTRAINT= PIP_BUILD_CONSTRAINT= $(PEERS) -m pip install --quiet

@@ -22,6 +22,7 @@ from typing import Literal
 
 from inference.errors import InputError
 from inference.settings.commands import DistributedSettings
+from inference.settings.fields import MAX_NUMBER, shown
 from inference.settings.yaml_file import build, read_yaml
 
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
@@ -120,9 +121,11 @@ class Limits:
             least = {"restarts": 0, "attempts": 1}.get(field.name)
             if value is None:
                 continue
-            if not math.isfinite(value) or (value <= 0 if least is None else value < least):
+            if not (value > 0 if least is None else value >= least):  # also refuses NaN
                 words = "above 0" if least is None else f"at least {least}"
                 raise InputError(f"{field.name} must be {words}, not {value}")
+            if not value <= MAX_NUMBER:
+                raise InputError(f"{field.name} must be at most {MAX_NUMBER}, not {shown(value)}")
         if (self.dollars is None) != (self.dollars_per_hour is None):
             raise InputError("dollars and dollars_per_hour go together")
 

@@ -97,7 +97,7 @@ def _size(number: float) -> str:
 
 def _statistics(identity: RunIdentity, totals: RunTotals) -> Iterator[str]:
     columns = ("mean", "mean square", "median norm", f">{OUTLIER_FACTOR:.0f}x median")
-    width = max(len("hook point"), *map(len, identity.hook_points)) + 2
+    width = max(map(len, ("hook point", *identity.hook_points))) + 2
     yield (
         "hook point".ljust(width)
         + "shape".rjust(18)

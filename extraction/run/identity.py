@@ -142,6 +142,8 @@ class RunIdentity:
         try:
             raw = read_json(data)
             version = raw["schema_version"]
+            if type(raw["hook_points"]) is not list:
+                raise ValueError("hook_points is no list")
             if version <= SCHEMA_VERSION:
                 return cls(**(raw | {"hook_points": tuple(raw["hook_points"])}))
         except StoreError as error:

@@ -62,7 +62,7 @@ WRONG = {
     "a model on this machine": (extraction(model_path="./m"), "cannot read the local './m'"),
     "no attempts": ({"limits": {"attempts": 0}}, "limits: attempts must be at least 1, not 0"),
     "no hours": ({"limits": {"hours": 0}}, "limits: hours must be above 0, not 0"),
-    "endless hours": ({"limits": {"hours": float("inf")}}, "limits: hours must be above 0"),
+    "endless hours": ({"limits": {"hours": float("inf")}}, "limits: hours must be at most"),
     "half a price": ({"limits": {"dollars": 5}}, "dollars and dollars_per_hour go together"),
     "a secret in the file": (
         {"hugging_face_token_secret": "hf_abcdef"},
