@@ -13,6 +13,7 @@ TIERS = {
         "tests/faults/",
         "tests/tpu/",
         "tests/test_bounds.py",
+        "tests/test_command_costs.py",
         "tests/test_wheel.py",
         "tests/extraction/reading/test_torch_batches.py",
         "tests/inference/test_resume.py",
