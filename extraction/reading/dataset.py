@@ -14,7 +14,6 @@ batch 4 before batch 3; `refresh` puts what is new behind what was there, so wit
 `ActivationDataset` a row's number never changes. Another one, opened later, counts by batch id.
 """
 
-import dataclasses
 import functools
 import logging
 from collections import Counter
@@ -40,6 +39,7 @@ from extraction.reading.run_contents import (
     StoredBatch,
     chosen_hook_points,
 )
+from extraction.reading.run_info import RunInfo
 from extraction.reading.shuffle_buffer import RowSource
 from extraction.reading.stored_files import StoredFiles
 from extraction.run.identity import read_identity
@@ -65,45 +65,6 @@ KEY_COLUMNS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class RunInfo:
-    """What a run is, and how far it has come.
-
-    Attributes:
-        model_name: as it was given to the run.
-        hook_points: all that were captured.
-        width: of the rows of each hook point that is read.
-        dtype: that activations are stored in; None: the folder does not tell.
-        format: of the files.
-        rows: of each hook point, that can be read.
-        sequences: samples that have rows; None: the folder does not tell.
-        complete: whether no row will follow; None: the folder does not tell.
-        run_id: of the run; None: the folder does not tell.
-        statistics: of each hook point: rows, nonfinite_rows, mean, mean_square, median_norm,
-            norm_histogram; empty if the folder does not tell.
-    """
-
-    model_name: str
-    hook_points: tuple[str, ...]
-    width: Mapping[str, int]
-    dtype: str | None
-    format: str
-    rows: int
-    sequences: int | None
-    complete: bool | None
-    run_id: str | None
-    statistics: Mapping[str, Mapping[str, Any]]
-
-    def __repr__(self) -> str:
-        hooks = [f"{hook} [{width}]" for hook, width in self.width.items()]
-        how = {True: "complete", False: "not complete", None: "unknown whether complete"}
-        return (
-            f"RunInfo({self.model_name!r}, run {self.run_id}: {self.rows:,} rows of"
-            f" {self.sequences} samples, {how[self.complete]}; {few(hooks)} of"
-            f" {len(self.hook_points)} captured, {self.format}, {self.dtype})"
-        )
-
-
 class ActivationDataset:
     """The rows of one layer of a run, or of several layers aligned row by row.
 
@@ -114,7 +75,7 @@ class ActivationDataset:
     time that one of its rows is touched.
 
     Args:
-        source: folder, `gs://bucket/prefix`, or a storage.
+        source: folder, `gs://bucket/prefix`, `s3://bucket/prefix`, or an open back end.
         layer: 12, `"layer_12"` or any name of another hook point (TransformerLens' and Hugging
             Face's too): arrays are `[rows, width]`. Several of them: dictionaries of such arrays,
             by the names asked with. None: the only one there is.
@@ -466,7 +427,7 @@ def open_run(source: str | Path | Storage) -> RunContents:
     """What a run holds.
 
     Args:
-        source: folder, `gs://bucket/prefix`, or a storage.
+        source: folder, `gs://bucket/prefix`, `s3://bucket/prefix`, or an open back end.
 
     Raises:
         StoreError: there is no run that can be read.
