@@ -80,8 +80,9 @@ class ReadingThreads:
     def join(self, timeout: float | None = None) -> None:
         """Wait for the threads after `end`, for so many seconds at most."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        for thread in self._threads if self._started else ():
-            if thread is not threading.current_thread():
+        for thread in self._threads:
+            # One that was never started, as the start of another was interrupted, is not alive.
+            if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def _work(self) -> None:
