@@ -24,7 +24,7 @@ from extraction.maintenance.verify import verify
 from extraction.progress import ProgressLine
 from extraction.reading.dataset import ActivationDataset
 from extraction.run.identity import new_run_id
-from extraction.run.metadata import METADATA_FILE
+from extraction.run_layout import METADATA_FILE, OUTPUTS_FILE
 from extraction.setting_names import arguments_renamed
 from extraction.storage import file_operations, open_storage
 from inference.engine.distributed_run import run
@@ -89,7 +89,7 @@ class ExtractedRun:
 
     def outputs(self) -> list[dict[str, Any]]:
         """The line of each sample: `task_id`, `prompt_token_ids`, ..."""
-        text = (self.folder / OUTPUTS / "outputs.jsonl").read_text(encoding="utf-8")
+        text = (self.folder / OUTPUTS / OUTPUTS_FILE).read_text(encoding="utf-8")
         return [json.loads(line) for line in text.split("\n") if line]
 
 

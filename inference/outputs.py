@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from extraction.errors import ExistingRunError
+from extraction.run_layout import OUTPUTS_FILE, SUBMISSION_FILE
 from extraction.setting_names import setting
 from extraction.storage import file_operations
 from extraction.storage.local import LocalStorage
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from inference.inputs.tasks import Task
     from inference.settings.commands import ExtractionSettings
 
-OUTPUTS_FILE = "outputs.jsonl"
-SUBMISSION_FILE = "submission.json"
 FOUND_FIELD = "found_in_messages"
 """Of a sample that is a chat: where the texts that `--positions` looks for were found."""
 

@@ -26,14 +26,20 @@ import jax
 
 from extraction.interruption import StopFlag
 from extraction.run.identity import RunIdentity
-from extraction.run.metadata import METADATA_FILE
 from extraction.run.records import CommitLog
 from extraction.run.rows import RowBlock
 from extraction.run.totals import RunTotals
+from extraction.run_layout import (
+    METADATA_FILE,
+    OUTPUTS_FILE,
+    SELF_CHECKS,
+    SUBMISSION_FILE,
+    self_check_name,
+)
 from extraction.setting_names import setting
 from extraction.storage import Storage
 from extraction.writing.disk_retry import patiently
-from extraction.writing.finalise import SELF_CHECKS, output_lines, read_self_check
+from extraction.writing.finalise import output_lines, read_self_check
 from extraction.writing.run_writer import RunWriter
 from inference.engine.plan import WINDOW, Unit
 from inference.engine.prepare import Prepared
@@ -41,7 +47,7 @@ from inference.engine.pretrained import TOKENIZER_FILES, Pretrained
 from inference.errors import SelfCheckError
 from inference.inputs.samples import Sample, separator_ids
 from inference.inputs.tasks import tasks_digest
-from inference.outputs import OUTPUTS_FILE, SUBMISSION_FILE, OutputsFile, write_submission
+from inference.outputs import OutputsFile, write_submission
 from inference.run_summary import Summary, Work
 from inference.settings.commands import ExtractionSettings
 from inference.settings.inputs import InputSettings
@@ -193,7 +199,7 @@ class UnitRun:
 
     def _note_self_check(self, found: Mapping[str, Any]) -> None:
         """Adds it to what earlier attempts found, so that a mark stays."""
-        name = f"{SELF_CHECKS}{self._process:05d}.json"
+        name = self_check_name(self._process)
         known = name in self.storage.names(SELF_CHECKS)
         before = read_self_check(self.storage, name) if known else {}
         largest = max(before.get("largest_error") or 0.0, found["largest_error"])

@@ -4,30 +4,22 @@ Every command that reads batches reads them here, so none passes on what is dama
 """
 
 import contextlib
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from extraction.checksums import crc32c, sha256
-from extraction.errors import (
-    ConflictError,
-    CorruptBatchError,
-    StorageUnavailableError,
-    StoreError,
-)
+from extraction.errors import ConflictError, CorruptBatchError, StorageUnavailableError, StoreError
 from extraction.formats import FORMATS, ParsedBatch
 from extraction.formats.batch import KeyTable
 from extraction.maintenance.checks.records import record_problems
 from extraction.run.identity import RunIdentity, RunLock
 from extraction.run.output_lines import parse_lines
-from extraction.run.records import CommitLog, CommitRecord, CommittedFile, record_name
+from extraction.run.records import CommitLog, CommitRecord, CommittedFile
+from extraction.run_layout import record_name
 from extraction.storage import Content, Storage, pieces
 from extraction.storage.bounded import get_listed
 from extraction.storage.local import LocalStorage
 from extraction.writing.disk_retry import patiently
-
-BATCH_FILE = re.compile(r"(?P<hook>.+)_batch_(?P<batch>\d{6,})\.(?P<extension>[a-z.]+)")
-"""Names of batches' files, and of their second ones."""
 
 
 def read_committed(storage: Storage, file: CommittedFile, *, with_sha256: bool = True) -> bytes:

@@ -17,20 +17,13 @@ from extraction.errors import CorruptBatchError, StoreError
 from extraction.formats import FORMATS, ParsedBatch
 from extraction.maintenance.checks.contents import KEY_COLUMNS
 from extraction.maintenance.checks.unique_keys import KeyIndex, sequence_hashes
-from extraction.maintenance.committed_files import BATCH_FILE
 from extraction.progress import Progress, silent
-from extraction.run.metadata import (
-    METADATA_FILE,
-    BatchFile,
-    get_metadata,
-    layer_field,
-    metadata_document,
-)
+from extraction.run.metadata import BatchFile, get_metadata, layer_field, metadata_document
 from extraction.run.statistics import RowStatistics
+from extraction.run_layout import KEPT_METADATA, METADATA_FILE, parse_batch_file
 from extraction.storage import Storage
 from extraction.writing.disk_retry import patiently
 
-KEPT_METADATA = "metadata.json.before_repair"
 """Where a `metadata.json` that could not be read is kept."""
 
 
@@ -72,10 +65,10 @@ def rebuild_from_files(storage: Storage, progress: Progress = silent) -> Rebuilt
     batches: dict[int, dict[str, str]] = {}
     formats = set()
     for name in storage.names():
-        match = BATCH_FILE.fullmatch(name)
-        if match and match["extension"] in by_extension:
-            batches.setdefault(int(match["batch"]), {})[match["hook"]] = name
-            formats.add(by_extension[match["extension"]])
+        parts = parse_batch_file(name)
+        if parts and parts.extension in by_extension:
+            batches.setdefault(parts.batch_id, {})[parts.hook_point] = name
+            formats.add(by_extension[parts.extension])
     if not batches:
         raise StoreError(f"{storage.address} holds no run, and no files of one")
     if len(formats) > 1:

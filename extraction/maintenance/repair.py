@@ -7,28 +7,34 @@ run with --resume does their batches again.
 
 import contextlib
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 
 from extraction.errors import CorruptBatchError, StorageUnavailableError, StoreError
 from extraction.formats import FORMATS
-from extraction.maintenance.checks.records import OUTPUTS_FOLDER, record_problems
-from extraction.maintenance.committed_files import BATCH_FILE, read_committed
+from extraction.maintenance.checks.records import record_problems
+from extraction.maintenance.committed_files import read_committed
 from extraction.maintenance.rebuild_from_files import rebuild_from_files
 from extraction.progress import Progress, silent
 from extraction.run.identity import RunIdentity, RunLock, read_identity
-from extraction.run.metadata import METADATA_FILE
-from extraction.run.records import CommitLog, record_name
+from extraction.run.records import CommitLog
 from extraction.run.totals import RunTotals
+from extraction.run_layout import (
+    METADATA_FILE,
+    OUTPUTS_FILE,
+    OUTPUTS_FOLDER,
+    QUARANTINE,
+    RUN_FOLDER,
+    parse_batch_file,
+    parse_lock_name,
+    parse_outputs_name,
+    record_name,
+)
 from extraction.setting_names import setting
 from extraction.storage import Storage
 from extraction.storage.local import LocalStorage
 from extraction.writing.disk_retry import patiently
 from extraction.writing.finalise import derived_document, planned_batches, write_metadata
-
-QUARANTINE = "_run/quarantine/"
-OUTPUTS_FILE = "outputs.jsonl"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -121,17 +127,17 @@ def _quarantine(
 ) -> None:
     with _nobody_writes(storage, identity, batches + len(unreadable)):
         found = [name for name in storage.names() if _is_batch_file(name)]
-        found += [n for n in storage.names(OUTPUTS_FOLDER) if re.fullmatch(r".*/\d{6,}\.jsonl", n)]
+        found += [n for n in storage.names(OUTPUTS_FOLDER) if parse_outputs_name(n) is not None]
         for name in [*unreadable, *(name for name in found if name not in named)]:
             place = _move(storage, name)
             result.done.append(f"{name} moved to {place}")
 
 
 def _is_batch_file(name: str) -> bool:
-    match = BATCH_FILE.fullmatch(name)
+    parts = parse_batch_file(name)
     extensions = {f.extension for f in FORMATS.values()}
     extensions |= {f.sidecar_extension for f in FORMATS.values() if f.sidecar_extension}
-    return match is not None and match["extension"] in extensions
+    return parts is not None and parts.extension in extensions
 
 
 @contextlib.contextmanager
@@ -139,11 +145,8 @@ def _nobody_writes(storage: Storage, identity: RunIdentity, batches: int) -> Ite
     """A file that no record names yet may be one that a run is about to record."""
     with contextlib.ExitStack() as stack:
         if isinstance(storage, LocalStorage):
-            numbers = {0}
-            for name in storage.names("_run/"):
-                match = re.fullmatch(r"_run/lock\.(\d+)", name)
-                numbers |= {int(match[1])} if match else set()
-            for number in sorted(numbers):
+            locks = map(parse_lock_name, storage.names(RUN_FOLDER))
+            for number in sorted({0, *(lock for lock in locks if lock is not None)}):
                 stack.callback(RunLock(storage.folder, number).release)
         elif batches != planned_batches(storage, identity):
             raise StoreError(

@@ -32,6 +32,7 @@ from extraction.run.records import CommitLog, CommitRecord
 from extraction.run.rows import RowBlock, timestamp
 from extraction.run.statistics import RowStatistics
 from extraction.run.totals import RunTotals
+from extraction.run_layout import batch_file, outputs_name
 from extraction.storage import Content, Storage
 from extraction.writing.disk_retry import patiently
 from extraction.writing.finalise import copy_self_checks, write_metadata
@@ -108,10 +109,11 @@ def _rewrite_batch(batch: BatchToRewrite, out: Storage, wanted: RunIdentity) -> 
         if not is_copied:
             made = file_format.serialise(hook, before.block(), wanted.dtype)
             data, sidecar = made.data, made.sidecar
-        name = f"{hook}_batch_{batch.new_id:06d}"
-        files[hook] = publish_once(out, f"{name}.{file_format.extension}", data)
+        name = batch_file(hook, batch.new_id, file_format.extension)
+        files[hook] = publish_once(out, name, data)
         if sidecar is not None:
-            second = f"{name}.{file_format.sidecar_extension}"
+            assert file_format.sidecar_extension is not None
+            second = batch_file(hook, batch.new_id, file_format.sidecar_extension)
             sidecars[hook] = publish_once(out, second, sidecar)
         del data
         if not is_copied:
@@ -124,7 +126,7 @@ def _rewrite_batch(batch: BatchToRewrite, out: Storage, wanted: RunIdentity) -> 
     if outputs is not None:
         read_outputs(source, outputs)  # the new run vouches for them
         lines = read_named(source, outputs)
-        outputs = publish_once(out, f"_run/outputs/{batch.new_id:06d}.jsonl", lines)
+        outputs = publish_once(out, outputs_name(batch.new_id), lines)
     new = dataclasses.replace(
         record,
         batch_id=batch.new_id,

@@ -19,24 +19,34 @@ from extraction.documents import read_json
 from extraction.errors import CorruptBatchError, StoreError
 from extraction.maintenance.checks.contents import Contents, check_contents
 from extraction.maintenance.checks.metadata_file import check_metadata
-from extraction.maintenance.checks.records import OUTPUTS_FOLDER, record_problems
+from extraction.maintenance.checks.records import record_problems
 from extraction.maintenance.checks.report import Report, missing_numbers
 from extraction.maintenance.checks.unique_keys import Key, KeyIndex, row_keys
-from extraction.maintenance.committed_files import BATCH_FILE, read_batch, read_outputs
+from extraction.maintenance.committed_files import read_batch, read_outputs
 from extraction.progress import Progress, silent
 from extraction.reading.collector_pause import collector_paused
 from extraction.reading.read_ahead import in_order, threads_for
-from extraction.run.identity import CLOSED_FILE, RUN_FILE, SCHEMA_VERSION, RunIdentity
-from extraction.run.metadata import METADATA_FILE, get_metadata
-from extraction.run.records import COMMITS, CommitLog, CommitRecord, CommittedFile, record_name
+from extraction.run.identity import SCHEMA_VERSION, RunIdentity
+from extraction.run.metadata import get_metadata
+from extraction.run.records import CommitLog, CommitRecord, CommittedFile
 from extraction.run.totals import BatchSummary
+from extraction.run_layout import (
+    CLOSED_FILE,
+    COMMITS,
+    DERIVED,
+    METADATA_FILE,
+    OUTPUTS_FOLDER,
+    RUN_FILE,
+    SELF_CHECKS,
+    parse_batch_file,
+    parse_record_name,
+    record_name,
+)
 from extraction.setting_names import setting
 from extraction.storage import FileInfo, Storage, open_storage
 from extraction.storage.bounded import get_at_most
 from extraction.storage.local import LocalStorage
-from extraction.writing.finalise import SELF_CHECKS, planned_batches, read_self_check
-
-DERIVED = {METADATA_FILE, "outputs.jsonl", "submission.json"}
+from extraction.writing.finalise import planned_batches, read_self_check
 
 
 def verify(
@@ -76,7 +86,7 @@ def _check_listing(
     metadata = _get(storage, METADATA_FILE)
     batch_ids = _batch_ids(storage, report)
     files = storage.infos() | storage.infos(OUTPUTS_FOLDER)
-    is_empty = not batch_ids and not any(map(BATCH_FILE.fullmatch, files))
+    is_empty = not batch_ids and not any(map(parse_batch_file, files))
     bad_files = _check_records(storage, identity, batch_ids, files, report, progress)
     totals = report.totals
     batches = totals.batches()
@@ -111,7 +121,7 @@ def _read_identity(storage: Storage, report: Report) -> RunIdentity | None:
         if storage.names(COMMITS):
             report.add(RUN_FILE, "is missing; without it a run cannot go on")
             return None
-        left = [n for n in storage.names() if n == METADATA_FILE or BATCH_FILE.fullmatch(n)]
+        left = [n for n in storage.names() if n == METADATA_FILE or parse_batch_file(n)]
         report.foreign = "holds no run"
         if left:
             report.verdict_if_foreign = "unverifiable"
@@ -139,11 +149,11 @@ def _batch_ids(storage: Storage, report: Report) -> list[int]:
     """Batches that have a record, in order."""
     ids = []
     for name in storage.names(COMMITS):
-        stem = name.removeprefix(COMMITS).removesuffix(".json")
-        if stem.isdecimal() and name == record_name(int(stem)):
-            ids.append(int(stem))
-        else:
+        batch_id = parse_record_name(name)
+        if batch_id is None:
             report.notes.append(f"{name} is no record")
+        else:
+            ids.append(batch_id)
     return sorted(ids)
 
 

@@ -20,8 +20,8 @@ from extraction.reading.run_contents import (
     StoredFile,
     known_format,
 )
-from extraction.run.identity import RUN_FILE
-from extraction.run.metadata import METADATA_FILE, get_metadata
+from extraction.run.metadata import get_metadata
+from extraction.run_layout import METADATA_FILE, RUN_FILE
 from extraction.storage import Storage
 from extraction.storage.names import check_hook_point, check_name
 

@@ -13,9 +13,10 @@ from extraction.errors import StoreError
 from extraction.formats import FORMATS
 from extraction.hook_point_names import few, nearest, spellings
 from extraction.reading.collector_pause import collector_paused
-from extraction.run.identity import RUN_FILE, RunIdentity
+from extraction.run.identity import RunIdentity
 from extraction.run.records import CommitLog, CommitRecord, CommittedFile
 from extraction.run.totals import RunTotals
+from extraction.run_layout import RUN_FILE
 from extraction.storage import Storage
 from extraction.writing.finalise import planned_batches
 

@@ -21,8 +21,8 @@ from typing import Any
 from extraction.documents import is_count, read_json
 from extraction.errors import ExistingRunError, StoreError
 from extraction.formats import FORMATS
-from extraction.run.records import COMMITS
 from extraction.run.rows import timestamp
+from extraction.run_layout import COMMITS, METADATA_FILE, RUN_FILE, lock_name
 from extraction.setting_names import setting
 from extraction.storage import Storage, file_operations, regular_files
 from extraction.storage.bounded import get_at_most
@@ -30,8 +30,6 @@ from extraction.storage.names import check_hook_point
 from extraction.version import __version__
 from extraction.writing.disk_retry import patiently
 
-RUN_FILE = "_run/run.json"
-CLOSED_FILE = "_run/closed.json"
 SCHEMA_VERSION = 1
 DTYPES = ("float32", "bfloat16")
 """That activations are stored in."""
@@ -260,7 +258,7 @@ def begin(storage: Storage, wanted: RunIdentity, *, exclusive: bool = False) -> 
 
 def _batch_files(storage: Storage) -> list[str]:
     """Files that only a run makes."""
-    names = [name for name in storage.names() if name == "metadata.json" or "_batch_" in name]
+    names = [name for name in storage.names() if name == METADATA_FILE or "_batch_" in name]
     return names + storage.names(COMMITS)
 
 
@@ -278,10 +276,11 @@ class RunLock:
     """
 
     def __init__(self, folder: Path, process: int = 0):
-        path = folder / "_run" / f"lock.{process:05d}"
+        name = lock_name(process)
+        path = folder / name
         self._descriptor: int | None = None
         try:
-            regular_files.check_folders(folder, f"_run/{path.name}")
+            regular_files.check_folders(folder, name)
             file_operations.make_folder(path.parent)
             self._descriptor = _open_lock(path, os.O_CREAT)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,11 +11,11 @@ from typing import Any
 
 from extraction.errors import StoreError
 from extraction.formats.pickle_format import layer_field
+from extraction.run_layout import METADATA_FILE
 from extraction.storage import Storage
 from extraction.storage.bounded import LARGEST_DOCUMENT, get_at_most
 
 SCHEMA_VERSION = 1
-METADATA_FILE = "metadata.json"
 
 LARGEST_ENTRY = 1024
 """Bytes that a file takes in `metadata.json`, at most."""

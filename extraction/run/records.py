@@ -17,11 +17,10 @@ from extraction.documents import is_count, read_json
 from extraction.errors import StoreError
 from extraction.reading.read_ahead import read_files
 from extraction.run.statistics import RowStatistics, is_bin
+from extraction.run_layout import COMMITS, parse_record_name, record_name
 from extraction.storage import Content, Storage, pieces
 from extraction.storage.bounded import get_listed
 from extraction.storage.names import check_hook_point, check_name
-
-COMMITS = "_run/commits/"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +150,7 @@ class CommitLog:
 
     def batch_ids(self) -> set[int]:
         """Batches that exist."""
-        ids = (_batch_id(name) for name in self._storage.names(COMMITS))
+        ids = (parse_record_name(name) for name in self._storage.names(COMMITS))
         return {batch_id for batch_id in ids if batch_id is not None}
 
     def read(self, batch_id: int) -> CommitRecord:
@@ -209,14 +208,3 @@ def _record_of(batch_id: int, data: bytes) -> CommitRecord:
     if record.batch_id != batch_id:
         raise StoreError(f"{name} is the record of batch {record.batch_id}")
     return record
-
-
-def record_name(batch_id: int) -> str:
-    """Name of a batch's record."""
-    return f"{COMMITS}{batch_id:06d}.json"
-
-
-def _batch_id(name: str) -> int | None:
-    """The batch whose record has this name; None for any other file."""
-    stem = name.removeprefix(COMMITS).removesuffix(".json")
-    return int(stem) if stem.isdecimal() and record_name(int(stem)) == name else None

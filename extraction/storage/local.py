@@ -9,6 +9,7 @@ from io import FileIO
 from pathlib import Path
 
 from extraction.errors import StoreError
+from extraction.run_layout import RUN_FOLDER
 from extraction.setting_names import setting
 from extraction.storage import Content, FileInfo, file_operations, regular_files, scheme_of
 from extraction.storage.names import check_name
@@ -146,8 +147,8 @@ class LocalStorage:
     def _folders(self) -> list[Path]:
         """Of a run."""
         found = [self.folder]
-        regular_files.check_folders(self.folder, "_run/")
-        waiting = [self.folder / "_run"]
+        regular_files.check_folders(self.folder, RUN_FOLDER)
+        waiting = [self.folder / RUN_FOLDER]
         while waiting:
             folder = waiting.pop()
             if folder.is_dir():

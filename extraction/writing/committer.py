@@ -27,6 +27,7 @@ from extraction.reading.buffer_pool import RecycledMemory
 from extraction.run.records import CommitLog, CommitRecord, CommittedFile
 from extraction.run.rows import RowBlock, timestamp
 from extraction.run.statistics import RowStatistics
+from extraction.run_layout import batch_file, outputs_name
 from extraction.storage import Buffers, Storage
 from extraction.writing.disk_retry import FULL, STALL_TIMEOUT, patiently
 
@@ -117,7 +118,6 @@ class Committer:
         """Writes the files of a unit, over those of an attempt that came to no record."""
         files: dict[str, Future[CommittedFile]] = {}
         statistics: dict[str, Future[RowStatistics]] = {}
-        batch_files, output_file = f"batch_{batch_id:06d}", f"_run/outputs/{batch_id:06d}.jsonl"
 
         def contents() -> Iterator[tuple[str, Buffers]]:
             if block is not None:
@@ -125,13 +125,14 @@ class Committer:
                     rows = block.activations[hook]
                     counter = third if rows.nbytes >= LARGE_ROWS else helper
                     statistics[hook] = counter.submit(RowStatistics.of, rows, self._dtype)
-                    yield f"{hook}_{batch_files}.{self._format.extension}", batch.data
+                    yield batch_file(hook, batch_id, self._format.extension), batch.data
                     if batch.sidecar is not None:
-                        sidecar = f"{hook}_{batch_files}.{self._format.sidecar_extension}"
-                        yield sidecar, [batch.sidecar]
+                        second = self._format.sidecar_extension
+                        assert second is not None
+                        yield batch_file(hook, batch_id, second), [batch.sidecar]
             if outputs is not None:
                 lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in outputs]
-                yield output_file, ["".join(lines).encode()]
+                yield outputs_name(batch_id), ["".join(lines).encode()]
 
         def looked_at() -> Iterator[tuple[str, Buffers]]:
             for name, data in contents():
@@ -149,7 +150,9 @@ class Committer:
                 raise
 
         def of_hook_points(extension: str | None) -> dict[str, CommittedFile]:
-            names = {hook: f"{hook}_{batch_files}.{extension}" for hook in statistics}
+            if extension is None:
+                return {}
+            names = {hook: batch_file(hook, batch_id, extension) for hook in statistics}
             return {hook: files[name].result() for hook, name in names.items() if name in files}
 
         return CommitRecord(
@@ -159,7 +162,7 @@ class Committer:
             keys_sha256=keys_digest(block, outputs or ()),
             files=of_hook_points(self._format.extension),
             sidecars=of_hook_points(self._format.sidecar_extension),
-            outputs=None if outputs is None else files[output_file].result(),
+            outputs=None if outputs is None else files[outputs_name(batch_id)].result(),
             statistics={hook: found.result() for hook, found in statistics.items()},
             written_at=timestamp(),
         )

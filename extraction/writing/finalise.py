@@ -14,15 +14,15 @@ from extraction.documents import is_count, read_json
 from extraction.errors import StoreError, UnsafeFileError
 from extraction.reading.collector_pause import collector_paused
 from extraction.reading.read_ahead import read_files
-from extraction.run.identity import CLOSED_FILE, RunIdentity, read_identity
-from extraction.run.metadata import METADATA_FILE, BatchFile, metadata_document
+from extraction.run.identity import RunIdentity, read_identity
+from extraction.run.metadata import BatchFile, metadata_document
 from extraction.run.records import CommitLog, CommitRecord
 from extraction.run.totals import RunTotals
+from extraction.run_layout import CLOSED_FILE, METADATA_FILE, SELF_CHECKS, self_check_name
 from extraction.storage import Storage
 from extraction.storage.bounded import TooLargeError, get_at_most
 from extraction.writing.disk_retry import STALL_TIMEOUT, patiently
 
-SELF_CHECKS = "_run/self_check/"
 """Folder of a file for each process: `rows` that were computed again (version 0.1.0: `samples`),
 `largest_error`, null if infinite, and where rows are wrong `failed`, which says how."""
 
@@ -129,7 +129,7 @@ def copy_self_checks(sources: Sequence[Storage], out: Storage) -> None:
     """Gives a run what the self-checks of others found, so that rows marked as wrong stay so."""
     found = [read_self_check(source, n) for source in sources for n in source.names(SELF_CHECKS)]
     for number, check in enumerate(found):
-        out.replace(f"{SELF_CHECKS}{number:05d}.json", json.dumps(check).encode())
+        out.replace(self_check_name(number), json.dumps(check).encode())
 
 
 def planned_batches(storage: Storage, identity: RunIdentity) -> int | None:

@@ -12,24 +12,26 @@ the same unit of the same run it is taken as it stands, else the upload stops an
 import dataclasses
 import logging
 import queue
-import re
 import threading
 from collections.abc import Callable
 
 from extraction.checksums import crc32c
 from extraction.errors import ConflictError, CorruptBatchError, StoreError
-from extraction.maintenance.checks.records import OUTPUTS_FOLDER
-from extraction.run.identity import (
-    CLOSED_FILE,
-    begin,
-    check_identity,
-    read_identity,
-)
-from extraction.run.records import CommitLog, CommitRecord, CommittedFile, record_name
+from extraction.run.identity import begin, check_identity, read_identity
+from extraction.run.records import CommitLog, CommitRecord, CommittedFile
 from extraction.run.totals import RunTotals
+from extraction.run_layout import (
+    CLOSED_FILE,
+    OUTPUTS_FOLDER,
+    RUN_FOLDER,
+    SELF_CHECKS,
+    parse_batch_file,
+    parse_outputs_name,
+    record_name,
+)
 from extraction.storage import CloudStorage, Storage
 from extraction.storage.bounded import TooLargeError, get_listed
-from extraction.writing.finalise import SELF_CHECKS, write_metadata
+from extraction.writing.finalise import write_metadata
 
 log = logging.getLogger(__name__)
 
@@ -176,9 +178,10 @@ class Uploader:
                 self._empty(record)
             else:
                 self.add(record)
-        for name in (*self._spool.names(), *self._spool.names("_run/outputs/")):
-            batch = re.search(r"(?:_batch_|^_run/outputs/)(\d{6,})\.[a-z.]+$", name)
-            if batch and int(batch[1]) in in_cloud:  # its record went, and then its process
+        for name in (*self._spool.names(), *self._spool.names(OUTPUTS_FOLDER)):
+            parts = parse_batch_file(name)
+            batch_id = parts.batch_id if parts else parse_outputs_name(name)
+            if batch_id in in_cloud:  # its record went, and then its process
                 self._spool.remove(name)
 
     def _raise_failure(self) -> None:
@@ -232,7 +235,7 @@ def upload_folder(
             upload_unit(local, cloud, record, identity.run_id)
         progress(record)
     _check_listing(local, cloud, identity.run_id)
-    closed = [name for name in local.names("_run/") if name == CLOSED_FILE]
+    closed = [name for name in local.names(RUN_FOLDER) if name == CLOSED_FILE]
     for name in (*closed, *local.names(SELF_CHECKS)):
         cloud.replace(name, local.get(name))
     return write_metadata(cloud)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from extraction.run_layout import RUN_FOLDER, SHARED_FILE
 from extraction.setting_names import setting
 from extraction.storage import Storage
 from inference.errors import InputError
@@ -27,7 +28,6 @@ from qwen_hooks.sharding import Layout, layout_for, make_mesh
 
 log = logging.getLogger(__name__)
 
-SHARED = "_run/shared"
 """File by which the processes find out that they see the same folder."""
 
 SHUTDOWN_TIMEOUT = 7 * 24 * 3600
@@ -203,9 +203,9 @@ def check_shared(storage: Storage) -> None:
         return
     nonce = int.from_bytes(os.urandom(3), "big")
     if jax.process_index() == 0:
-        storage.replace(SHARED, str(nonce).encode())
+        storage.replace(SHARED_FILE, str(nonce).encode())
     nonce = int(multihost_utils.broadcast_one_to_all(np.int32(nonce)))
-    seen = storage.get(SHARED) if SHARED in storage.names("_run/") else b""
+    seen = storage.get(SHARED_FILE) if SHARED_FILE in storage.names(RUN_FOLDER) else b""
     if seen != str(nonce).encode():
         raise InputError(
             f"{storage.address} is not the same folder for process {jax.process_index()} as for"

@@ -6,8 +6,9 @@ import dataclasses
 import google_crc32c
 
 from extraction.run.identity import RunIdentity, begin
-from extraction.run.records import CommitLog, CommitRecord, record_name
+from extraction.run.records import CommitLog, CommitRecord
 from extraction.run.rows import text_column
+from extraction.run_layout import record_name
 from extraction.storage.gcs import GcsStorage
 from extraction.storage.local import LocalStorage
 from extraction.writing.committer import Committer

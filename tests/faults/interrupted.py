@@ -173,7 +173,7 @@ def prepare(folder: Path) -> None:
 def left_whole(place: Path) -> str | None:
     """What is wrong with what a command left, or None."""
     from extraction.maintenance.verify import verify
-    from extraction.run.metadata import METADATA_FILE
+    from extraction.run_layout import METADATA_FILE
     from extraction.storage import open_storage
 
     for name in ("activations", "out"):

@@ -11,7 +11,7 @@ import jax
 import pytest
 import yaml
 
-from extraction.run.records import record_name
+from extraction.run_layout import record_name
 from inference import distributed_inference_with_activations as distributed
 from inference.engine.plan_comparison import Actual, compare, read_plan
 from inference.errors import InputError

@@ -11,9 +11,9 @@ from typing import Any
 from extraction.documents import read_json
 from extraction.maintenance.checks.report import Report
 from extraction.run.identity import RunIdentity
-from extraction.run.metadata import METADATA_FILE
 from extraction.run.records import CommitRecord
 from extraction.run.totals import BatchSummary, RunTotals
+from extraction.run_layout import METADATA_FILE
 from extraction.setting_names import setting
 from extraction.storage import Storage
 from extraction.writing.finalise import derived_document

@@ -7,8 +7,7 @@ from extraction.formats import FORMATS
 from extraction.run.identity import RunIdentity
 from extraction.run.records import CommitRecord, CommittedFile
 from extraction.run.statistics import RowStatistics
-
-OUTPUTS_FOLDER = "_run/outputs/"
+from extraction.run_layout import OUTPUTS_FOLDER
 
 _CRC32C = re.compile("[0-9a-f]{8}")
 _SHA256 = re.compile("[0-9a-f]{64}")

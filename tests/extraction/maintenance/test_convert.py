@@ -7,10 +7,11 @@ from extraction.formats import FORMATS
 from extraction.maintenance.committed_files import read_batch
 from extraction.maintenance.convert import convert
 from extraction.maintenance.verify import verify
-from extraction.run.identity import RUN_FILE, read_identity
+from extraction.run.identity import read_identity
 from extraction.run.records import CommitLog
 from extraction.run.rows import RowBlock
 from extraction.run.statistics import RowStatistics
+from extraction.run_layout import RUN_FILE
 from extraction.storage.gcs import GcsStorage
 from extraction.storage.local import LocalStorage
 from extraction.writing.committer import Committer

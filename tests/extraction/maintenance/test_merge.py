@@ -9,13 +9,14 @@ from extraction.errors import ConflictError, CorruptBatchError, ExistingRunError
 from extraction.maintenance.convert import convert
 from extraction.maintenance.merge import merge
 from extraction.maintenance.verify import verify
-from extraction.run.identity import RUN_FILE, read_identity
+from extraction.run.identity import read_identity
 from extraction.run.records import CommitLog
 from extraction.run.rows import RowBlock
+from extraction.run_layout import RUN_FILE, SELF_CHECKS
 from extraction.storage.gcs import GcsStorage
 from extraction.storage.local import LocalStorage
 from extraction.writing.committer import Committer
-from extraction.writing.finalise import SELF_CHECKS, output_lines, write_metadata
+from extraction.writing.finalise import output_lines, write_metadata
 from tests.extraction.known_rows import known_block, make_extractor
 from tests.extraction.known_runs import FORMS
 from tests.extraction.written_runs import (

@@ -5,11 +5,10 @@ import pytest
 
 from extraction.checksums import crc32c
 from extraction.errors import StoreError
-from extraction.maintenance.rebuild_from_files import KEPT_METADATA
-from extraction.maintenance.repair import QUARANTINE, repair
+from extraction.maintenance.repair import repair
 from extraction.maintenance.verify import verify
 from extraction.run.identity import RunLock
-from extraction.run.metadata import METADATA_FILE
+from extraction.run_layout import KEPT_METADATA, METADATA_FILE, QUARANTINE
 from extraction.storage.gcs import GcsStorage
 from extraction.storage.local import LocalStorage
 from extraction.writing.committer import Committer

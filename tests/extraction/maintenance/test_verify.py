@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from extraction.maintenance.verify import verify
-from extraction.run.identity import RUN_FILE, RunIdentity, begin
-from extraction.run.records import CommitLog, CommitRecord, CommittedFile, record_name
+from extraction.run.identity import RunIdentity, begin
+from extraction.run.records import CommitLog, CommitRecord, CommittedFile
 from extraction.run.rows import RowBlock
 from extraction.run.statistics import RowStatistics
+from extraction.run_layout import RUN_FILE, record_name
 from extraction.storage import FileInfo
 from extraction.storage.gcs import GcsStorage
 from extraction.storage.local import LocalStorage

@@ -8,7 +8,7 @@ import pytest
 
 from extraction.errors import CorruptBatchError, StorageUnavailableError, StoreError
 from extraction.reading.dataset import ActivationDataset
-from extraction.run.records import record_name
+from extraction.run_layout import record_name
 from extraction.storage.gcs import GcsStorage
 from tests.extraction.bucket_environment import REFUSED_DOWNLOADS, bucket, collected
 from tests.extraction.known_runs import FORMS, OpenRun, expected_rows, write_run

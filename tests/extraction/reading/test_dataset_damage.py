@@ -16,8 +16,9 @@ import pytest
 from extraction import ActivationExtractionConfig, ActivationExtractor
 from extraction.errors import CorruptBatchError, StoreError, UnsafePickleError
 from extraction.reading.dataset import ActivationDataset
-from extraction.run.records import CommitLog, record_name
+from extraction.run.records import CommitLog
 from extraction.run.rows import text_column
+from extraction.run_layout import record_name
 from extraction.storage.local import LocalStorage
 from tests.extraction.known_rows import WIDTH, known_block
 from tests.extraction.known_runs import FORMS, expected_rows, write_run

@@ -13,14 +13,8 @@ import pytest
 
 import extraction
 from extraction import ExistingRunError, StoreError
-from extraction.run.identity import (
-    RUN_FILE,
-    RunIdentity,
-    RunLock,
-    begin,
-    check_identity,
-    read_identity,
-)
+from extraction.run.identity import RunIdentity, RunLock, begin, check_identity, read_identity
+from extraction.run_layout import RUN_FILE
 from extraction.storage.local import LocalStorage
 from tests.extraction.known_rows import bytes_of
 

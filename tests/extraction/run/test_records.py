@@ -4,8 +4,9 @@ import json
 import pytest
 
 from extraction import StoreError
-from extraction.run.records import CommitLog, CommitRecord, CommittedFile, record_name
+from extraction.run.records import CommitLog, CommitRecord, CommittedFile
 from extraction.run.statistics import RowStatistics
+from extraction.run_layout import record_name
 from extraction.storage.local import LocalStorage
 
 

@@ -10,13 +10,14 @@ import pytest
 
 from extraction import StoreError, __version__
 from extraction.errors import StorageUnavailableError
-from extraction.run.identity import CLOSED_FILE, RunIdentity, begin
+from extraction.run.identity import RunIdentity, begin
 from extraction.run.records import CommitLog
 from extraction.run.totals import RunTotals
+from extraction.run_layout import CLOSED_FILE, SELF_CHECKS
 from extraction.storage.local import LocalStorage
 from extraction.writing import disk_retry
 from extraction.writing.committer import Committer
-from extraction.writing.finalise import SELF_CHECKS, close, output_lines, write_metadata
+from extraction.writing.finalise import close, output_lines, write_metadata
 from tests.extraction.known_rows import bytes_of, known_block, read_metadata
 
 HOOKS = ("layer_12", "layer_6")

@@ -10,15 +10,11 @@ import pytest
 
 import extraction
 from extraction import ExistingRunError
-from extraction.errors import (
-    ConflictError,
-    CorruptBatchError,
-    StorageUnavailableError,
-    StoreError,
-)
+from extraction.errors import ConflictError, CorruptBatchError, StorageUnavailableError, StoreError
 from extraction.maintenance.verify import verify
 from extraction.run.identity import begin, read_identity
-from extraction.run.records import CommitLog, record_name
+from extraction.run.records import CommitLog
+from extraction.run_layout import record_name
 from extraction.storage.gcs import GcsStorage
 from extraction.storage.local import LocalStorage
 from extraction.writing.finalise import close, write_metadata
