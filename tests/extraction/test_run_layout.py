@@ -18,8 +18,10 @@ def test_names_read_back(number):
 
 @pytest.mark.parametrize(
     "name",
-    ["", "_run/commits/1.json", "_run/commits/0000001.json", "_run/commits/-00001.json", "x"]
-    + ["_run/outputs/1.jsonl", "x_run/outputs/000001.jsonl", "_batch_000001.pkl", "_run/lock."],
+    [
+        *("", "_run/commits/1.json", "_run/commits/0000001.json", "_run/commits/-00001.json", "x"),
+        *("_run/outputs/1.jsonl", "x_run/outputs/000001.jsonl", "_batch_000001.pkl", "_run/lock."),
+    ],
 )
 def test_other_names_are_none(name):
     assert run_layout.parse_batch_file(name) is None
