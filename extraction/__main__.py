@@ -160,7 +160,13 @@ def _verify(settings: argparse.Namespace, progress: ProgressLine) -> int:
 
 def _inspect(settings: argparse.Namespace, progress: ProgressLine) -> int:
     """Shows a run: model, state, shapes, statistics of each hook point, the first rows."""
-    for line in inspect_run(_open_run(settings.source), settings.rows, progress):
+    lines = inspect_run(
+        _open_run(settings.source),
+        settings.rows,
+        progress,
+        max_norm_multiple=settings.max_norm_multiple,
+    )
+    for line in lines:
         print(printable(line))
     return 0
 

@@ -5,6 +5,7 @@ import argparse
 from extraction.exports import DTYPES, TARGETS
 from extraction.exports import flags as export_flags
 from extraction.maintenance.inspect_run import ROWS
+from extraction.run.statistics import MAX_NORM_MULTIPLE
 
 PLACE = "folder, gs://bucket/prefix or s3://bucket/prefix"
 
@@ -33,6 +34,14 @@ def inspect(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", metavar="RUN", help=PLACE)
     command.add_argument(
         "--rows", type=int, default=ROWS, help=f"rows that are shown (default: {ROWS})"
+    )
+    command.add_argument(
+        "--max_norm_multiple",
+        type=float,
+        default=MAX_NORM_MULTIPLE,
+        metavar="M",
+        help="rows with a norm above M times the median norm are counted, and where they stand is"
+        f" told (default: {MAX_NORM_MULTIPLE:g})",
     )
 
 

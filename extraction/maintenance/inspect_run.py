@@ -1,38 +1,51 @@
 """What a run holds, for people: model, shapes, statistics, and a few rows with their tokens."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from extraction.errors import StoreError
+from extraction.hook_point_names import few
 from extraction.maintenance.checks.report import missing_numbers
 from extraction.maintenance.committed_files import read_batch, read_outputs, read_record
 from extraction.progress import Progress, silent
 from extraction.reading.collector_pause import collector_paused
 from extraction.run.identity import RunIdentity, read_identity
+from extraction.run.large_norms import LargeNorms, check_multiple
+from extraction.run.largest_rows import MOST_KEPT
 from extraction.run.records import CommitLog, CommitRecord
-from extraction.run.statistics import OUTLIER_FACTOR
+from extraction.run.statistics import MAX_NORM_MULTIPLE
 from extraction.run.totals import RunTotals
 from extraction.storage import Storage
 from extraction.writing.finalise import planned_batches
 
 ROWS = 3
 VALUES = 4
+SHOWN = 4
+"""Positions and token ids of a hook point, at most."""
 PROMPT_TAIL = 60
 """Characters of a prompt's end that are shown."""
 
 
-def inspect_run(storage: Storage, rows: int = ROWS, progress: Progress = silent) -> Iterator[str]:
+def inspect_run(
+    storage: Storage,
+    rows: int = ROWS,
+    progress: Progress = silent,
+    *,
+    max_norm_multiple: float = MAX_NORM_MULTIPLE,
+) -> Iterator[str]:
     """The lines to print.
 
     Args:
         storage: of the run.
         rows: of its first batch that are shown.
         progress: told how far it is.
+        max_norm_multiple: rows with a norm above this many times the median are counted.
 
     Raises:
-        StoreError: there is no run, or a record is damaged.
+        StoreError: there is no run, a record is damaged, or the multiple is none.
     """
+    check_multiple(max_norm_multiple)
     identity = read_identity(storage)
     if identity is None:
         raise StoreError(f"{storage.address} holds no run (no _run/run.json)")
@@ -41,6 +54,8 @@ def inspect_run(storage: Storage, rows: int = ROWS, progress: Progress = silent)
     yield from _overview(storage, identity, totals)
     yield ""
     yield from _statistics(identity, totals)
+    yield ""
+    yield from _large_norms(identity, totals, max_norm_multiple)
     with_rows = next((batch.batch_id for batch in totals.batches() if batch.n_rows), None)
     if with_rows is not None and rows > 0:
         yield ""
@@ -96,33 +111,89 @@ def _size(number: float) -> str:
 
 
 def _statistics(identity: RunIdentity, totals: RunTotals) -> Iterator[str]:
-    columns = ("mean", "mean square", "median norm", f">{OUTLIER_FACTOR:.0f}x median")
-    width = max(map(len, ("hook point", *identity.hook_points))) + 2
-    yield (
-        "hook point".ljust(width)
-        + "shape".rjust(18)
-        + "".join(column.rjust(14) for column in columns)
-        + "non-finite".rjust(12)
-    )
+    rows = []
     for hook in identity.hook_points:
         found = totals.statistics(hook)
         finite = found.rows - found.nonfinite_rows
-        row_width = found.values // finite if finite else None
-        shape = f"[{found.rows}, {'?' if row_width is None else row_width}]"
-        cells = ["-"] * 4
+        row_width = found.values // finite if finite else "?"
+        means: list[float | None] = [None] * 3
         if found.values:
-            cells = [
-                f"{found.total / found.values:.4g}",
-                f"{found.total_squares / found.values:.4g}",
-                f"{found.median_norm():.4g}",
-                f"{found.outlier_share():.2%}",
+            means = [
+                found.total / found.values,
+                found.total_squares / found.values,
+                found.median_norm(),
             ]
-        yield (
-            hook.ljust(width)
-            + shape.rjust(18)
-            + "".join(cell.rjust(14) for cell in cells)
-            + str(found.nonfinite_rows).rjust(12)
+        rows.append(
+            [
+                hook,
+                f"[{found.rows}, {row_width}]",
+                *map(_number, [*means, found.mean_norm()]),
+                str(found.nonfinite_rows),
+            ]
         )
+    columns = ["hook point", "shape", "mean", "mean square", "median norm", "mean norm"]
+    yield from _table([*columns, "non-finite"], rows)
+
+
+def _large_norms(identity: RunIdentity, totals: RunTotals, multiple: float) -> Iterator[str]:
+    """Rows that most uses of a run leave out: how many, where they stand, what they change."""
+    yield f"norms above {multiple:g} times the median"
+    rows, lacking, partly = [], [], []
+    for hook in identity.hook_points:
+        statistics = totals.statistics(hook)
+        found = LargeNorms.of(statistics, multiple)
+        finite = statistics.rows - statistics.nonfinite_rows
+        count = f"{found.rows:,}" + (
+            f" to {found.rows + found.unsettled:,}" * (found.unsettled > 0)
+        )
+        positions, token_ids = ([str(value) for value, _ in part] for part in found.places)
+        rows.append(
+            [
+                hook,
+                count,
+                f"{found.rows / finite:.2%}" if finite else "-",
+                "-" if found.at_position_0 is None else f"{found.at_position_0:,}",
+                _number(found.mean_without),
+                _number(found.mean_norm_without),
+                _few(positions),
+                _few(token_ids),
+            ]
+        )
+        if found.largest is None:
+            lacking.append(hook)
+        elif len(found.largest) < found.rows:
+            partly.append(hook)
+    columns = ["hook point", "rows", "share", "at position 0", "mean without", "norm without"]
+    yield from _table([*columns, "positions", "token ids"], rows)
+    if lacking:
+        yield (
+            f"of {few(lacking)} the version that wrote the run recorded no keys and no sums of"
+            " norms; `convert` and `merge` add them to the run that they write"
+        )
+    if partly:
+        yield (
+            f"positions and token ids are those of the {MOST_KEPT} largest rows of {few(partly)};"
+            " the other columns count all rows"
+        )
+    if any(row[1] != "0" for row in rows):
+        call = f"ActivationDataset(...).batches(..., max_norm_multiple={multiple:g})"
+        yield f"to leave such rows out: {call}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of columns, the first one left, the others right."""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    for cells in (columns, *rows):
+        first, *others = zip(cells, widths, strict=True)
+        yield "  ".join([first[0].ljust(first[1]), *(cell.rjust(w) for cell, w in others)])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _few(values: Sequence[str]) -> str:
+    return ",".join(values[:SHOWN]) + (",..." if len(values) > SHOWN else "") or "-"
 
 
 def _some_rows(

@@ -18,6 +18,7 @@ from extraction.formats import FORMATS, ParsedBatch
 from extraction.maintenance.checks.contents import KEY_COLUMNS
 from extraction.maintenance.checks.unique_keys import KeyIndex, sequence_hashes
 from extraction.progress import Progress, silent
+from extraction.run.large_norms import summary_of
 from extraction.run.metadata import BatchFile, get_metadata, layer_field, metadata_document
 from extraction.run.statistics import RowStatistics
 from extraction.run_layout import KEPT_METADATA, METADATA_FILE, parse_batch_file
@@ -98,7 +99,7 @@ def rebuild_from_files(storage: Storage, progress: Progress = silent) -> Rebuilt
             "rebuilt_from_files": True,
             "run_id": old.get("run_id"),
             "statistics": {
-                hook: RowStatistics.merge(found.statistics.get(hook, ())).summary()
+                hook: summary_of(RowStatistics.merge(found.statistics.get(hook, ())))
                 for hook in hooks
             },
         },
@@ -143,7 +144,7 @@ def _take_batch(
         for column in KEY_COLUMNS:
             if not np.array_equal(getattr(batch.keys, column), getattr(first.keys, column)):
                 raise CorruptBatchError(f"{files[hook]} has other {column} than {files[hooks[0]]}")
-        statistics[hook] = RowStatistics.of(batch.block().activations[hook])
+        statistics[hook] = RowStatistics.of(batch.block().activations[hook], keys=batch.keys)
         entries.append(
             BatchFile(
                 batch_id=batch_id, hook_point=hook, file=files[hook], n_samples=len(batch.row_keys)

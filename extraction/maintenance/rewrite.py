@@ -106,6 +106,8 @@ def _rewrite_batch(batch: BatchToRewrite, out: Storage, wanted: RunIdentity) -> 
         data: Content
         data, sidecar, before = _read_checked(source, identity, record, hook)
         keys = check_same_rows(source, record.files[hook], keys, before)
+        if statistics[hook].largest is None:  # of version 0.1.0
+            statistics[hook] = _statistics_of(before)
         if not is_copied:
             made = file_format.serialise(hook, before.block(), wanted.dtype)
             data, sidecar = made.data, made.sidecar
@@ -121,7 +123,7 @@ def _rewrite_batch(batch: BatchToRewrite, out: Storage, wanted: RunIdentity) -> 
             after = read_batch(out, wanted, there, hook)
             _compare(before, after, f"{out.address}/{files[hook].file}")
             if before.dtype != after.dtype and after.dtype == "bfloat16":
-                statistics[hook] = RowStatistics.of(to_float32(after.stored, after.dtype))
+                statistics[hook] = _statistics_of(after)
     outputs = record.outputs
     if outputs is not None:
         read_outputs(source, outputs)  # the new run vouches for them
@@ -138,6 +140,10 @@ def _rewrite_batch(batch: BatchToRewrite, out: Storage, wanted: RunIdentity) -> 
         written_at=timestamp(),
     )
     patiently(out.address, lambda: CommitLog(out).put(new))
+
+
+def _statistics_of(batch: ParsedBatch) -> RowStatistics:
+    return RowStatistics.of(to_float32(batch.stored, batch.dtype), keys=batch.keys)
 
 
 def _read_checked(

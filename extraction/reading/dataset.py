@@ -44,7 +44,7 @@ from extraction.reading.shuffle_buffer import RowSource
 from extraction.reading.stored_files import StoredFiles
 from extraction.run.identity import read_identity
 from extraction.run.rows import RowBlock
-from extraction.run.statistics import OUTLIER_FACTOR, RowStatistics
+from extraction.run.statistics import MAX_NORM_MULTIPLE, RowStatistics, row_norms
 from extraction.storage import Storage, open_storage
 
 if TYPE_CHECKING:
@@ -328,7 +328,7 @@ class ActivationDataset:
         asked = {"shuffle_seed": shuffle_seed, "pool_rows": pool_rows, "drop_last": drop_last}
         return TorchBatches(self, batch_size, asked, start, countable=not self._skip)
 
-    def outlier_rows(self, factor: float = OUTLIER_FACTOR) -> Any:
+    def outlier_rows(self, factor: float = MAX_NORM_MULTIPLE) -> Any:
         """Numbers of the rows whose norm is beyond `factor` times the median, or not finite.
 
         Qwen's attention sinks are such rows; training on them is rarely wanted. Nothing is ever
@@ -349,8 +349,7 @@ class ActivationDataset:
         found = {hook: [np.zeros(0, np.int64)] for hook in self.hook_points}
         for first, rows in self._all_rows():
             for hook, values in rows.items():
-                exact = values.astype(np.float64)
-                norms = np.sqrt(np.einsum("rd,rd->r", exact, exact))
+                norms = row_norms(values)
                 median = medians[hook]
                 # Of a run whose rows are all infinite there is no median.
                 limit = np.inf if median is None else factor * median

@@ -14,6 +14,7 @@ from extraction.formats import FORMATS
 from extraction.hook_point_names import few, nearest, spellings
 from extraction.reading.collector_pause import collector_paused
 from extraction.run.identity import RunIdentity
+from extraction.run.large_norms import summary_of
 from extraction.run.records import CommitLog, CommitRecord, CommittedFile
 from extraction.run.totals import RunTotals
 from extraction.run_layout import RUN_FILE
@@ -85,7 +86,7 @@ class RunProgress:
     Attributes:
         sequences: samples that have rows; None: the folder does not tell.
         complete: whether no batch will follow; None: the folder does not tell.
-        statistics: of each hook point, as `RowStatistics.summary` gives them.
+        statistics: of each hook point, as `summary_of` gives them.
     """
 
     sequences: int | None
@@ -155,7 +156,8 @@ class CommittedRun:
             sequences=self._totals.n_sequences,
             complete=len(self._totals) == planned_batches(self.storage, self._identity),
             statistics={
-                hook: self._totals.statistics(hook).summary() for hook in self._identity.hook_points
+                hook: summary_of(self._totals.statistics(hook))
+                for hook in self._identity.hook_points
             },
         )
 

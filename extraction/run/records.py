@@ -16,7 +16,8 @@ from extraction.checksums import crc32c, sha256
 from extraction.documents import is_count, read_json
 from extraction.errors import StoreError
 from extraction.reading.read_ahead import read_files
-from extraction.run.statistics import RowStatistics, is_bin
+from extraction.run.largest_rows import columns_of, is_sum, rows_of_columns
+from extraction.run.statistics import BinSums, RowStatistics, is_bin
 from extraction.run_layout import COMMITS, parse_record_name, record_name
 from extraction.storage import Content, Storage, pieces
 from extraction.storage.bounded import get_listed
@@ -82,8 +83,13 @@ class CommitRecord:
         return self.activation_files() + ([] if self.outputs is None else [self.outputs])
 
     def to_json(self) -> bytes:
-        """The record's file."""
-        return (json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode()
+        """The record's file: a line for each field, and for each hook point of a table."""
+        document = dataclasses.asdict(self)
+        for entry in document["statistics"].values():
+            if entry["largest"] is not None:
+                entry["largest"] = columns_of(entry["largest"])
+        fields = [f" {json.dumps(name)}: {_lines(value)}" for name, value in document.items()]
+        return ("{\n" + ",\n".join(fields) + "\n}\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes, name: str) -> "CommitRecord":
@@ -94,10 +100,9 @@ class CommitRecord:
         """
         try:
             raw: dict[str, Any] = read_json(data)
-            for key, kind in (
-                ("files", CommittedFile), ("sidecars", CommittedFile), ("statistics", RowStatistics)
-            ):  # fmt: skip
-                raw[key] = {hook: kind(**entry) for hook, entry in raw[key].items()}
+            for key in ("files", "sidecars"):
+                raw[key] = {hook: CommittedFile(**entry) for hook, entry in raw[key].items()}
+            raw["statistics"] = {h: _statistics(entry) for h, entry in raw["statistics"].items()}
             if raw["outputs"] is not None:
                 raw["outputs"] = CommittedFile(**raw["outputs"])
             record = cls(**raw)
@@ -105,6 +110,28 @@ class CommitRecord:
             return record
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise StoreError(f"{name} is no commit record: {error!r}") from None
+
+
+def _lines(value: Any) -> str:
+    """JSON of a field; a table of objects has a line for each."""
+    if (
+        not value
+        or not isinstance(value, dict)
+        or not all(isinstance(entry, dict) for entry in value.values())
+    ):
+        return json.dumps(value)
+    lines = [f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items()]
+    return "{\n" + ",\n".join(lines) + "\n }"
+
+
+def _statistics(entry: dict[str, Any]) -> RowStatistics:
+    """Statistics as a record has them; those of version 0.1.0 end with the histogram."""
+    sums, largest = entry.get("bin_sums"), entry.get("largest")
+    if sums is not None:
+        entry["bin_sums"] = {name: BinSums(*values) for name, values in sums.items()}
+    if largest is not None:
+        entry["largest"] = rows_of_columns(largest)
+    return RowStatistics(**entry)
 
 
 def _check_values(record: CommitRecord) -> None:
@@ -130,6 +157,13 @@ def _check_values(record: CommitRecord) -> None:
         list(map(float, sums))
         if not all(map(is_bin, statistics.norms)):
             raise ValueError("a bin of norms is none")
+        if statistics.bin_sums is not None:
+            if statistics.bin_sums.keys() != statistics.norms.keys():
+                raise ValueError("the sums are not those of the histogram's bins")
+            for entry in statistics.bin_sums.values():
+                counts.append(entry.first)
+                if not (is_sum(entry.total) and is_sum(entry.norms)):
+                    raise ValueError(f"sums {entry!r} of a bin")
     if not all(map(is_count, counts)):
         raise ValueError("a count is not a whole number")
     if not all(type(text) is str for text in texts):

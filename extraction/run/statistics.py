@@ -1,34 +1,55 @@
 """Statistics of a hook point's rows that add up alike, whoever counted which unit.
 
 Each commit record holds those of its unit. Counts and histograms are whole numbers, and the sums
-of all units are merged at once by `math.fsum`, which rounds once whatever their order; so a run on
-four hosts and its resumption on two tell the same as one without interruption.
+of all units are rounded once whatever their order (`exact_sum`); so a run on four hosts and its
+resumption on two tell the same as one without interruption.
 
 Norms are counted in bins of an eighth of an octave: bin k holds the norms from 2^(k/8) up to
-2^((k+1)/8). A quantile read from it is right within 4.5 %.
+2^((k+1)/8). A quantile read from it is right within 4.5 %. Each bin has the sums of its rows, and
+the rows of largest norm are kept with their keys (`largest_rows`), so that what a few rows of very
+large norm add can be taken away again (`large_norms`).
 """
 
 import dataclasses
 import math
 import re
-from array import array
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from extraction.formats.float_types import as_stored
+from extraction.run.exact_sum import ExactSum
+from extraction.run.largest_rows import LargeRow, largest_of, largest_rows
+from extraction.run.rows import RowBlock
 
 BINS_PER_OCTAVE = 8
 ZERO = "zero"
 """Name of the bin of rows of zeros."""
 
+_ZERO_BIN = -(1 << 14)
+"""Its number, below those of all other bins."""
+
 CACHED_VALUES = 1 << 17
 """Numbers looked at together: their float64 copies, 1 MiB, are about a core's own cache."""
 
-OUTLIER_FACTOR = 10.0
-"""Rows with a norm beyond this many times the median, as Qwen's attention sinks have."""
+MAX_NORM_MULTIPLE = 10.0
+"""Rows with a norm above this many times the median are told of: attention sinks, mostly."""
+
+
+class BinSums(NamedTuple):
+    """What the rows of a bin of norms add up to.
+
+    Attributes:
+        total: the sum of their numbers.
+        norms: the sum of their norms.
+        first: rows at position 0.
+    """
+
+    total: float
+    norms: float
+    first: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +64,9 @@ class RowStatistics:
         total: their sum.
         total_squares: the sum of their squares.
         norms: rows in each bin of norms, by the bin's number as text.
+        bin_sums: of the rows in each bin; None: not recorded, by an earlier version or as the keys
+            were not known.
+        largest: the finite rows of largest norm, the largest first; None: not recorded.
     """
 
     rows: int
@@ -51,46 +75,40 @@ class RowStatistics:
     total: float
     total_squares: float
     norms: Mapping[str, int]
+    bin_sums: Mapping[str, BinSums] | None = None
+    largest: tuple[LargeRow, ...] | None = None
 
     @classmethod
-    def of(cls, rows: np.ndarray, stored_as: str | None = None) -> "RowStatistics":
+    def of(
+        cls, rows: np.ndarray, stored_as: str | None = None, keys: RowBlock | None = None
+    ) -> "RowStatistics":
         """Those of `[R, D]` rows, any floating type, summed in float64.
 
         Args:
             rows: to count.
             stored_as: `float32` or `bfloat16`: count them as a file of that dtype gives them back,
                 rounded, and infinite where they run over.
+            keys: of the rows; None: neither `bin_sums` nor `largest` is told.
         """
-        # A row's sums must depend on nothing but its numbers, not on layout or neighbours: so rows
-        # lie one behind the other, and einsum, which cuts long ones, is not used.
-        rows = np.asarray(rows)
-        count, width = rows.shape
-        totals, squares = np.empty(count), np.empty(count)
-        step = max(1, CACHED_VALUES // max(1, width))
-        scratch = np.empty((min(step, count), width))
-        with np.errstate(over="ignore", invalid="ignore"):
-            for start in range(0, count, step):
-                part = slice(start, start + step)
-                exact = scratch[: len(rows[part])]
-                exact[...] = rows[part] if stored_as is None else as_stored(rows[part], stored_as)
-                exact.sum(axis=1, out=totals[part])
-                np.multiply(exact, exact, out=exact)
-                exact.sum(axis=1, out=squares[part])
+        row_totals, squares = row_sums(rows, stored_as)
         finite = np.isfinite(squares)
-        totals, squares = totals[finite], squares[finite]
-        norms = np.sqrt(squares)
-        zero = norms == 0
-        bins = np.floor(BINS_PER_OCTAVE * np.log2(norms[~zero])).astype(int).tolist()
-        counts = Counter(map(str, bins))
-        if zero.any():
-            counts[ZERO] = int(zero.sum())
+        norms = np.sqrt(squares[finite])
+        totals = row_totals[finite]
+        bins = bins_of(norms)
+        numbers, counts = np.unique(bins, return_counts=True)
+        sums = largest = None
+        if keys is not None:
+            sums = _bin_sums(bins, totals, norms, keys.position[finite])
+            largest = largest_rows(np.sqrt(squares), row_totals, keys)
         return cls(
             rows=len(finite),
             nonfinite_rows=int((~finite).sum()),
-            values=len(totals) * width,
+            values=len(totals) * rows.shape[1],
             total=math.fsum(totals),
-            total_squares=math.fsum(squares),
-            norms=dict(counts),
+            total_squares=math.fsum(squares[finite]),
+            norms=dict(zip(map(bin_name, numbers.tolist()), counts.tolist(), strict=True)),
+            bin_sums=sums,
+            largest=largest,
         )
 
     @classmethod
@@ -104,64 +122,131 @@ class RowStatistics:
     def median_norm(self) -> float:
         """Of the finite rows, the lower one of two, within 4.5 %; NaN if there are none."""
         half, seen = sum(self.norms.values()) / 2, 0
-        for name, count in sorted(self.norms.items(), key=lambda item: _lower_edge(item[0])):
+        for name, count in sorted(self.norms.items(), key=lambda item: lower_edge(item[0])):
             seen += count
             if seen >= half:
-                return _lower_edge(name) * 2 ** (0.5 / BINS_PER_OCTAVE)
+                return lower_edge(name) * 2 ** (0.5 / BINS_PER_OCTAVE)
         return math.nan
 
-    def outlier_share(self) -> float:
-        """Share of the finite rows whose norm is beyond `OUTLIER_FACTOR` medians, by their bins:
-        attention sinks, mostly. NaN if there are none."""
-        if not self.norms:
-            return math.nan
-        limit = OUTLIER_FACTOR * self.median_norm()
-        beyond = sum(count for name, count in self.norms.items() if _lower_edge(name) >= limit > 0)
-        return beyond / sum(self.norms.values())
-
-    def summary(self) -> dict[str, Any]:
-        """What stands in `metadata.json`; means are None if there are no finite rows."""
-        return {
-            "rows": self.rows,
-            "nonfinite_rows": self.nonfinite_rows,
-            "mean": self.total / self.values if self.values else None,
-            "mean_square": self.total_squares / self.values if self.values else None,
-            "median_norm": self.median_norm() if self.values else None,
-            "norm_histogram": {
-                "bins_per_octave": BINS_PER_OCTAVE,
-                "counts": dict(self.norms),
-            },
-        }
+    def mean_norm(self) -> float | None:
+        """Of the finite rows; None if there are none, or their norms' sum was not recorded."""
+        finite = self.rows - self.nonfinite_rows
+        if self.bin_sums is None or not finite:
+            return None
+        return math.fsum(sums.norms for sums in self.bin_sums.values()) / finite
 
 
 class StatisticsSum:
-    """Adds up statistics one by one; two numbers are kept of each part."""
+    """Adds up statistics one by one; what is kept does not grow with their number."""
 
     def __init__(self) -> None:
         self._rows = self._nonfinite_rows = self._values = 0
-        self._totals, self._squares = array("d"), array("d")
+        self._total, self._squares = ExactSum(), ExactSum()
         self._norms: defaultdict[str, int] = defaultdict(int)
+        self._bin_totals: defaultdict[str, ExactSum] = defaultdict(ExactSum)
+        self._bin_norms: defaultdict[str, ExactSum] = defaultdict(ExactSum)
+        self._first: defaultdict[str, int] = defaultdict(int)
+        self._largest: tuple[LargeRow, ...] = ()
+        self._keys_known = True
 
     def add(self, part: RowStatistics) -> None:
         """Takes a part in."""
         self._rows += part.rows
         self._nonfinite_rows += part.nonfinite_rows
         self._values += part.values
-        self._totals.append(part.total)
-        self._squares.append(part.total_squares)
+        self._total.add(part.total)
+        self._squares.add(part.total_squares)
         for name, count in part.norms.items():
             self._norms[name] += count
+        if part.bin_sums is None or part.largest is None:
+            self._keys_known = self._keys_known and not part.rows
+            return
+        for name, sums in part.bin_sums.items():
+            self._bin_totals[name].add(sums.total)
+            self._bin_norms[name].add(sums.norms)
+            self._first[name] += sums.first
+        self._largest = largest_of((*self._largest, *part.largest))
 
     def total(self) -> RowStatistics:
-        """Those of all rows together."""
+        """Those of all rows together; what one part did not record is not known of the sum."""
+        names = sorted(self._norms, key=lower_edge)
+        sums = {
+            name: BinSums(
+                total=self._bin_totals[name].total(),
+                norms=self._bin_norms[name].total(),
+                first=self._first[name],
+            )
+            for name in (names if self._keys_known else ())
+        }
         return RowStatistics(
             rows=self._rows,
             nonfinite_rows=self._nonfinite_rows,
             values=self._values,
-            total=math.fsum(self._totals),
-            total_squares=math.fsum(self._squares),
-            norms=dict(sorted(self._norms.items(), key=lambda item: _lower_edge(item[0]))),
+            total=self._total.total(),
+            total_squares=self._squares.total(),
+            norms={name: self._norms[name] for name in names},
+            bin_sums=sums if self._keys_known else None,
+            largest=self._largest if self._keys_known else None,
         )
+
+
+def row_sums(rows: np.ndarray, stored_as: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return `[R]` float64 each: the sum of a row's numbers, and of their squares.
+
+    They depend on nothing but the row's numbers. Where one is not finite, the sum of squares is not
+    finite.
+
+    Args:
+        rows: `[R, D]`, any floating type.
+        stored_as: see `RowStatistics.of`.
+    """
+    # Not on layout or neighbours: so rows lie one behind the other, and einsum, which cuts long
+    # ones, is not used.
+    rows = np.asarray(rows)
+    count, width = rows.shape
+    totals, squares = np.empty(count), np.empty(count)
+    step = max(1, CACHED_VALUES // max(1, width))
+    scratch = np.empty((min(step, count), width))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, count, step):
+            part = slice(start, start + step)
+            exact = scratch[: len(rows[part])]
+            exact[...] = rows[part] if stored_as is None else as_stored(rows[part], stored_as)
+            exact.sum(axis=1, out=totals[part])
+            np.multiply(exact, exact, out=exact)
+            exact.sum(axis=1, out=squares[part])
+    return totals, squares
+
+
+def row_norms(rows: np.ndarray) -> np.ndarray:
+    """Return `[R]` float64, the norm of each row; of rows that are not finite it is not finite.
+
+    Args:
+        rows: `[R, D]`, any floating type.
+    """
+    return np.sqrt(row_sums(rows)[1])
+
+
+def bins_of(norms: np.ndarray) -> np.ndarray:
+    """Return `[R]` int64, the number of each norm's bin, for `bin_name`.
+
+    Args:
+        norms: `[R]` float64, finite.
+    """
+    bins = np.full(len(norms), _ZERO_BIN)
+    positive = norms > 0
+    bins[positive] = np.floor(BINS_PER_OCTAVE * np.log2(norms[positive]))
+    return bins
+
+
+def bin_name(number: int) -> str:
+    """Return the name of a bin."""
+    return ZERO if number == _ZERO_BIN else str(number)
+
+
+def bin_number(name: str) -> int:
+    """Return the number of a bin."""
+    return _ZERO_BIN if name == ZERO else int(name)
 
 
 def is_bin(name: Any) -> bool:
@@ -171,5 +256,23 @@ def is_bin(name: Any) -> bool:
     )
 
 
-def _lower_edge(bin_name: str) -> float:
+def lower_edge(bin_name: str) -> float:
+    """Return the smallest norm that a bin holds."""
     return 0.0 if bin_name == ZERO else 2 ** (int(bin_name) / BINS_PER_OCTAVE)
+
+
+def _bin_sums(
+    bins: np.ndarray, totals: np.ndarray, norms: np.ndarray, position: np.ndarray
+) -> dict[str, BinSums]:
+    order = bins.argsort(kind="stable")
+    numbers, starts = np.unique(bins[order], return_index=True)
+    return {
+        bin_name(number): BinSums(
+            total=math.fsum(totals[members]),
+            norms=math.fsum(norms[members]),
+            first=int(np.count_nonzero(position[members] == 0)),
+        )
+        for number, members in zip(
+            numbers.tolist(), np.split(order, starts[1:]) if len(order) else (), strict=True
+        )
+    }

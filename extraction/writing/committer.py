@@ -124,7 +124,9 @@ class Committer:
                 for hook, batch in self._serialised(block, helper):
                     rows = block.activations[hook]
                     counter = third if rows.nbytes >= LARGE_ROWS else helper
-                    statistics[hook] = counter.submit(RowStatistics.of, rows, self._dtype)
+                    statistics[hook] = counter.submit(
+                        RowStatistics.of, rows, self._dtype, keys=block
+                    )
                     yield batch_file(hook, batch_id, self._format.extension), batch.data
                     if batch.sidecar is not None:
                         second = self._format.sidecar_extension

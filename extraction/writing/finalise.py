@@ -15,6 +15,7 @@ from extraction.errors import StoreError, UnsafeFileError
 from extraction.reading.collector_pause import collector_paused
 from extraction.reading.read_ahead import read_files
 from extraction.run.identity import RunIdentity, read_identity
+from extraction.run.large_norms import summary_of
 from extraction.run.metadata import BatchFile, metadata_document
 from extraction.run.records import CommitLog, CommitRecord
 from extraction.run.totals import RunTotals
@@ -80,7 +81,7 @@ def derived_document(
         for hook in identity.hook_points
         if hook in batch.files
     ]
-    statistics = {hook: totals.statistics(hook).summary() for hook in identity.hook_points}
+    statistics = {hook: summary_of(totals.statistics(hook)) for hook in identity.hook_points}
     planned = planned_batches(storage, identity)
     checks = [read_self_check(storage, name) for name in storage.names(SELF_CHECKS)]
     return metadata_document(

@@ -1,7 +1,6 @@
 """Whether a batch's files hold what its record says: levels 2 and 3 of `verify`."""
 
 import dataclasses
-import math
 from collections.abc import Container
 from typing import Any
 
@@ -11,6 +10,10 @@ import numpy.ma  # np.unique asks for it, and of two threads that load it one ma
 from extraction.errors import CorruptBatchError
 from extraction.formats import ParsedBatch
 from extraction.maintenance.checks.report import Problem
+from extraction.maintenance.checks.row_statistics import (
+    differing_large_rows,
+    differing_statistics,
+)
 from extraction.maintenance.checks.unique_keys import (
     SequenceKey,
     row_hashes,
@@ -23,13 +26,9 @@ from extraction.run.metadata import layer_field
 from extraction.run.output_lines import parse_lines
 from extraction.run.records import CommitRecord, CommittedFile
 from extraction.run.rows import RowBlock
-from extraction.run.statistics import BINS_PER_OCTAVE, RowStatistics
+from extraction.run.statistics import RowStatistics
 from extraction.storage import Storage
 from extraction.writing.committer import keys_digest
-
-TOLERANCE = 2.0**-8
-"""Of recorded sums and norms: rows may have been rounded to bfloat16 after they were counted, and
-a second attempt at a unit may have run on another kind of machine."""
 
 KEY_COLUMNS = ("task_ids", "sample_idx", "step", "position", "token_id")
 
@@ -130,8 +129,11 @@ class _BatchCheck:
         self._check_width(hook, file, batch)
         rows = batch.block().activations[hook]
         if self._deep:
-            found = RowStatistics.of(rows)
-            for problem in differing_statistics(record.statistics[hook], found, rows):
+            recorded, found = record.statistics[hook], RowStatistics.of(rows, keys=batch.keys)
+            problems = differing_statistics(recorded, found, rows)
+            if not problems and recorded.largest is not None:
+                problems = differing_large_rows(recorded, found, batch.block(), hook)
+            for problem in problems:
                 self._add(file.file, problem)
             self._compare_keys(file, batch.keys)
         else:
@@ -226,45 +228,3 @@ def lines_against_rows(
     without = [sample for sample in steps if sample not in told]
     problems += [f"{sample} has rows, but no output line" for sample in without]
     return problems
-
-
-def differing_statistics(
-    recorded: RowStatistics, found: RowStatistics, rows: np.ndarray
-) -> list[str]:
-    """What recorded statistics tell otherwise than the rows do.
-
-    Args:
-        recorded: those of the commit record.
-        found: those of `rows`.
-        rows: `[R, width]`.
-    """
-    problems = [
-        f"{name} {getattr(found, name)}, {getattr(recorded, name)} by its record"
-        for name in ("rows", "nonfinite_rows", "values")
-        if getattr(found, name) != getattr(recorded, name)
-    ]
-    if problems:
-        return problems
-    largest = max(found.total_squares, recorded.total_squares)
-    if abs(found.total_squares - recorded.total_squares) > 2 * TOLERANCE * largest:
-        problems.append("the sum of squares is not that of its record")
-    # |sum of errors| <= sqrt(values * sum of squared errors)
-    if abs(found.total - recorded.total) > TOLERANCE * math.sqrt(found.values * largest):
-        problems.append("the sum is not that of its record")
-    moved = sum(
-        abs(found.norms.get(name, 0) - recorded.norms.get(name, 0))
-        for name in {*found.norms, *recorded.norms}
-    )
-    if moved and moved > 2 * _near_an_edge(rows):
-        problems.append("the histogram of norms is not that of its record")
-    return problems
-
-
-def _near_an_edge(rows: np.ndarray) -> int:
-    """Rows whose norm may fall into the next bin when it is computed a little differently."""
-    wide = rows.astype(np.float64)
-    norms = np.sqrt(np.einsum("rd,rd->r", wide, wide))
-    norms = norms[np.isfinite(norms) & (norms > 0)]
-    place = BINS_PER_OCTAVE * np.log2(norms)
-    margin = BINS_PER_OCTAVE * math.log2(1 + TOLERANCE)
-    return int((np.abs(place - np.round(place)) <= margin).sum())

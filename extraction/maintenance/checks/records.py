@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from extraction.formats import FORMATS
 from extraction.run.identity import RunIdentity
+from extraction.run.largest_rows import MOST_KEPT
 from extraction.run.records import CommitRecord, CommittedFile
 from extraction.run.statistics import RowStatistics
 from extraction.run_layout import OUTPUTS_FOLDER
@@ -67,4 +68,10 @@ def _are_statistics(statistics: RowStatistics, rows: int) -> bool:
         return False
     if not {type(statistics.total), type(statistics.total_squares)} <= {int, float}:
         return False
-    return statistics.rows == rows == sum(norms.values()) + statistics.nonfinite_rows
+    finite = sum(norms.values())
+    if statistics.largest is not None and len(statistics.largest) != min(MOST_KEPT, finite):
+        return False
+    for name, sums in (statistics.bin_sums or {}).items():
+        if sums.first > norms[name]:
+            return False
+    return statistics.rows == rows == finite + statistics.nonfinite_rows

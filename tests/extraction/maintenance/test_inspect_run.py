@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from extraction.errors import CorruptBatchError, StoreError
+from extraction.maintenance.convert import convert
 from extraction.maintenance.inspect_run import inspect_run
 from extraction.run.identity import read_identity
 from extraction.run.rows import RowBlock
-from extraction.run.statistics import RowStatistics
 from extraction.storage.gcs import GcsStorage
 from extraction.storage.local import LocalStorage
 from extraction.writing.committer import Committer
@@ -13,6 +13,7 @@ from extraction.writing.finalise import write_metadata
 from tests.extraction.known_rows import known_block, make_extractor
 from tests.extraction.known_runs import FORMS
 from tests.extraction.written_runs import HOOKS, sample_rows, write_run
+from tests.golden.test_golden_runs import RUNS
 
 
 def told(storage, **kwargs) -> str:
@@ -48,20 +49,33 @@ def test_statistics_are_those_of_the_rows(tmp_path):
     storage = write_run(tmp_path, units=0, planned=1)
     Committer(storage, HOOKS).commit(1, RowBlock(**columns))
     write_metadata(storage)
-    line = next(x for x in told(storage).splitlines() if x.startswith("layer_12"))
-    name, shape, width, mean, mean_square, median, share, nonfinite = line.split()
+    lines = [line.split() for line in told(storage).splitlines() if line.startswith("layer_12")]
+    name, shape, width, mean, mean_square, median, mean_norm, nonfinite = lines[0]
     assert (name, shape, width) == ("layer_12", "[200,", "4]")
     finite = np.delete(values.astype(np.float64), 6, axis=0)
+    norms = np.linalg.norm(finite, axis=1)
     assert float(mean) == pytest.approx(finite.mean(), rel=1e-3)
     assert float(mean_square) == pytest.approx((finite**2).mean(), rel=1e-3)
-    assert float(median) == pytest.approx(np.median(np.linalg.norm(finite, axis=1)), rel=0.05)
-    assert share == f"{6 / 199:.2%}"
+    assert float(median) == pytest.approx(np.median(norms), rel=0.05)
+    assert float(mean_norm) == pytest.approx(norms.mean(), rel=1e-3)
     assert nonfinite == "1"
+    name, above, share, first, mean, mean_norm, positions, token_ids = lines[1]
+    assert (above, share, first) == ("6", f"{6 / 199:.2%}", "0")
+    assert float(mean) == pytest.approx(finite[6:].mean(), rel=1e-3)
+    assert float(mean_norm) == pytest.approx(norms[6:].mean(), rel=1e-3)
+    assert (positions, token_ids) == ("10,11,12,13,...", "20,21,22,23,...")
+    lines = told(storage, max_norm_multiple=1e9).splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("layer_12")][1] == "0"
+    with pytest.raises(StoreError, match="max_norm_multiple"):
+        told(storage, max_norm_multiple=0)
 
 
-def test_outliers_are_counted_by_the_histogram():
-    norms = np.array([0, 1, 1, 1, 1, 1, 1, 9, 12, 100], np.float32)
-    assert RowStatistics.of(norms[:, None]).outlier_share() == pytest.approx(0.2)
+def test_runs_of_the_version_before_say_what_they_lack(tmp_path):
+    storage = LocalStorage(RUNS / "safetensors" / "activations", writable=False)
+    text = told(storage)
+    assert "recorded no keys and no sums of norms" in text
+    convert(storage, LocalStorage(tmp_path), "safetensors")
+    assert "recorded no keys" not in told(LocalStorage(tmp_path))
 
 
 def test_rows_are_shown_with_their_tokens(tmp_path):

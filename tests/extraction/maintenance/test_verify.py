@@ -300,10 +300,15 @@ def test_nonfinite_rows_must_be_as_recorded(tmp_path):
     storage = write_run(tmp_path)
 
     def change(record):
-        record["statistics"]["layer_12"]["nonfinite_rows"] = 1
-        norms = record["statistics"]["layer_12"]["norms"]
+        statistics = record["statistics"]["layer_12"]
+        statistics["nonfinite_rows"] = 1
+        norms = statistics["norms"]
         first = next(iter(norms))
         norms[first] -= 1
+        if not norms[first]:
+            del norms[first], statistics["bin_sums"][first]
+        for column in statistics["largest"].values():
+            column.pop()
 
     edit_json(storage, RECORD, change)
     write_metadata(storage)
@@ -312,7 +317,42 @@ def test_nonfinite_rows_must_be_as_recorded(tmp_path):
         assert_damaged(storage, level, FILE, "nonfinite" if level == 3 else "not finite", 2)
 
 
-STATISTICS = {"total": 9.0, "total_squares": 0.1, "norms": {"200": 6}, "values": 20}
+def largest(column, values):
+    """Other numbers at the head of a column of the largest rows."""
+
+    def change(statistics):
+        statistics["largest"][column][: len(values)] = values
+
+    return change
+
+
+def other_bins(statistics):
+    statistics.update(norms={"200": 6}, bin_sums={"200": [0.0, 2.0**26, 0]})
+
+
+def other_sums(index, value):
+    def change(statistics):
+        for sums in statistics["bin_sums"].values():
+            sums[index] = value
+
+    return change
+
+
+STATISTICS = {
+    "total": lambda statistics: statistics.update(total=9.0),
+    "total_squares": lambda statistics: statistics.update(total_squares=0.1),
+    "norms": other_bins,
+    "values": lambda statistics: statistics.update(values=20),
+    "sums of numbers": other_sums(0, 50.0),
+    "sums of norms": other_sums(1, 50.0),
+    "rows at position 0": other_sums(2, 1),
+    "largest norms": largest("norm", [50.0, 49.0]),
+    "a position": largest("position", [77]),
+    "a token": largest("token_id", [77]),
+    "a sample": largest("sample_idx", [77]),
+    "a task": largest("task_id", ["other"]),
+    "a step": largest("step", [77]),
+}
 
 
 @pytest.mark.parametrize("field", STATISTICS)
@@ -320,7 +360,7 @@ def test_statistics_must_be_as_recorded(tmp_path, field):
     storage = write_run(tmp_path)
 
     def change(record):
-        record["statistics"]["layer_12"][field] = STATISTICS[field]
+        STATISTICS[field](record["statistics"]["layer_12"])
 
     edit_json(storage, RECORD, change)
     write_metadata(storage)
@@ -334,6 +374,8 @@ def test_sums_may_differ_in_their_last_digits(tmp_path):
     def change(record):
         record["statistics"]["layer_12"]["total"] += 1e-6
         record["statistics"]["layer_12"]["total_squares"] *= 1 + 1e-6
+        norms = record["statistics"]["layer_12"]["largest"]["norm"]
+        norms[:] = [norm * (1 + 1e-6) for norm in norms]
 
     edit_json(storage, RECORD, change)
     write_metadata(storage)
@@ -381,7 +423,7 @@ def test_layers_must_have_the_same_keys(tmp_path, column, file_format):
 
 def revouch_statistics(storage, record: CommitRecord) -> None:
     statistics = json.loads(record.to_json())["statistics"]
-    edit_json(storage, RECORD, lambda document: document.update(statistics=statistics))
+    edit_json(storage, RECORD, lambda d: d["statistics"].update(layer_12=statistics["layer_12"]))
 
 
 def test_keys_must_be_unique_within_a_batch(tmp_path):

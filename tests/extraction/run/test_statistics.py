@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extraction.run.large_norms import summary_of
 from extraction.run.statistics import RowStatistics
+from tests.extraction.known_rows import known_block
 
 DTYPES = [np.float16, np.float32, np.float64, ml_dtypes.bfloat16]
 
@@ -43,7 +45,7 @@ def test_counts_and_sums_are_numpys(dtype):
     histogram = np.histogram(norms, edges)[0]
     expected = {str(number - 80): n for number, n in enumerate(histogram.tolist()) if n}
     assert found.norms == expected
-    summary = found.summary()
+    summary = summary_of(found)
     assert summary["mean"] == pytest.approx(wide.mean(), rel=1e-12)
     assert summary["mean_square"] == pytest.approx((wide**2).mean(), rel=1e-12)
     assert summary["norm_histogram"]["counts"] == expected
@@ -110,11 +112,11 @@ def test_no_rows_have_no_means():
     for rows in (np.zeros((0, 4), np.float32), np.full((3, 4), np.nan, np.float32)):
         found = RowStatistics.of(rows)
         assert math.isnan(found.median_norm())
-        summary = found.summary()
+        summary = summary_of(found)
         assert [summary[key] for key in ("mean", "mean_square", "median_norm")] == [None] * 3
         assert summary["rows"] == summary["nonfinite_rows"] == len(rows)
         json.dumps(summary, allow_nan=False)
-    assert RowStatistics.merge([]) == RowStatistics.of(np.zeros((0, 4)))
+    assert RowStatistics.merge([]) == RowStatistics.of(np.zeros((0, 4)), keys=known_block(0, 0))
 
 
 @pytest.mark.parametrize("width", [1, 7, 896, 8200])  # numpy cuts rows above 8192
@@ -139,7 +141,7 @@ def test_the_order_of_the_units_does_not_matter(sizes, chance: random.Random):
     merged = RowStatistics.merge(units)
     shuffled = chance.sample(units, len(units))
     assert RowStatistics.merge(shuffled) == merged
-    assert json.dumps(RowStatistics.merge(shuffled).summary()) == json.dumps(merged.summary())
+    assert json.dumps(summary_of(RowStatistics.merge(shuffled))) == json.dumps(summary_of(merged))
 
 
 def test_sums_that_depend_on_the_order_elsewhere_do_not_here():

@@ -71,7 +71,7 @@ def test_the_record_vouches_for_exactly_the_bytes_on_the_disk(
         np.testing.assert_array_equal(parsed.block().activations[hook], stored)
         assert parsed.keys.task_ids.tolist() == block.task_ids.tolist()
         assert parsed.keys.position.tolist() == block.position.tolist()
-        assert record.statistics[hook] == RowStatistics.of(stored)
+        assert record.statistics[hook] == RowStatistics.of(stored, keys=block)
     assert (record.n_rows, record.n_sequences) == (5, 5)
     assert record.outputs is not None
     lines = (tmp_path / record.outputs.file).read_text(encoding="utf-8").splitlines()
