@@ -4,7 +4,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from extraction.run.large_norms import LargeNorms
+from extraction.run.statistics import RowStatistics
 from extraction.run.totals import RunTotals
+
+HOOK_POINTS_SHOWN = 12
+"""Hook points with a line of their own."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -102,6 +107,7 @@ class Summary:
             f" (one vector per token) for each of {len(self.hook_points)} hook points;"
             f" {len(totals):,} units, {state}",
         )
+        yield from self._norms()
         yield _line("activations", self.address)
         if is_complete:
             yield _line("outputs", self.outputs)
@@ -109,6 +115,17 @@ class Summary:
         yield _line("", f"python -m extraction inspect {self.address}")
         if self.score is not None:
             yield _line("score", self.score)
+
+    def _norms(self) -> Iterator[str]:
+        """The median norm of each hook point, and the rows far above it."""
+        labels = iter(("norms",))
+        for hook in self.hook_points[:HOOK_POINTS_SHOWN]:
+            statistics = self.totals.statistics(hook)
+            if statistics.values:
+                yield _line(next(labels, ""), f"{hook}: {norms_text(statistics)}")
+        more = len(self.hook_points) - HOOK_POINTS_SHOWN
+        if more > 0:
+            yield _line("", f"{more:,} more hook points, which inspect shows")
 
     def _work(self) -> Iterator[str]:
         work = self.work
@@ -135,3 +152,21 @@ class Summary:
 
 def _line(label: str, text: str) -> str:
     return f"{label:14}{text}"
+
+
+def norms_text(statistics: RowStatistics) -> str:
+    """Return the median norm of a hook point's rows, and what the rows far above it change."""
+    found = LargeNorms.of(statistics)
+    text = f"median {statistics.median_norm():.4g}"
+    if found.mean_norm is not None:
+        text += f", mean {found.mean_norm:.4g}"
+    above = f"{found.multiple:g} times the median"
+    if not found.rows + found.unsettled:
+        return f"{text}; no row above {above}"
+    finite = statistics.rows - statistics.nonfinite_rows
+    least = "at least " if found.unsettled else ""
+    text += f"; {least}{found.rows:,} of {finite:,} rows above {above}"
+    if found.mean_norm_without is not None:
+        text += f", {found.at_position_0:,} of them at position 0; mean without them"
+        text += f" {found.mean_norm_without:.4g}"
+    return text

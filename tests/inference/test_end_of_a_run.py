@@ -13,12 +13,14 @@ import inference
 import launch
 from extraction.__main__ import main as extraction_main
 from extraction.maintenance.verify import verify
+from extraction.run.statistics import RowStatistics
 from extraction.storage import open_storage
 from inference import distributed_inference_with_activations as distributed
 from inference import simple_extraction_inference as simple
 from inference.engine.compilation import CompileTime
 from inference.engine.self_check import SelfCheck
 from inference.errors import SelfCheckError
+from inference.run_summary import norms_text
 from tests.oracle import random_tokens
 
 LENGTHS = (5, 3, 9)
@@ -158,3 +160,27 @@ def test_a_run_records_the_version_of_the_program(run_checkpoint, tmp_path):
                                            token_id=1)  # fmt: skip
     document = json.loads((tmp_path / "own" / "metadata.json").read_text())
     assert document["run"]["program_version"] == extraction.__version__
+
+
+def test_the_summary_tells_of_norms(run_checkpoint, tmp_path, capsys):
+    assert distributed.main(flags(tmp_path, run_checkpoint)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith("norms"))
+    for hook, line in zip(("layer_0", "layer_2"), lines[start : start + 2], strict=True):
+        rows = extraction.ActivationDataset(tmp_path / "act", hook)[:].astype(np.float64)
+        norms = np.linalg.norm(rows, axis=1)
+        assert f"{hook}: median" in line
+        found = numbers(line.partition(":")[2].partition(";")[0])
+        assert found[0] == pytest.approx(np.sort(norms)[(len(norms) - 1) // 2], rel=0.046)
+        assert found[1] == pytest.approx(norms.mean(), rel=1e-3)
+        assert line.endswith("no row above 10 times the median")
+
+
+def test_norms_far_above_the_median_are_told():
+    rows = np.ones((200, 4))
+    rows[:10] = 100
+    block = extraction.RowBlock.of({"layer_0": rows}, ["t"] * 200, position=np.arange(200) % 40)
+    text = norms_text(RowStatistics.of(rows, keys=block))
+    assert numbers(text) == pytest.approx([2.089, 11.9, 10, 200, 10, 1, 0, 2])
+    without_keys = norms_text(RowStatistics.of(rows))
+    assert numbers(without_keys) == pytest.approx([2.089, 10, 200, 10])
