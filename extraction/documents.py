@@ -30,7 +30,7 @@ def read_json(data: bytes | str) -> Any:
             if depth == DEEPEST:
                 raise ValueError(f"it is nested more than {DEEPEST} levels deep")
             parts = value if type(value) is list else [*value, *value.values()]
-            waiting += [(part, depth + 1) for part in parts]
+            waiting += [(part, depth + 1) for part in parts if type(part) in (str, dict, list)]
     return document
 
 

@@ -5,8 +5,8 @@ rows of equal norm stand in the order of their keys.
 """
 
 import heapq
+import operator
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,23 +102,28 @@ def rows_of_columns(columns: Mapping[str, Any]) -> tuple[LargeRow, ...]:
     lists = [columns[name] for name in LargeRow._fields]
     if not all(type(column) is list for column in lists) or len(lists[0]) > MOST_KEPT:
         raise ValueError(f"the largest rows are no lists of at most {MOST_KEPT}")
-    rows = tuple(map(LargeRow._make, zip(*lists, strict=True)))
-    for row in rows:
-        numbers = zip(WHOLE_NUMBERS.items(), row[3:], strict=True)
-        if not (
-            is_sum(row.norm)
-            and is_sum(row.total)
-            and row.norm >= 0
-            and type(row.task_id) is str
-            and len(row.task_id) <= LONGEST_TASK_ID
-            and all(type(n) is int and -(1 << bits) <= n < 1 << bits for (_, bits), n in numbers)
+    numbers = dict(zip(LargeRow._fields, lists, strict=True))
+    norms, task_ids = numbers["norm"], numbers["task_id"]
+    if not (
+        are_sums(norms)
+        and are_sums(numbers["total"])
+        and min(norms, default=0) >= 0
+        and all(map(operator.ge, norms, norms[1:]))
+    ):
+        raise ValueError("the largest norms are no numbers in their order")
+    if not {*map(type, task_ids)} <= {str} or max(map(len, task_ids), default=0) > LONGEST_TASK_ID:
+        raise ValueError("the task ids of the largest rows are no texts")
+    for name, bits in WHOLE_NUMBERS.items():
+        column, limit = numbers[name], 1 << bits
+        if not {*map(type, column)} <= {int} or not (
+            -limit <= min(column, default=0) <= max(column, default=0) < limit
         ):
-            raise ValueError(f"{row!r:.300} is none of the largest rows")
-    if any(one.norm < two.norm for one, two in zip(rows, islice(rows, 1, None), strict=False)):
-        raise ValueError("the largest rows are not in their order")
-    return rows
+            raise ValueError(f"{name} of the largest rows is no column of whole numbers")
+    return tuple(map(LargeRow._make, zip(*lists, strict=True)))
 
 
-def is_sum(value: Any) -> bool:
-    """Whether it is a float that sums of a row's numbers can be."""
-    return type(value) in (int, float) and abs(value) < LARGEST_SUM
+def are_sums(values: Sequence[Any]) -> bool:
+    """Whether they are numbers that sums of a row's numbers can be."""
+    return {*map(type, values)} <= {int, float} and all(
+        -LARGEST_SUM < value < LARGEST_SUM for value in values
+    )

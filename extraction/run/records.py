@@ -16,7 +16,7 @@ from extraction.checksums import crc32c, sha256
 from extraction.documents import is_count, read_json
 from extraction.errors import StoreError
 from extraction.reading.read_ahead import read_files
-from extraction.run.largest_rows import columns_of, is_sum, rows_of_columns
+from extraction.run.largest_rows import are_sums, columns_of, rows_of_columns
 from extraction.run.statistics import BinSums, RowStatistics, is_bin
 from extraction.run_layout import COMMITS, parse_record_name, record_name
 from extraction.storage import Content, Storage, pieces
@@ -84,10 +84,14 @@ class CommitRecord:
 
     def to_json(self) -> bytes:
         """The record's file: a line for each field, and for each hook point of a table."""
-        document = dataclasses.asdict(self)
+        document = _fields(self)
+        for key in ("files", "sidecars", "statistics"):
+            document[key] = {hook: _fields(entry) for hook, entry in document[key].items()}
         for entry in document["statistics"].values():
             if entry["largest"] is not None:
                 entry["largest"] = columns_of(entry["largest"])
+        if self.outputs is not None:
+            document["outputs"] = _fields(self.outputs)
         fields = [f" {json.dumps(name)}: {_lines(value)}" for name, value in document.items()]
         return ("{\n" + ",\n".join(fields) + "\n}\n").encode()
 
@@ -110,6 +114,11 @@ class CommitRecord:
             return record
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise StoreError(f"{name} is no commit record: {error!r}") from None
+
+
+def _fields(part: CommitRecord | CommittedFile | RowStatistics) -> dict[str, Any]:
+    """Fields by name, uncopied: `asdict` takes ten times as long for the numbers of a record."""
+    return {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
 
 
 def _lines(value: Any) -> str:
@@ -162,7 +171,7 @@ def _check_values(record: CommitRecord) -> None:
                 raise ValueError("the sums are not those of the histogram's bins")
             for entry in statistics.bin_sums.values():
                 counts.append(entry.first)
-                if not (is_sum(entry.total) and is_sum(entry.norms)):
+                if not (are_sums(entry[:2])):
                     raise ValueError(f"sums {entry!r} of a bin")
     if not all(map(is_count, counts)):
         raise ValueError("a count is not a whole number")

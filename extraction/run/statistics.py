@@ -21,7 +21,7 @@ import numpy as np
 
 from extraction.formats.float_types import as_stored
 from extraction.run.exact_sum import ExactSum
-from extraction.run.largest_rows import LargeRow, largest_of, largest_rows
+from extraction.run.largest_rows import MOST_KEPT, LargeRow, largest_of, largest_rows
 from extraction.run.rows import RowBlock
 
 BINS_PER_OCTAVE = 8
@@ -165,7 +165,9 @@ class StatisticsSum:
             self._bin_totals[name].add(sums.total)
             self._bin_norms[name].add(sums.norms)
             self._first[name] += sums.first
-        self._largest = largest_of((*self._largest, *part.largest))
+        kept = self._largest
+        if len(kept) < MOST_KEPT or (part.largest and part.largest[0].norm >= kept[-1].norm):
+            self._largest = largest_of((*kept, *part.largest))
 
     def total(self) -> RowStatistics:
         """Those of all rows together; what one part did not record is not known of the sum."""
