@@ -1,8 +1,8 @@
-"""From arrays to durable files and back. Needs numpy and google-crc32c, never JAX.
+"""From arrays to durable files and back; needs numpy and google-crc32c, never JAX.
 
-`run/` describes a run, `writing/` commits rows to it, `reading/` gives them back, `formats/` and
-`storage/` hold the files, `exports/` writes other tools' files. `maintenance/` verifies, repairs,
-merges, converts and inspects runs; `python -m extraction` lists these commands.
+`run/` describes a run, `writing/` commits rows to it, `reading/` reads them, `formats/` and
+`storage/` define and hold the files, `exports/` writes files for other tools. `maintenance/`
+verifies, repairs, merges, converts and inspects runs; `python -m extraction` lists these commands.
 """
 
 import importlib
@@ -43,7 +43,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is asked for: a command is to react to ctrl-C before numpy is loaded."""
+    """Import a name on first use, so that a command can react to ctrl-C before numpy is loaded."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

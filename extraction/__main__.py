@@ -1,4 +1,4 @@
-"""Commands for runs that are written: check, mend, look at, join, convert, export, upload.
+"""Commands for existing runs: verify, inspect, repair, merge, convert, export, upload, selftest.
 
     python -m extraction verify   RUN [--quick | --level 1|2|3] [--json FILE]
     python -m extraction inspect  RUN
@@ -9,10 +9,10 @@
     python -m extraction upload   FOLDER gs://bucket/prefix
     python -m extraction selftest gs://bucket/prefix
 
-A run is a folder or gs://bucket/prefix. Exit status 0: done; 2: refused, with one message; 74: the
-disk stayed full or the bucket could not be reached; 130 and 143: stopped by ctrl-C or SIGTERM, and
-the command can be repeated. `verify` also says 1: damaged, 3: there is no
-run that it knows, 4: good so far, but incomplete.
+A run is a folder, gs://bucket/prefix or s3://bucket/prefix. Exit status 0: done; 2: refused, with
+one message; 74: the disk stayed full or the bucket could not be reached; 130 and 143: stopped by
+ctrl-C or SIGTERM, and the command can be repeated. `verify` also ends with 1: damaged; 3: no run,
+or one that cannot be verified; 4: good so far, but incomplete.
 """
 
 if __name__ == "__main__":
@@ -53,17 +53,17 @@ from extraction.writing.finalise import planned_batches
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and gives its exit status.
+    """Run a command and return its exit status.
 
     Args:
-        arguments: instead of the process's own.
+        arguments: words of the command line; None: those of this process.
     """
     parser, words = _parser(), sys.argv[1:] if arguments is None else arguments
     if not words:
         parser.print_help(sys.stderr)
         return BAD_INPUT
     if not all(word.strip() for word in words):  # as a path it would be the current folder
-        parser.error("an argument is empty")
+        parser.error("an argument is empty; is a shell variable unset?")
     settings = parser.parse_args(words)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tell(error: Exception) -> None:
-    """Prints an error; some have lines of their own, each for a setting that differs."""
+    """Print an error; an error of several lines names one differing setting on each."""
     print("\n".join(map(printable, f"error: {error}".split("\n"))), file=sys.stderr)
 
 
@@ -120,31 +120,32 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _open(address: str, *, writable: bool = False) -> Storage:
-    """The storage of an address that a user gave."""
+    """Return the storage of an address that a user gave."""
     return open_storage(address, writable=writable)
 
 
 def _open_run(address: str, *, writable: bool = False) -> Storage:
-    """The storage of a run that exists.
+    """Return the storage of a run that exists.
 
     Raises:
-        StoreError: it is a path that does not.
+        StoreError: the path does not exist.
     """
     storage = _open(address, writable=writable)
     if isinstance(storage, LocalStorage) and not storage.folder.exists():
-        raise StoreError(f"{address}: no such folder")
+        raise StoreError(f"{address}: no such folder; give a folder or gs://bucket/prefix of a run")
     return storage
 
 
 def _verify(settings: argparse.Namespace, progress: ProgressLine) -> int:
-    """Checks that a run is whole. Reads only; nothing is changed.
+    """Check that a run is whole. Reads only; changes nothing.
 
-    Level 1 compares records with the listing and with metadata.json and reads no activations.
-    Level 2 reads every file. Level 3 also checks what the files say of each other. A folder is
-    checked at level 2 unless told otherwise, a bucket, whose listing has checksums, at level 1.
+    Level 1 compares commit records with the listing and with metadata.json, and reads no
+    activations. Level 2 reads every file and compares checksums. Level 3 also compares the files
+    with each other: keys, output lines, statistics. The default is level 2 for a folder and level 1
+    for a bucket, whose listing has checksums.
 
-    Exit status 0: good; 1: damaged, the files are named; 3: there is no run, or one that cannot be
-    verified; 4: good so far, but batches are missing.
+    Exit status 0: good; 1: damaged, and the files are named; 3: there is no run, or one that cannot
+    be verified; 4: good so far, but batches are missing.
     """
     report = verify(_open_run(settings.source), settings.level, progress)
     document = json.dumps(report.document(), indent=1)
@@ -159,7 +160,7 @@ def _verify(settings: argparse.Namespace, progress: ProgressLine) -> int:
 
 
 def _inspect(settings: argparse.Namespace, progress: ProgressLine) -> int:
-    """Shows a run: model, state, shapes, statistics of each hook point, the first rows."""
+    """Show a run: model, state, shapes, statistics of each hook point, and the first rows."""
     lines = inspect_run(
         _open_run(settings.source),
         settings.rows,
@@ -172,10 +173,10 @@ def _inspect(settings: argparse.Namespace, progress: ProgressLine) -> int:
 
 
 def _repair(settings: argparse.Namespace, progress: ProgressLine) -> int:
-    """Writes metadata.json anew from the run's records, or from its files if _run is gone, and
-    outputs.jsonl if it stands in the run's folder. Deletes nothing.
+    """Rewrite metadata.json from the run's commit records, or from its files if _run is missing,
+    and outputs.jsonl if it is in the run's folder. Deletes nothing.
 
-    Exit status 1: something is damaged that cannot be derived.
+    Exit status 1: files are damaged that cannot be rewritten from others.
     """
     storage = _open_run(settings.source, writable=True)
     result = repair(storage, quarantine=settings.quarantine, progress=progress)
@@ -187,10 +188,11 @@ def _repair(settings: argparse.Namespace, progress: ProgressLine) -> int:
 
 
 def _merge(settings: argparse.Namespace, progress: ProgressLine) -> int:
-    """Joins runs with the same model, hook points, format and settings into one, OUT.
+    """Merge runs with the same model, hook points, format and settings into one run, OUT.
 
-    Batches are numbered on, files are copied as they are; the sources stay. Rows with the same
-    (task_id, sample_idx, position) in two runs are refused. Cut off, it goes on when repeated.
+    Files are copied as they are, under consecutive batch numbers; the sources stay. Rows with the
+    same (task_id, sample_idx, position) in two runs are refused. If it is interrupted, the same
+    command continues it.
     """
     _refuse_same(settings.out, settings.sources)
     out = _open(settings.out, writable=True)
@@ -200,9 +202,9 @@ def _merge(settings: argparse.Namespace, progress: ProgressLine) -> int:
 
 
 def _convert(settings: argparse.Namespace, progress: ProgressLine) -> int:
-    """Writes a run anew in another file format, OUT, and compares every row with what is read back.
+    """Write a run in another file format to OUT, and compare every row with what is read back.
 
-    The source stays. Cut off, it goes on when repeated.
+    The source stays. If it is interrupted, the same command continues it.
     """
     _refuse_same(settings.out, [settings.source])
     out = _open(settings.out, writable=True)
@@ -213,9 +215,9 @@ def _convert(settings: argparse.Namespace, progress: ProgressLine) -> int:
 
 
 def _export(settings: argparse.Namespace, progress: ProgressLine) -> int:
-    """Writes a run as one file or folder that numpy, torch, datasets or SAELens reads as it is.
+    """Write a run as one file or folder that numpy, torch, datasets or SAELens can read.
 
-    OUT is there when all of it is; an export that is cut off leaves nothing under that name.
+    OUT appears when it is complete; an interrupted export leaves nothing under that name.
     """
     named = {name: getattr(settings, name) for name in export_flags()}
     hook_points = settings.hook_points and [
@@ -240,15 +242,17 @@ def _export(settings: argparse.Namespace, progress: ProgressLine) -> int:
 
 
 def _upload(settings: argparse.Namespace, progress: ProgressLine) -> int:
-    """Uploads what the bucket does not have yet of a folder's run; the folder stays as it is.
+    """Upload the batches of a folder that the bucket does not have yet; the folder stays as it is.
 
-    It can be repeated, and goes on where it was cut off. Nothing in the bucket is overwritten.
+    If it is interrupted, the same command continues it. Nothing in the bucket is overwritten.
     """
     from extraction.writing.upload import upload_folder
 
     local, cloud = _open_run(settings.folder), _open(settings.bucket, writable=True)
     if not isinstance(cloud, CloudStorage):
-        raise StoreError(f"{settings.bucket!r} must look like gs://bucket/prefix")
+        raise StoreError(
+            f"{settings.bucket!r} must look like gs://bucket/prefix or s3://bucket/prefix"
+        )
     total, before = len(CommitLog(local).batch_ids()), len(CommitLog(cloud).batch_ids())
     done = 0
 
@@ -259,17 +263,16 @@ def _upload(settings: argparse.Namespace, progress: ProgressLine) -> int:
 
     totals = upload_folder(local, cloud, count)
     uploaded = len(totals) - before
-    print(
-        f"{uploaded} of {total} batches uploaded, the others were there: {_summary(cloud, totals)}"
-    )
+    print(f"{uploaded} of {total} batches uploaded, the others existed: {_summary(cloud, totals)}")
     return 0
 
 
 def _selftest(settings: argparse.Namespace, _progress: ProgressLine) -> int:
-    """Writes a few files below <prefix>/_selftest-<random>/, checks that the bucket keeps what the
-    commit protocol relies on, and takes them away again.
+    """Check that a bucket or folder gives the guarantees that the commit protocol needs.
 
-    Exit status 0: all passed; 1: something failed.
+    Writes a few files below <prefix>/_selftest-<random>/ and removes them at the end.
+
+    Exit status 0: all checks passed; 1: a check failed.
     """
     try:
         return 0 if selftest(settings.address) else 1
@@ -281,7 +284,7 @@ def _selftest(settings: argparse.Namespace, _progress: ProgressLine) -> int:
 def _refuse_same(out: str, sources: Sequence[str]) -> None:
     for source in sources:
         if _canonical(source) == _canonical(out):
-            raise StoreError(f"OUT is {source} itself; choose another place")
+            raise StoreError(f"OUT is {source} itself; give another folder or prefix")
 
 
 def _canonical(address: str) -> str:
@@ -291,7 +294,7 @@ def _canonical(address: str) -> str:
 
 
 def _summary(storage: Storage, totals: RunTotals) -> str:
-    """Of a run that was just written."""
+    """Return a line about a run that was just written."""
     identity = read_identity(storage)
     assert identity is not None
     planned = planned_batches(storage, identity)
@@ -303,7 +306,7 @@ def _summary(storage: Storage, totals: RunTotals) -> str:
 
 
 class Command(NamedTuple):
-    """A command: its work, what it is for in a line, examples of its arguments, and its flags."""
+    """A command: its function, its help in one line, examples of its arguments, and its flags."""
 
     run: Callable[..., int]
     help: str
@@ -314,48 +317,51 @@ class Command(NamedTuple):
 COMMANDS = (
     Command(
         _verify,
-        "is a run whole?",
+        "check that a run is whole",
         "./activations\n./activations --quick\ngs://bucket/run --level 3 --json report.json",
         command_flags.verify,
     ),
     Command(
         _inspect,
-        "what does a run hold?",
+        "show what a run holds",
         "./activations\ngs://bucket/run --rows 10",
         command_flags.inspect,
     ),
     Command(
         _repair,
-        "write metadata.json anew",
+        "rewrite metadata.json",
         "./activations\n./activations --quarantine",
         command_flags.repair,
     ),
     Command(
         _merge,
-        "join runs of the same model",
+        "merge runs of the same model",
         "./all ./host0 ./host1\ngs://bucket/all gs://bucket/part0 gs://bucket/part1",
         command_flags.merge,
     ),
     Command(
         _convert,
-        "one file format into another",
+        "convert a run to another file format",
         "./activations ./fast --format safetensors\n"
         "./activations ./half --format safetensors --store_dtype bfloat16",
         command_flags.convert,
     ),
     Command(
         _export,
-        "a run in the form that other programs read",
+        "write a run as files for other programs",
         "./activations acts.npz --to npz\n"
         "gs://bucket/run ./cached --to huggingface --context_size 128",
         command_flags.export,
     ),
     Command(
-        _upload, "finish or repeat an upload", "./activations gs://bucket/run", command_flags.upload
+        _upload,
+        "upload a folder's run to a bucket",
+        "./activations gs://bucket/run",
+        command_flags.upload,
     ),
     Command(
         _selftest,
-        "does a bucket keep what commits rely on?",
+        "check that a bucket is safe for commits",
         "gs://bucket/prefix\n./folder",
         command_flags.selftest,
     ),

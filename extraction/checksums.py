@@ -1,4 +1,4 @@
-"""crc32c, which Google Cloud Storage knows of every object, and sha256, which nobody can forge."""
+"""crc32c, which Google Cloud Storage tells for every object, and sha256, which cannot be forged."""
 
 import hashlib
 
@@ -9,16 +9,16 @@ from extraction.storage import Content, pieces
 
 
 def crc32c(data: Content) -> str:
-    """Eight hexadecimal digits."""
+    """Return the crc32c of a content as eight hexadecimal digits."""
     value = 0
     for piece in pieces(data):
-        # The library takes numpy's arrays without a copy, and no memoryviews.
+        # The library accepts numpy arrays without a copy, but not memoryviews.
         value = google_crc32c.extend(value, np.frombuffer(piece, np.uint8))
     return f"{value:08x}"
 
 
 def sha256(data: Content) -> str:
-    """64 hexadecimal digits."""
+    """Return the sha256 of a content as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for piece in pieces(data):
         digest.update(piece)

@@ -1,4 +1,4 @@
-"""The flags of the commands of `python -m extraction`, a function for each."""
+"""The flags of the commands of `python -m extraction`, one function for each command."""
 
 import argparse
 
@@ -7,7 +7,7 @@ from extraction.exports import flags as export_flags
 from extraction.maintenance.inspect_run import ROWS
 from extraction.run.statistics import MAX_NORM_MULTIPLE
 
-PLACE = "folder, gs://bucket/prefix or s3://bucket/prefix"
+PLACE = "the run: folder, gs://bucket/prefix or s3://bucket/prefix"
 
 
 def verify(command: argparse.ArgumentParser) -> None:
@@ -18,14 +18,15 @@ def verify(command: argparse.ArgumentParser) -> None:
         "--level",
         type=int,
         choices=(1, 2, 3),
-        help="1: records, names, sizes, in a bucket also checksums; 2: reads every file; 3: also"
-        " sha256, unique keys, output lines, statistics (default: 2 for a folder, 1 for a bucket)",
+        help="1: compare records with names and sizes, in a bucket also checksums; 2: also read"
+        " every file; 3: also check sha256, unique keys, output lines and statistics (default: 2"
+        " for a folder, 1 for a bucket)",
     )
     levels.add_argument(
-        "--quick", action="store_const", const=1, dest="level", help="level 1: reads no activations"
+        "--quick", action="store_const", const=1, dest="level", help="the same as --level 1"
     )
     command.add_argument(
-        "--json", metavar="FILE", help="write the report as JSON; - prints it instead of the text"
+        "--json", metavar="FILE", help="write the report as JSON to FILE; - prints it, without text"
     )
 
 
@@ -33,7 +34,7 @@ def inspect(command: argparse.ArgumentParser) -> None:
     """Add the flags of `inspect`."""
     command.add_argument("source", metavar="RUN", help=PLACE)
     command.add_argument(
-        "--rows", type=int, default=ROWS, help=f"rows that are shown (default: {ROWS})"
+        "--rows", type=int, default=ROWS, help=f"number of rows to show (default: {ROWS})"
     )
     command.add_argument(
         "--max_norm_multiple",
@@ -58,19 +59,25 @@ def repair(command: argparse.ArgumentParser) -> None:
 
 def merge(command: argparse.ArgumentParser) -> None:
     """Add the flags of `merge`."""
-    command.add_argument("out", metavar="OUT", help="empty, or of the same merge before")
-    command.add_argument("sources", metavar="RUN", nargs="+", help=PLACE)
+    command.add_argument(
+        "out", metavar="OUT", help="new folder or prefix; that of an interrupted merge continues it"
+    )
+    command.add_argument("sources", metavar="RUN", nargs="+", help="a run to merge, like OUT")
 
 
 def convert(command: argparse.ArgumentParser) -> None:
     """Add the flags of `convert`."""
     command.add_argument("source", metavar="RUN", help=PLACE)
-    command.add_argument("out", metavar="OUT", help="empty, or of the same conversion before")
-    command.add_argument("--format", required=True, help="to write: pickle or safetensors")
+    command.add_argument(
+        "out",
+        metavar="OUT",
+        help="new folder or prefix; that of an interrupted conversion continues it",
+    )
+    command.add_argument("--format", required=True, help="format to write: pickle or safetensors")
     command.add_argument(
         "--store_dtype",
         choices=("float32", "bfloat16"),
-        help="to write; default: the run's own, or float32 where the format cannot hold it."
+        help="dtype to store (default: the run's own, or float32 if the format cannot store it);"
         " bfloat16 rounds a float32 run",
     )
 
@@ -79,15 +86,20 @@ def export(command: argparse.ArgumentParser) -> None:
     """Add the flags of `export`."""
     command.add_argument("source", metavar="RUN", help=PLACE)
     command.add_argument("out", metavar="OUT", help="file or folder to write; must not exist")
-    command.add_argument("--to", required=True, choices=list(TARGETS), help="form to write")
     command.add_argument(
-        "--hook_points", nargs="+", metavar="NAME", help="names, or blocks by number; default: all"
+        "--to", required=True, choices=list(TARGETS), help="kind of file or folder to write"
+    )
+    command.add_argument(
+        "--hook_points",
+        nargs="+",
+        metavar="NAME",
+        help="names or block numbers, such as 6 12 (default: all)",
     )
     command.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="of the activations; default: the run's own, or float32 where the form cannot hold it."
-        " pt holds bfloat16, to which a float32 run is rounded",
+        help="dtype of the activations (default: the run's own, or float32 if --to cannot hold it);"
+        " only pt holds bfloat16, which rounds a float32 run",
     )
     for name, flag in export_flags().items():
         command.add_argument(f"--{name}", **flag)
@@ -95,10 +107,12 @@ def export(command: argparse.ArgumentParser) -> None:
 
 def upload(command: argparse.ArgumentParser) -> None:
     """Add the flags of `upload`."""
-    command.add_argument("folder", metavar="FOLDER", help="of the run")
-    command.add_argument("bucket", metavar="gs://bucket/prefix", help="where it goes")
+    command.add_argument("folder", metavar="FOLDER", help="folder of the run")
+    command.add_argument(
+        "bucket", metavar="gs://bucket/prefix", help="where to upload it, or s3://bucket/prefix"
+    )
 
 
 def selftest(command: argparse.ArgumentParser) -> None:
     """Add the flags of `selftest`."""
-    command.add_argument("address", metavar="gs://bucket/prefix", help="or a folder")
+    command.add_argument("address", metavar="gs://bucket/prefix", help="bucket or folder to check")

@@ -1,4 +1,4 @@
-"""What every command of this project says and returns when it is told something wrong."""
+"""Exit statuses of all commands, and the argument parser that they share."""
 
 import argparse
 from typing import NoReturn
@@ -13,12 +13,12 @@ NO_STORAGE = 74
 """Exit status, `EX_IOERR` in sysexits.h: the disk is full or the cloud cannot be reached."""
 
 FINAL = (BAD_INPUT, SELF_CHECK_FAILED)
-"""Statuses after which the same command would end so again."""
+"""Exit statuses that the same command would end with again."""
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the flags."""
+    """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Ends the command; argparse itself would print the usage first and bury the message."""
+        """End the command with one line; argparse would print the usage before the message."""
         self.exit(BAD_INPUT, f"error: {message} (--help lists the flags)\n")

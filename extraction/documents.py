@@ -1,20 +1,20 @@
-"""JSON that somebody else may have written, read into values that nothing chokes on later."""
+"""Reading JSON that somebody else may have written, with limits that keep later code safe."""
 
 import json
 from typing import Any
 
 DEEPEST = 64
-"""Levels of nesting; what writes JSON recurses, and must be able to write it again."""
+"""Most levels of nesting, so that recursive code can handle every document that was read."""
 
 LARGEST_COUNT = (1 << 63) - 1
-"""Of anything that is counted; larger ones fit into no array of numbers."""
+"""Largest count, that of int64, the largest number an array can hold."""
 
 
 def read_json(data: bytes | str) -> Any:
     """Return what a JSON document holds.
 
     Raises:
-        ValueError: it is no JSON, is nested too deeply, or holds half of a surrogate pair.
+        ValueError: it is not JSON, is nested too deeply, or holds half of a surrogate pair.
     """
     try:
         document = json.loads(data)
@@ -35,5 +35,5 @@ def read_json(data: bytes | str) -> Any:
 
 
 def is_count(value: Any) -> bool:
-    """Whether it is a whole number from 0 that an array can hold."""
+    """Return whether a value is a whole number from 0 that an int64 array can hold."""
     return type(value) is int and 0 <= value <= LARGEST_COUNT

@@ -1,6 +1,6 @@
-"""The names of hook points, as `qwen_hooks.hook_point_table` has them; reading needs no more.
+"""The names of hook points, from `qwen_hooks.hook_point_table`.
 
-That table needs neither JAX nor the model, and is all of `qwen_hooks` that this package knows.
+That table needs neither JAX nor the model. This package imports nothing else of `qwen_hooks`.
 """
 
 import difflib
@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterable, Mapping
 from qwen_hooks.hook_point_table import entries, names_of
 
 MOST_NAMED = 6
-"""Hook points that an error or a `repr` lists."""
+"""Most hook points that an error or a `repr` lists."""
 
 
 def spellings(hook_points: Iterable[str]) -> dict[str, str]:
-    """Map every name of some hook points to the name that they were given by."""
+    """Return a map from every name of some hook points to the name in `hook_points`."""
     found: dict[str, str] = {}
     for hook_point in hook_points:
         for name in names_of(hook_point):
@@ -37,7 +37,7 @@ def nearest(name: str, known: Mapping[str, str]) -> list[str]:
 
 
 def few(names: Collection[str]) -> str:
-    """Return the first names as a list in words, and how many more there are."""
+    """Return the first names, joined by commas, and the number of further ones."""
     more = len(names) - MOST_NAMED
     listed = ", ".join(list(names)[:MOST_NAMED]) or "nothing"
     return f"{listed} and {more} more" if more > 0 else listed

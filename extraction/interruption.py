@@ -1,23 +1,22 @@
-"""ctrl-C and SIGTERM: one line, exit status 130 or 143, and what is finished is kept.
+"""ctrl-C and SIGTERM: end in one line, with exit status 130 or 143; finished work is kept.
 
-A command calls `end_on_signals()` before it imports anything that takes time. From then on a signal
-acts by the block that the main thread is in:
+A command calls `end_on_signals()` before slow imports. From then on the effect of a signal depends
+on the block that the main thread is in:
 
-    none                ends the process at once: importing, reading, tokenising, compiling leave
-                        nothing behind that matters
-    stop_flag()         sets a flag, which the block looks at between two steps
+    none                ends the process at once: importing, reading, tokenising and compiling
+                        leave nothing to clean up
+    stop_flag()         sets a flag, which the block checks between two steps
     raised_in_main()    raises `Interrupted` in the main thread, so that `with` blocks clean up
 
-A second signal ends the process at once, whatever the first one did: what is committed is whole at
-any moment.
+A second signal ends the process at once; committed units are whole at any moment.
 
-An exception wherever the main thread happens to be is not enough. Raised inside a callback (JAX has
-one in the garbage collector) it is printed and dropped, and the program goes on; raised inside JAX
-it comes with 200 lines of traceback; and while the main thread compiles, none is raised at all. So
-a thread listens for signals, and only `raised_in_main` raises, outside of such callbacks.
+Python's own KeyboardInterrupt is not enough. Raised inside a callback (JAX has one in the garbage
+collector) it is printed and dropped, and the program goes on; raised inside JAX it comes with 200
+lines of traceback; and while the main thread compiles, it is not raised at all. So a thread listens
+for signals, and only `raised_in_main` raises, outside of such callbacks.
 
-In a process that did not call `end_on_signals`, such as a notebook, the blocks act for their own
-duration only: a second ctrl-C is Python's own again, and nothing ends the process.
+In a process that did not call `end_on_signals`, such as a notebook, signals are handled only within
+these blocks: a second ctrl-C acts as usual in Python, and nothing ends the process.
 """
 
 import atexit
@@ -39,18 +38,18 @@ log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 PATIENCE = 5.0
-"""Seconds after which a stop that is still under way says so."""
+"""Seconds after which a message says that the work is still stopping."""
 
 PAUSE = 0.05
-"""Seconds after which an exception that was not raised, or was dropped, is raised again."""
+"""Seconds between attempts to raise an exception in the main thread."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """The work was asked to stop, and did.
+    """The work was stopped by a signal.
 
     Args:
-        number: of the signal.
-        message: what is done and how to go on.
+        number: number of the signal.
+        message: what is finished and how to continue.
     """
 
     def __init__(self, number: int = signal.SIGINT, message: str = "stopped"):
@@ -59,20 +58,20 @@ class Interrupted(KeyboardInterrupt):
 
 
 def exit_status(error: KeyboardInterrupt) -> int:
-    """The status of a command that ended so: 130 after ctrl-C, 143 after SIGTERM."""
+    """Return the exit status of an interrupted command: 130 after ctrl-C, 143 after SIGTERM."""
     return 128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT)
 
 
 class StopFlag(threading.Event):
-    """Set when the work is to stop; `number` is then that of the signal."""
+    """An event that is set when the work should stop; `number` is then the signal's."""
 
     number: int = signal.SIGINT
 
     def check(self, message: str = "stopped") -> None:
-        """Raises Interrupted if the flag is set.
+        """Raise Interrupted if the flag is set.
 
         Args:
-            message: what is done and how to go on.
+            message: what is finished and how to continue.
         """
         if self.is_set():
             raise Interrupted(self.number, message)
@@ -85,7 +84,7 @@ class _Mode(enum.Enum):
 
 
 class _Listener:
-    """Acts on the signals of this process, of which it has one listener at most."""
+    """Handles the signals of this process; there is at most one listener."""
 
     def __init__(self, advice: str) -> None:
         self._advice = advice
@@ -105,7 +104,7 @@ class _Listener:
         _in_a_thread(self._listen)
 
     def leave(self) -> None:
-        """The very end, if the command came to it."""
+        """End the process with the command's exit status, if it has one."""
         if self.status is not None:
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(OSError, ValueError):  # a pipe that is closed
@@ -113,18 +112,18 @@ class _Listener:
             os._exit(self.status)
 
     def line(self) -> str:
-        """What is said at the end."""
+        """Return the line that is printed at the end."""
         return f"stopped; {self._advice}" if self._advice else "stopped"
 
     def install(self) -> None:
-        """Takes the signals, also back from a library; one that is ignored stays so."""
+        """Install the handlers, also over a library's; an ignored signal stays ignored."""
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._handle)
 
     @contextlib.contextmanager
     def block(self, mode: _Mode, at_second: Callable[[], None] | None = None) -> Iterator[StopFlag]:
-        """A block of the main thread in which signals act so."""
+        """Set what signals do while the main thread is in a `with` block."""
         self.install()
         with self._lock:
             before = self._mode, self._at_second
@@ -137,7 +136,7 @@ class _Listener:
                 self._mode, self._at_second = before
 
     def _listen(self) -> NoReturn:
-        """The thread: it is told of signals even while the main thread computes or compiles."""
+        """Receive signals in a thread, even while the main thread computes or compiles."""
         while True:
             for number in os.read(self._reading, 64):
                 if number in SIGNALS:
@@ -145,16 +144,16 @@ class _Listener:
 
     def _take(self, number: int) -> None:
         with self._lock:
-            if self._own:  # of `_insist`
+            if self._own:  # sent by `_insist`
                 self._own -= 1
                 return
             is_second, self._first = self._first is not None, self._first or number
-            if self._raised and not is_second:  # the main thread was quicker, and is ending
+            if self._raised and not is_second:  # the main thread's own handler has raised already
                 return
             if is_second and self._at_second is not None:
                 self._at_second()
             if is_second or self._mode is _Mode.AT_ONCE:
-                over = "\r\x1b[K" if os.isatty(2) else ""  # a progress line
+                over = "\r\x1b[K" if os.isatty(2) else ""  # erases a progress line
                 with contextlib.suppress(OSError):
                     os.write(2, f"{over}{self.line()}\n".encode())
                 os._exit(128 + self._first)
@@ -168,16 +167,16 @@ class _Listener:
             timer.start()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """Python's own handler, in the main thread."""
+        """Handle a signal in the main thread, as Python's signal handler."""
         if self._mode is _Mode.RAISE and not self._raised and not _in_collector(frame):
             self._raised = True
             raise Interrupted(number)
 
     def _insist(self, number: int) -> None:
-        """Signals the main thread until it has raised.
+        """Signal the main thread until it has raised.
 
-        It may not do so at once: in a callback it is not to, and a signal that comes just before a
-        system call is noticed when the call is over.
+        It may not raise at once: it does not raise in a callback, and it notices a signal that
+        comes just before a system call only after the call.
         """
         while True:
             time.sleep(PAUSE)
@@ -188,7 +187,7 @@ class _Listener:
                 signal.pthread_kill(self._main, number)
 
     def _take_dropped(self, dropped: Any) -> None:
-        """Python's hook for exceptions that a callback or a destructor raised."""
+        """Handle exceptions of callbacks and destructors, as Python's `sys.unraisablehook`."""
         if isinstance(dropped.exc_value, Interrupted):
             self._raised, number = False, dropped.exc_value.number
             _in_a_thread(lambda: self._insist(number))
@@ -200,27 +199,27 @@ _listener: _Listener | None = None
 
 
 def end_on_signals(advice: str = "") -> None:
-    """Makes ctrl-C and SIGTERM end this process in one line; for commands, as early as possible.
+    """Make ctrl-C and SIGTERM end this process in one line; call it as early as possible.
 
-    Such a process is to end with `leave`.
+    The process must end with `leave`.
 
     Args:
-        advice: how to go on, for that line.
+        advice: how to continue, for that line.
     """
     global _listener
     if _listener is None:
         _listener = _Listener(advice)
-        atexit.register(_listener.leave)  # the first to be registered is the last to run
+        atexit.register(_listener.leave)  # runs last, because it is registered first
 
 
 def leave(status: int) -> NoReturn:
-    """Ends a command. What is registered with `atexit` runs, and then the process is over.
+    """End a command: functions registered with `atexit` run, and then the process ends.
 
-    Python would go on to take its modules apart, which takes long with JAX, and in which a signal
-    kills without a word.
+    Python would then unload its modules, which takes long with JAX, and a signal during that would
+    kill the process without a message.
 
     Args:
-        status: of the command.
+        status: exit status of the command.
     """
     if _listener is not None:
         _listener.status = status
@@ -229,10 +228,10 @@ def leave(status: int) -> NoReturn:
 
 @contextlib.contextmanager
 def stop_flag(at_second: Callable[[], None] | None = None) -> Iterator[StopFlag]:
-    """A flag that ctrl-C and SIGTERM set, for loops that look at it between their steps.
+    """Yield a flag that ctrl-C and SIGTERM set, for loops that check it between steps.
 
-    The end of a block whose flag is set raises Interrupted, unless another exception is under way.
-    Outside of the main thread nothing sets the flag.
+    If the flag is set at the end of the block, Interrupted is raised, unless another exception is.
+    In other threads than the main thread nothing sets the flag.
 
     Args:
         at_second: called before a second signal ends the process of a command.
@@ -266,9 +265,9 @@ def stop_flag(at_second: Callable[[], None] | None = None) -> Iterator[StopFlag]
 
 @contextlib.contextmanager
 def ends_at_once() -> Iterator[None]:
-    """A step inside `stop_flag` that takes long and loses nothing: loading, compiling.
+    """Mark a long step inside `stop_flag` that loses nothing if it is ended: loading, compiling.
 
-    Of a command only; elsewhere the flag is set as ever.
+    Within it a signal ends a command at once; in other programs it only sets the flag.
 
     Raises:
         Interrupted: the flag is set already.
@@ -282,7 +281,7 @@ def ends_at_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def raised_in_main() -> Iterator[None]:
-    """A block that ctrl-C and SIGTERM leave with an exception, once, in the main thread.
+    """Raise Interrupted in a `with` block of the main thread when ctrl-C or SIGTERM comes.
 
     Raises:
         Interrupted: a signal came.
@@ -310,7 +309,7 @@ def raised_in_main() -> Iterator[None]:
 
 
 def _handlers() -> dict[int, Any]:
-    """What handles the signals now; those that are ignored, or not Python's, are left alone."""
+    """Return Python's present signal handlers, without ignored signals."""
     found = {number: signal.getsignal(number) for number in SIGNALS}
     return {n: handler for n, handler in found.items() if handler not in (None, signal.SIG_IGN)}
 
@@ -321,7 +320,7 @@ def _restore(handlers: dict[int, Any]) -> None:
 
 
 def _in_collector(frame: FrameType | None) -> bool:
-    """Whether an exception raised there would end in a callback of the garbage collector."""
+    """Return whether a frame is within a callback of the garbage collector."""
     callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
     while frame is not None:
         if frame.f_code in callbacks:
@@ -335,4 +334,4 @@ def _in_a_thread(work: Callable[[], None]) -> None:
 
 
 def _still_stopping() -> None:
-    log.info("stopping: what is under way is being finished; a second ctrl-C ends it at once")
+    log.info("stopping: finishing the work in progress; a second ctrl-C ends it at once")

@@ -1,11 +1,11 @@
-"""Lines for a terminal, of names and texts that somebody else may have chosen."""
+"""Lines for a terminal, safe for names and texts that somebody else may have chosen."""
 
 
 def printable(line: str) -> str:
-    """Return the line with every character escaped that a terminal would not show as it is.
+    """Return the line with every character escaped that a terminal would not simply show.
 
-    A run's model name, say, may hold sequences that clear the screen, or a line break and a verdict
-    of its own.
+    A run's model name, for example, may hold sequences that clear the screen, or a line break and a
+    false verdict.
     """
     if line.isprintable():
         return line

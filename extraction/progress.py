@@ -1,7 +1,7 @@
-"""How far long work is, on standard error; nothing is said of short work.
+"""Progress of long work, on standard error; short work prints nothing.
 
-On a terminal and in a notebook it is one line that is written over; elsewhere, as in the log of a
-cluster, a line every half minute.
+On a terminal and in a notebook it is one line that is overwritten; elsewhere, as in the log of a
+cluster, it is a new line every half minute.
 """
 
 import sys
@@ -12,23 +12,23 @@ from typing import TextIO, TypeVar
 T = TypeVar("T")
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and how much there is; 0: that is not known."""
+"""Called with the name of the work, the number done, and the total (0 if it is not known)."""
 
 FIRST_SECONDS, TERMINAL_SECONDS, LOG_SECONDS = 2.0, 0.2, 30.0
 
 
 def silent(_what: str, _done: int, _total: int) -> None:
-    """Tells nobody."""
+    """Do nothing; a `Progress`."""
 
 
 def counted(items: Iterable[T], what: str, progress: Progress, total: int = 0) -> Iterator[T]:
-    """The items, each told of when it has been dealt with.
+    """Yield the items, and report progress after each.
 
     Args:
-        items: to go through.
-        what: they are, for people.
-        progress: told how far it is.
-        total: how many there are; 0: that is not known.
+        items: the items.
+        what: name of the work, for people.
+        progress: called after each item.
+        total: number of items; 0 if it is not known.
     """
     for done, item in enumerate(items, 1):
         yield item
@@ -36,12 +36,12 @@ def counted(items: Iterable[T], what: str, progress: Progress, total: int = 0) -
 
 
 class ProgressLine:
-    """A `Progress` that prints.
+    """A `Progress` that prints a line.
 
-    Use it in a `with` block, whose end leaves a terminal on an empty line.
+    Use it in a `with` block, whose end erases the line on a terminal.
 
     Args:
-        stream: None: standard error.
+        stream: where to print; None: standard error.
     """
 
     def __init__(self, stream: TextIO | None = None):
@@ -65,7 +65,7 @@ class ProgressLine:
         now = time.monotonic()
         if what != self._what:
             self._what, self._began, self._done_then = what, None, done
-        elif self._began is None and done > self._done_then:  # the first may take much longer
+        elif self._began is None and done > self._done_then:  # the first may be slow
             self._began, self._done_then = now, done
         if now < self._next:
             return
@@ -80,7 +80,7 @@ class ProgressLine:
         self._next = now + (TERMINAL_SECONDS if self._overwrites else LOG_SECONDS)
 
     def _left(self, now: float, done: int, total: int) -> str:
-        """The time that the rest will take, at the pace so far."""
+        """Return the time left at the pace so far, as text."""
         if self._began is None or done >= total:
             return ""
         spent, came = now - self._began, done - self._done_then
@@ -92,7 +92,7 @@ class ProgressLine:
 
 
 def in_notebook() -> bool:
-    """Whether this is a Jupyter kernel, whose front ends write a line over as a terminal does."""
+    """Return whether this is a Jupyter kernel, whose front ends can overwrite a line."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return hasattr(shell, "kernel")

@@ -1,11 +1,11 @@
 """Names of the files of a run, in its folder or below its prefix in a bucket.
 
 metadata.json  outputs.jsonl  submission.json      derived from what follows
-layer_6_batch_000001.pkl                           rows of a batch, and its second file
-_run/run.json                                      what the run is
-_run/commits/000001.json                           one record a batch: it exists
-_run/outputs/000001.jsonl                          the batch's output lines
-_run/closed.json  _run/self_check/00000.json       how it ended
+layer_6_batch_000001.pkl                           rows of a batch of one hook point
+_run/run.json                                      identity of the run
+_run/commits/000001.json                           commit record of a batch: the batch exists
+_run/outputs/000001.jsonl                          output lines of a batch
+_run/closed.json  _run/self_check/00000.json       number of batches; results of self-checks
 _run/lock.00000  _run/shared  _run/quarantine/     of processes, and of `repair`
 """
 
@@ -41,7 +41,7 @@ class BatchFileName(NamedTuple):
 
 
 def batch_file(hook_point: str, batch_id: int, extension: str) -> str:
-    """Return the name of the file, or of the second file, of a batch's rows."""
+    """Return the name of a batch's file (or second file) of a hook point."""
     return f"{hook_point}_batch_{batch_id:06d}.{extension}"
 
 
@@ -74,7 +74,7 @@ def parse_outputs_name(name: str) -> int | None:
 
 
 def self_check_name(process: int) -> str:
-    """Return the name of what a process's self-check found."""
+    """Return the name of the file of a process's self-check."""
     return f"{SELF_CHECKS}{process:05d}.json"
 
 

@@ -1,9 +1,9 @@
-"""How a message names a setting: as the argument of a function, or as the flag of a command.
+"""Names of settings in messages: argument of a function, or flag of a command.
 
     raise StoreError(f"{setting('dtype', dtype)} is none of float32, bfloat16")
 
-says `dtype='int8' is none of ...` to somebody who calls a function, and `--dtype int8 is none of
-...` to somebody who runs a command. The commands say which they are: `with flags_named(): ...`.
+says `dtype='int8' is none of ...` to a caller of a function, and `--dtype int8 is none of
+...` to a user of a command. Commands run within `with flags_named(): ...`.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ def setting(name: str, *values: object) -> str:
     """Return the name of a setting, with its values if they are given, as the user has to write it.
 
     Args:
-        name: of the field or argument, `save_every_n_samples`.
-        values: one, or several of a setting that takes a list.
+        name: name of the field or argument, such as `save_every_n_samples`.
+        values: one value, or several for a setting that takes a list.
     """
     if _as_flags:
         return " ".join([f"--{name}", *map(str, values)])
@@ -30,7 +30,7 @@ def setting(name: str, *values: object) -> str:
 
 @contextlib.contextmanager
 def flags_named() -> Iterator[None]:
-    """Name settings as flags, for the length of a command."""
+    """Name settings as flags within a `with` block."""
     global _as_flags
     before, _as_flags = _as_flags, True
     try:
@@ -41,10 +41,10 @@ def flags_named() -> Iterator[None]:
 
 @contextlib.contextmanager
 def arguments_renamed(names: Mapping[str, str]) -> Iterator[None]:
-    """Name settings as the arguments of a function that calls some of them otherwise.
+    """Name settings, within a `with` block, as a function's differently named arguments.
 
     Args:
-        names: of the arguments by the settings' own.
+        names: names of the arguments, by names of the settings.
     """
     global _renamed
     before, _renamed = _renamed, names

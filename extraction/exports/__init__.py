@@ -1,4 +1,4 @@
-"""Dense exports: a run as one file or folder that other programs read as it is.
+"""Exports: a run as one dense file or folder that other programs read.
 
     from extraction.exports import export
 
@@ -13,9 +13,9 @@ or `python -m extraction export`. A target is one file here and one line in `TAR
 | memmap | a folder | float32 | `numpy.memmap`; founding document 003 |
 | huggingface | a folder | float32 | `datasets.load_from_disk`, SAELens |
 
-Read in this order: `samples` (whose rows there are), `run_rows` (the rows), `tokens`, `target`
-(what a target offers), `new_place` (where it writes), `padded` (what npz and pt share), the
-targets.
+Read in this order: `samples` (the sample of each row), `run_rows` (the rows), `tokens`, `target`
+(the interface of a target), `new_place` (the temporary path), `padded` (the arrays of npz and pt),
+the targets.
 """
 
 import dataclasses
@@ -50,12 +50,12 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What an export holds.
+    """What an export wrote.
 
     Attributes:
-        samples: that have rows.
-        rows: of each hook point in the run; `notes` tell if some are left out.
-        hook_points: their canonical names.
+        samples: number of samples that have rows.
+        rows: number of rows of each hook point in the run; `notes` say if some are left out.
+        hook_points: canonical names of the exported hook points.
         notes: what the user should know, a sentence each.
     """
 
@@ -77,7 +77,7 @@ def export(
 ) -> Exported:
     """Writes the rows of a run in another form.
 
-    `out` is there when all of it is; an export that fails leaves nothing.
+    `out` appears when it is complete; an export that fails leaves nothing.
 
     Args:
         source: folder of the run, `gs://bucket/prefix`, or a storage.
@@ -85,17 +85,17 @@ def export(
         to: a name in `TARGETS`.
         hook_points: numbers of blocks or names; None: all that the run has.
         dtype: float32 or bfloat16; None: the run's own, or float32 where the target cannot hold it.
-            float32 rows become bfloat16 only where it is asked for here.
-        progress: told how far it is.
-        options: of the target, the fields of its class.
+            float32 rows become bfloat16 only if it is given here.
+        progress: called with the progress of the export.
+        options: options of the target, the fields of its class.
 
     Raises:
-        StoreError: `out` exists, there is no run, or it does not fit into the target; says what
-            would be right.
+        StoreError: `out` exists, there is no run, or it does not fit into the target; the message
+            says what would be right.
         CorruptBatchError: a file is damaged.
     """
     if to not in TARGETS:
-        raise StoreError(f"there is no target {to!r}, but {', '.join(TARGETS)}")
+        raise StoreError(f"there is no target {to!r}; choose one of {', '.join(TARGETS)}")
     target = _target(to, options)
     if dtype is not None and dtype not in target.dtypes:
         raise StoreError(f"{to} holds {' or '.join(target.dtypes)}, not {dtype}")
@@ -106,7 +106,7 @@ def export(
                 f" `pip install {package}`"
             )
     path = local_place(out)
-    refuse_existing(path)  # now, not after all keys are read
+    refuse_existing(path)  # before all keys are read
     run = RunRows(source, hook_points, dtype, target.dtypes, progress)
     notes = _notes(run)
     with new_place(path) as place:
@@ -120,7 +120,7 @@ def export(
 
 
 def flags() -> dict[str, dict[str, Any]]:
-    """The options of all targets: arguments of `ArgumentParser.add_argument` by name."""
+    """Return the options of all targets: arguments of `ArgumentParser.add_argument` by name."""
     return {
         field.name: field.metadata["flag"] | {"help": f"{to}: {field.metadata['flag']['help']}"}
         for to, target in TARGETS.items()
@@ -132,7 +132,7 @@ def _target(to: str, options: dict[str, Any]) -> Target:
     fields = dataclasses.fields(TARGETS[to])
     for name in options:
         if name not in [field.name for field in fields]:
-            takes = ", ".join(setting(field.name) for field in fields) or "nothing of its own"
+            takes = ", ".join(setting(field.name) for field in fields) or "no options"
             raise StoreError(f"{setting(name)} is not for {setting('to', to)}, which takes {takes}")
     for field in fields:
         if field.default is dataclasses.MISSING and field.name not in options:
@@ -147,5 +147,5 @@ def _notes(run: RunRows) -> list[str]:
     if without_rows:
         notes.append(f"samples that have no rows, left out: {without_rows:,}")
     if run.info.complete is False:
-        notes.append("the run is not complete; rows may follow in it")
+        notes.append("the run is not complete; it may still get rows, which this export lacks")
     return notes

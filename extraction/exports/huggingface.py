@@ -1,16 +1,17 @@
 """A folder for `datasets.load_from_disk`, in the form that SAELens reads as cached activations.
 
-A row of it is a context: `context_size` rows of the run that follow one another.
+An example of the dataset is a context: `context_size` rows of the run in a sequence.
 
     <hook point>   Array2D [context_size, D] float32
     token_ids      Sequence of context_size int32, -1 where a token is not known
 
-Samples follow one another in the order of the run, the rows of each in order of position. The rows
-at the end that do not fill a context are left out, and counted.
+Samples are in the order of the run, and the rows of each sample in order of position. The rows at
+the end that do not fill a context are left out, and counted.
 
-The Arrow files are written here as `Dataset.save_to_disk` would write them, because its own way
-there, over the cache of `Dataset.from_generator`, writes everything twice. In memory are the rows
-from a sample's first to its last, which of runs that the commands write are those of a batch.
+The Arrow files are written here as `Dataset.save_to_disk` would write them, because the library's
+own path through the cache of `Dataset.from_generator` writes everything twice. In memory are at
+most the rows between the first and last row of a sample; in runs of the commands these are the rows
+of one batch.
 """
 
 import dataclasses
@@ -30,10 +31,10 @@ from extraction.reading.frameworks import Rows
 from extraction.setting_names import setting
 
 FILE_BYTES = 500 << 20
-"""Of an Arrow file, about, as `save_to_disk` has it."""
+"""Approximate size of an Arrow file, as of `save_to_disk`."""
 
 WRITTEN_BYTES = 32 << 20
-"""Written together, about; a table's arrays may have no more than 2**31 numbers."""
+"""Approximate bytes written at a time; a table's array may have at most 2**31 numbers."""
 
 NAMES = ("transformer_lens", "canonical")
 TOKEN_IDS = "token_ids"
@@ -41,7 +42,7 @@ TOKEN_IDS = "token_ids"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HuggingFace:
-    """See the module.
+    """The target `huggingface`; the module describes its files.
 
     Raises:
         StoreError: an option is out of range.
@@ -51,12 +52,12 @@ class HuggingFace:
     needs: ClassVar[tuple[str, ...]] = ("datasets",)
 
     context_size: int = option(
-        dataclasses.MISSING, "rows of the run in a row of the dataset", type=int
+        dataclasses.MISSING, "rows of the run in one example of the dataset, such as 128", type=int
     )
     names: str = option(
         NAMES[0],
-        "of the columns: transformer_lens (default; blocks.6.hook_resid_post for"
-        " layer_6), or canonical, the run's own",
+        "names of the columns: transformer_lens (blocks.6.hook_resid_post for layer_6; default)"
+        " or canonical (the run's own)",
         choices=NAMES,
     )
 
@@ -73,8 +74,8 @@ class HuggingFace:
         contexts, left_over = divmod(len(run), C)
         if not contexts:
             raise StoreError(
-                f"{run.address} has {len(run):,} rows, which do not fill a context of {C:,};"
-                f" {setting('context_size')} must be smaller"
+                f"{run.address} has {len(run):,} rows, too few for a context of {C:,};"
+                f" {setting('context_size')} must be at most {len(run):,}"
             )
         columns = {hook: self._column(hook) for hook in run.hook_points}
         features = datasets.Features(
@@ -89,7 +90,7 @@ class HuggingFace:
         datasets.DatasetInfo(features=features).write_to_directory(str(place))
         state = {
             "_data_files": [{"filename": name} for name in files],
-            # The library keeps what it computes from a dataset under it.
+            # The library caches results computed from a dataset under this name.
             "_fingerprint": secrets.token_hex(8),
             "_format_columns": None,
             "_format_kwargs": {},
@@ -108,7 +109,7 @@ class HuggingFace:
 
 
 def _write_files(run: RunRows, columns: dict[str, str], features, C: int, place: Path) -> list[str]:
-    """The Arrow files, each with whole contexts; gives their names."""
+    """Write the Arrow files, each with whole contexts, and return their names."""
     from datasets.arrow_writer import ArrowWriter
 
     context_bytes = 4 * C * (1 + sum(run.widths.values()))
@@ -132,9 +133,9 @@ def _write_files(run: RunRows, columns: dict[str, str], features, C: int, place:
 
 
 def _contexts(run: RunRows, C: int, most: int, per_file: int) -> Iterator[Rows]:
-    """`[n, C, width]` of each hook point and `[n, C]` token ids, n at most `most`.
+    """Yield `[n, C, width]` of each hook point and `[n, C]` token ids, n at most `most`.
 
-    Pieces end where files do.
+    No piece crosses the end of a file.
     """
     rest: Rows = {}
     given = 0
@@ -153,12 +154,12 @@ def _contexts(run: RunRows, C: int, most: int, per_file: int) -> Iterator[Rows]:
 
 
 def _ordered(run: RunRows) -> Iterator[Rows]:
-    """All rows with their token ids, sample by sample and each in order of position."""
+    """Yield all rows with their token ids, sample by sample and each in order of position."""
     places = run.samples.places()
-    # Up to such a row there are all rows that come before it in order, and no others.
+    # True where the rows up to this one are a prefix of the sorted rows.
     whole = np.maximum.accumulate(places) == np.arange(len(places))
     held: list[Rows] = []
-    first = 0  # of those held
+    first = 0  # number of the first row held
     for numbers, values in run.stream():
         rows = values | {TOKEN_IDS: run.samples.token_id[numbers]}
         ends = np.flatnonzero(whole[numbers])

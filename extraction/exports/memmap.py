@@ -4,9 +4,9 @@
     ids.dat       float32 [N, S], tokens aligned to the right, the pad id before them
     export.json   shapes, hook points, keys of the samples, positions of their rows
 
-`ids.dat` has the tokens that the model read: the prompt's and the generated ones but the last. So
-where every sample has rows up to its last token, `ids[:, -n_positions:]` are the tokens of `acts`.
-float32 holds ids below 2**24 exactly; others are refused.
+`ids.dat` has the tokens that the model read: those of the prompt and all generated ones but the
+last. If every sample has rows up to its last token, `ids[:, -n_positions:]` are the tokens of
+`acts`. float32 holds ids below 2**24 exactly; larger ones are refused.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ from extraction.exports.tokens import Tokens
 from extraction.setting_names import setting
 
 EXACT_IDS = 1 << 24
-"""Whole numbers below it are float32s."""
+"""float32 holds all whole numbers below it exactly."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memmap:
-    """See the module.
+    """The target `memmap`; the module describes its files.
 
     Raises:
         StoreError: an option is out of range.
@@ -40,12 +40,12 @@ class Memmap:
 
     n_positions: int | None = option(
         None,
-        "number of rows that are taken of each sample, its last ones, such as 1; default: all, of"
-        " which every sample must have equally many",
+        "export the last N rows of each sample, such as 1 (default: all rows; then every sample"
+        " must have equally many)",
         type=int,
     )
     pad_token_id: int = option(
-        0, "stands in ids.dat before shorter sequences (default: 0)", type=int
+        0, "token id that fills ids.dat before shorter samples (default: 0)", type=int
     )
 
     def __post_init__(self):
@@ -73,7 +73,7 @@ class Memmap:
         ids[:] = self.pad_token_id
         tokens.write(ids, S - tokens.lengths)
         acts = _mapped(place / "acts.dat", (N, len(hooks), P, D))
-        slot = samples.slot - (samples.rows - P)[samples.sample]  # below 0: not taken
+        slot = samples.slot - (samples.rows - P)[samples.sample]  # below 0: not exported
         for numbers, values in run.stream():
             taken = slot[numbers] >= 0
             sample, column = samples.sample[numbers][taken], slot[numbers][taken]
@@ -100,20 +100,20 @@ class Memmap:
         return [*notes, *tokens.notes]
 
     def _positions(self, run: RunRows) -> int:
-        """Rows that are taken of each sample."""
+        """Return the number of rows that are exported of each sample."""
         samples = run.samples
         fewest, most = int(samples.rows.min()), int(samples.rows.max())
         if self.n_positions is None:
             if fewest < most:
                 raise StoreError(
-                    f"samples have from {fewest} to {most} rows, and acts.dat as many of each;"
-                    f" {setting('n_positions', fewest)} takes the last {fewest} of each sample"
+                    f"samples have from {fewest} to {most} rows, but acts.dat needs equally many;"
+                    f" {setting('n_positions', fewest)} exports the last {fewest} of each sample"
                 )
             return most
         if fewest < self.n_positions:
             short = samples.named(samples.rows < self.n_positions)
             raise StoreError(
-                f"there are fewer than {self.n_positions} rows of {short};"
+                f"these samples have fewer than {self.n_positions} rows: {short};"
                 f" {setting('n_positions', fewest)} is the most that every sample has"
             )
         return self.n_positions
@@ -123,7 +123,7 @@ def _check_widths(run: RunRows) -> None:
     if len(set(run.widths.values())) > 1:
         widths = ", ".join(f"{hook} {width}" for hook, width in run.widths.items())
         raise StoreError(
-            f"acts.dat holds rows of one width, and these are {widths}; choose"
+            f"acts.dat holds rows of one width, but the widths are {widths}; choose"
             f" {setting('hook_points')} of one width, and export the others to another folder"
         )
 

@@ -1,8 +1,8 @@
-"""Where an export is written before it has its name.
+"""The temporary path that an export is written to before it gets its name.
 
-A folder beside OUT with a name that begins with `.tmp-`. What is finished there is put on the disk
-and then renamed in one step, so OUT is whole or not there; the rest is taken away. An export can
-always be made again, so the libraries that write it may open their files themselves.
+It is in a folder beside OUT with a name that begins with `.tmp-`. A finished export is synced to
+the disk and then renamed in one step, so OUT is either whole or missing; an unfinished one is
+removed. An export can always be repeated, so the libraries that write it may open files themselves.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ from extraction.storage import file_operations, scheme_of
 
 @contextlib.contextmanager
 def new_place(out: Path) -> Iterator[Path]:
-    """A path to write a file or folder to; it becomes `out` at the end of a block without errors.
+    """Yield a path to write a file or folder to; rename it to `out` if the block succeeds.
 
     Raises:
-        StoreError: there is something at `out`; it is left as it is.
+        StoreError: `out` exists; it is left as it is.
         OSError: the disk is full, or fails.
     """
     refuse_existing(out)
@@ -40,29 +40,31 @@ def new_place(out: Path) -> Iterator[Path]:
 
 
 def refuse_existing(out: Path) -> None:
-    """Makes sure that nothing is at `out`.
+    """Check that nothing exists at `out`.
 
     Raises:
-        StoreError: something is.
+        StoreError: it exists.
     """
     if os.path.lexists(out):
-        raise StoreError(f"{out} exists already; choose another place for the export")
+        raise StoreError(f"{out} exists already; give another name for the export, or remove it")
 
 
 def local_place(out: str | Path) -> Path:
-    """The path of an export.
+    """Return the path of an export.
 
     Raises:
-        StoreError: it cannot be one.
+        StoreError: it is an address, or no file can be made there.
     """
     if scheme_of(out) is not None:
-        raise StoreError(f"an export goes to a local path, not to {out}; copy it there afterwards")
+        raise StoreError(
+            f"an export must be written to a local path, not to {out}; copy it there afterwards"
+        )
     path = Path(out).expanduser()
     if not path.name:
-        raise StoreError(f"{str(out)!r} is no name for an export")
+        raise StoreError(f"{str(out)!r} does not name a file or folder for the export")
     there = next(p for p in path.absolute().parents if p.exists())
     if not there.is_dir():
-        raise StoreError(f"{out} lies below {there}, which is a file")
+        raise StoreError(f"{out} is below {there}, which is a file")
     return path
 
 

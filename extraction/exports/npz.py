@@ -3,8 +3,8 @@
 The arrays of `padded`, and `task_ids` (unicode `[N]`) and `sample_idx` (int64 `[N]`). Activations
 are float32, which `numpy.load` knows everywhere; bfloat16 is widened to it exactly.
 
-The arrays are filled as mapped files and then stored in the archive without compression, so memory
-stays small and the disk needs twice the room for a while.
+The arrays are filled as mapped files and then stored in the archive without compression. So little
+memory is needed, and for a while twice the room on the disk.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ COPIED_BYTES = 1 << 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Npz:
-    """See the module."""
+    """The target `npz`; the module describes its file."""
 
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
     needs: ClassVar[tuple[str, ...]] = ()
@@ -34,7 +34,7 @@ class Npz:
         files: dict[str, Path] = {}
 
         def new_file(name: str) -> Path:
-            # By number: a name may be no file's.
+            # By number, since an array's name may not be a valid file name.
             files[name] = place.with_name(f"array-{len(files)}.npy")
             return files[name]
 
@@ -45,7 +45,7 @@ class Npz:
             return array
 
         arrays, notes = padded_arrays(run, allocate)
-        del arrays  # the files have what was written to them
+        del arrays  # closes the mapped files
         np.save(new_file("task_ids"), np.array(run.samples.task_ids, dtype=str))
         np.save(new_file("sample_idx"), run.samples.sample_idx)
         with zipfile.ZipFile(place, "x", zipfile.ZIP_STORED) as archive:

@@ -1,10 +1,10 @@
-"""Samples as rows of one array, filled up with zeros to the longest: what npz and pt hold.
+"""Samples as items of one array, padded with zeros to the longest: the arrays of npz and pt.
 
-    <hook point>     [N, S, D]  the row of sample n at position s stands at [n, s]
+    <hook point>     [N, S, D]  [n, s] is the row of sample n at position s
     attention_mask   [N, S]     int32, 1 where there is a row
     input_ids        [N, S]     int32, the prompt's tokens and the generated ones, then -1
 
-The last generated token has no row, as the model has not read it.
+The last generated token has no row, because the model never read it.
 """
 
 from collections.abc import Callable
@@ -18,18 +18,18 @@ from extraction.run.rows import UNKNOWN
 from extraction.setting_names import setting
 
 NO_TOKEN = UNKNOWN
-"""Stands in `input_ids` behind a sequence, and for tokens that are not known."""
+"""Value of `input_ids` after the end of a sample, and for unknown tokens."""
 
 Allocate = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
-"""Gives zeros of a shape and dtype for the array of a name."""
+"""Returns zeros of a shape and dtype for the array of a name."""
 
 
 def padded_arrays(run: RunRows, allocate: Allocate) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays above, filled, and notes for the user.
+    """Return the arrays above, filled, and notes for the user.
 
     Args:
-        run: that they are of; bfloat16 stands as its bits in uint16.
-        allocate: makes each array.
+        run: rows of the run; bfloat16 rows become uint16 arrays of their bits.
+        allocate: allocates each array.
 
     Raises:
         StoreError: rows have no position.
@@ -40,8 +40,8 @@ def padded_arrays(run: RunRows, allocate: Allocate) -> tuple[dict[str, np.ndarra
         which = np.zeros(len(samples), bool)
         which[samples.sample[lost]] = True
         raise StoreError(
-            f"rows of {samples.named(which)} have no position, and so no place in a padded array;"
-            f" {setting('to', 'memmap')} and {setting('to', 'huggingface')} need none"
+            f"rows of {samples.named(which)} have no position, which a padded array needs;"
+            f" {setting('to', 'memmap')} and {setting('to', 'huggingface')} do not need it"
         )
     tokens = Tokens(run)
     N, S = len(samples), int(tokens.lengths.max())
@@ -55,5 +55,5 @@ def padded_arrays(run: RunRows, allocate: Allocate) -> tuple[dict[str, np.ndarra
     for rows, values in run.stream():
         for hook, array in arrays.items():
             array[samples.sample[rows], samples.position[rows]] = values[hook]
-    shape = f"[{N}, {S}, width], {len(run):,} of the {N * S:,} places have a row"
+    shape = f"[{N}, {S}, width], {len(run):,} of the {N * S:,} positions have a row"
     return arrays | {"attention_mask": mask, "input_ids": input_ids}, [shape, *tokens.notes]

@@ -3,7 +3,7 @@
 The arrays of `padded` as tensors, `sample_idx` as an int64 tensor and `task_ids` as a list of str.
 A bfloat16 run stays bfloat16 unless float32 is asked for.
 
-`torch.save` takes whole tensors, so all that is exported has to fit into memory; `npz` and `memmap`
+`torch.save` takes whole tensors, so the export has to fit into memory; those of `npz` and `memmap`
 need not.
 """
 
@@ -21,7 +21,7 @@ from extraction.setting_names import setting
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pt:
-    """See the module."""
+    """The target `pt`; the module describes its file."""
 
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16")
     needs: ClassVar[tuple[str, ...]] = ("torch",)
@@ -35,8 +35,8 @@ class Pt:
                 return np.zeros(shape, dtype)
             except MemoryError:
                 raise StoreError(
-                    f"{name} {list(shape)} does not fit into memory, as pt needs; export fewer"
-                    f" {setting('hook_points')}, or {setting('to', 'npz')}"
+                    f"{name} {list(shape)} does not fit into memory, as pt requires; export fewer"
+                    f" {setting('hook_points')}, or use {setting('to', 'npz')}"
                 ) from None
 
         def tensor(array: np.ndarray) -> torch.Tensor:

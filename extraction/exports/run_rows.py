@@ -1,7 +1,7 @@
-"""A run as an export reads it: which rows there are, and then all of them, once, in stored order.
+"""The rows of a run for an export: their samples first, then all rows once, in stored order.
 
-Every file is read once for its rows, those of one hook point once more before for the keys. A few
-batches are in memory at a time.
+Every file is read once for its rows; before that, the files of one hook point are read for the
+keys. A few batches are in memory at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from extraction.run.records import CommitLog
 from extraction.storage import Storage
 
 CHUNK_BYTES = 16 << 20
-"""Activations that are given together, about."""
+"""Approximate bytes of activations that are yielded at a time."""
 
 
 class RunRows:
@@ -30,17 +30,17 @@ class RunRows:
     Args:
         source: folder, `gs://bucket/prefix`, or a storage.
         hook_points: numbers of blocks or names; None: all that the run has.
-        dtype: float32 or bfloat16, that rows are given in; None: the run's own.
-        dtypes: that the export can hold; of those float32 takes the place of any other.
-        progress: told how far the reading is.
+        dtype: dtype to yield rows in, float32 or bfloat16; None: the run's own.
+        dtypes: dtypes that the export can hold; a run of any other is read as float32.
+        progress: called with the progress of reading.
 
     Attributes:
-        address: of the run.
-        info: of the run.
-        hook_points: their names.
-        widths: of each hook point's rows.
-        dtype: of the rows that are given.
-        samples: whose rows they are.
+        address: address of the run.
+        info: model, dtype and shapes of the run.
+        hook_points: names of the hook points.
+        widths: width of each hook point's rows.
+        dtype: dtype of the rows that are yielded.
+        samples: samples of the rows.
 
     Raises:
         StoreError: there is no run, no such hook point, or there are no rows.
@@ -71,9 +71,9 @@ class RunRows:
         )
         keys = ActivationDataset(storage, self.hook_points[0])
         if len(keys) != len(self._dataset):
-            raise StoreError(f"{self.address} grew while it was opened; repeat the export")
+            raise StoreError(f"{self.address} got rows while it was opened; repeat the export")
         if not len(keys):
-            raise StoreError(f"{self.address} holds no rows yet")
+            raise StoreError(f"{self.address} holds no rows yet; export it when it has some")
         self.info = self._dataset.info
         self.widths = {hook: self.info.width[hook] for hook in self.hook_points}
         self.samples = samples_of(keys, progress)
@@ -83,9 +83,9 @@ class RunRows:
         return len(self._dataset)
 
     def stream(self) -> Iterator[tuple[slice, Rows]]:
-        """All rows, some at a time: their numbers, and `[rows, width]` of each hook point.
+        """Yield all rows, some at a time: their numbers, and `[rows, width]` of each hook point.
 
-        The arrays are float32, or for bfloat16 its bits in uint16.
+        The arrays are float32, or uint16 bits for bfloat16.
         """
         size = max(1, CHUNK_BYTES // (4 * sum(self.widths.values())))
         first = 0
@@ -103,11 +103,11 @@ class RunRows:
         return values.view(np.uint16) if self.dtype == "bfloat16" else values
 
     def sequences(self) -> Iterator[tuple[int | None, list[int] | None, list[int]]]:
-        """The tokens of samples, from the run's output lines.
+        """Yield the tokens of each sample, from the run's output lines.
 
-        Returns:
-            Of each line the sample's number, None if it has no rows; its prompt's tokens, None if
-            the line does not tell them; the generated ones.
+        Yields:
+            For each line the sample's number (None if it has no rows), its prompt's token ids (None
+            if the line lacks them), and the generated token ids.
 
         Raises:
             CorruptBatchError: a file of output lines is damaged.

@@ -1,6 +1,6 @@
-"""Which sample each row of a run is of, and where in it.
+"""Which sample each row of a run belongs to, and its index within the sample.
 
-Some forty bytes are kept for each row, and the keys of the samples; no activations.
+In memory: about forty bytes for each row, and the keys of the samples; no activations.
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ from extraction.reading.dataset import ActivationDataset
 from extraction.run.rows import UNKNOWN
 
 STEP = 1 << 16
-"""Rows whose keys are looked at together."""
+"""Rows whose keys are read at a time."""
 
 NAMED = 5
-"""Samples that a message names."""
+"""Most samples that a message names."""
 
 SampleKey = tuple[str, int]
 """`(task_id, sample_idx)`."""
@@ -29,9 +29,9 @@ class Samples:
 
     Attributes:
         numbers: each sample's number from 0, by its key, in order.
-        rows: `[N]` int64, how many each has.
+        rows: `[N]` int64, number of rows of each sample.
         sample: `[R]` int64, the number of each row's sample.
-        slot: `[R]` int64, rows of its sample that come before it, by position.
+        slot: `[R]` int64, index of each row within its sample, in order of position.
         position: `[R]` int32, -1 where it is not known.
         token_id: `[R]` int32, -1 where it is not known.
     """
@@ -48,21 +48,21 @@ class Samples:
 
     @property
     def task_ids(self) -> list[str]:
-        """Of each sample."""
+        """Task id of each sample."""
         return [task_id for task_id, _ in self.numbers]
 
     @property
     def sample_idx(self) -> np.ndarray:
-        """`[N]` int64."""
+        """`[N]` int64, number of each sample within its task."""
         return np.array([number for _, number in self.numbers], np.int64)
 
     def places(self) -> np.ndarray:
-        """`[R]` int64: where each row stands when samples follow one another, each in order."""
+        """Return `[R]` int64: index of each row when rows are sorted by sample and position."""
         first = np.cumsum(self.rows) - self.rows
         return first[self.sample] + self.slot
 
     def named(self, which: np.ndarray) -> str:
-        """Some samples, for a message.
+        """Return the names of some samples, for a message.
 
         Args:
             which: `[N]` bool.
@@ -74,14 +74,14 @@ class Samples:
 
 
 def samples_of(dataset: ActivationDataset, progress: Progress = silent) -> Samples:
-    """The samples of a run; reads the files of one hook point.
+    """Return the samples of a run; read the files of one hook point.
 
     Args:
-        dataset: of that hook point.
-        progress: told how far it is.
+        dataset: rows of that hook point.
+        progress: called with the progress of reading.
 
     Raises:
-        StoreError: a row is there twice.
+        StoreError: two rows of a sample have the same position.
         CorruptBatchError: a file is damaged.
     """
     total = len(dataset)
@@ -114,6 +114,6 @@ def _refuse_doubles(samples: Samples, order: Sequence[int] | np.ndarray) -> None
         which = np.zeros(len(samples), bool)
         which[sample[1:][same]] = True
         raise StoreError(
-            f"several rows have the same position of {samples.named(which)};"
-            " verify at level 3 tells where they are"
+            f"several rows have the same position in {samples.named(which)};"
+            f" `python -m extraction verify RUN --level 3` names their batches"
         )

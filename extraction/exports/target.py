@@ -1,7 +1,7 @@
-"""What a target of an export offers.
+"""The interface of an export's target.
 
-A target is a frozen dataclass: its fields are the target's options, those of `export` and the flags
-of the command. `option` gives a field its default and its flag.
+A target is a frozen dataclass. Its fields are the target's options: keyword arguments of `export`
+and flags of the command. `option` makes such a field, with its default and its flag.
 """
 
 import dataclasses
@@ -13,10 +13,10 @@ from extraction.exports.run_rows import RunRows
 
 
 class Target(Protocol):
-    """A form that a run is exported in.
+    """A form that a run can be exported in.
 
     Attributes:
-        dtypes: that activations may have there; float32 is always among them.
+        dtypes: dtypes that its activations may have; float32 is always one.
         needs: packages that have to be installed for it.
     """
 
@@ -25,24 +25,24 @@ class Target(Protocol):
     needs: ClassVar[tuple[str, ...]]
 
     def write(self, run: RunRows, place: Path) -> list[str]:
-        """Writes the export, a file or a folder, to `place`, where nothing is yet.
+        """Write the export, a file or a folder, to `place`, where nothing exists yet.
 
-        The folder around it is the export's own, and is taken away afterwards with all else in it.
+        The parent folder is temporary: it is removed afterwards with everything else in it.
 
         Returns:
-            What the user should know of it, a sentence each.
+            Notes for the user, a sentence each.
 
         Raises:
-            StoreError: the run does not fit into this form; says what would be right.
+            StoreError: the run does not fit into this form; the message says what would be right.
         """
         ...
 
 
 def option(default: Any, help_text: str, **flag: Any) -> Any:
-    """A field of a target.
+    """Return a field of a target.
 
     Args:
-        default: `dataclasses.MISSING` if the user has to give it.
+        default: default value; `dataclasses.MISSING` if the user has to give one.
         help_text: for the command's --help.
         flag: further arguments of `ArgumentParser.add_argument`.
     """
@@ -50,10 +50,10 @@ def option(default: Any, help_text: str, **flag: Any) -> Any:
 
 
 def check_count(name: str, number: Any) -> None:
-    """Refuses what is no whole number from 1.
+    """Refuse anything but a whole number from 1.
 
     Raises:
-        StoreError: it is none.
+        StoreError: it is something else.
     """
     if type(number) is not int or number < 1:
         raise StoreError(f"{name} must be a whole number from 1, not {number!r}")

@@ -1,6 +1,6 @@
 """The tokens of each sample, as `[N, S]`.
 
-They stand in the run's output lines. Of samples that have none, the tokens of their rows are known.
+They are read from the run's output lines; without a line, only the tokens of rows are known.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ class Tokens:
     """The tokens of the samples that have rows.
 
     Args:
-        run: that they are of.
+        run: rows of the run.
         only_read: leave out the last generated token of each sample, which the model never reads.
 
     Attributes:
         lengths: `[N]` int64, tokens of each sample; without an output line, up to its last row.
-        largest: of the ids.
-        notes: what the user should know of them.
+        largest: largest token id.
+        notes: notes for the user.
 
     Raises:
         CorruptBatchError: a file of output lines is damaged.
@@ -41,13 +41,13 @@ class Tokens:
             self.largest = max(self.largest, int(tokens.max(initial=0)))
         missing = int(np.count_nonzero(~told))
         self.notes = (
-            [f"samples without an output line, of which the tokens of rows are known: {missing:,}"]
+            [f"samples without an output line, with only the tokens of rows: {missing:,}"]
             if missing
             else []
         )
 
     def write(self, array: np.ndarray, start: np.ndarray) -> None:
-        """Puts the tokens into their places.
+        """Write the tokens of all samples into an array.
 
         Args:
             array: `[N, S]` of any dtype that holds them.
@@ -68,5 +68,5 @@ class Tokens:
                 yield sample, np.array(tokens, np.int32)
             except (ValueError, TypeError, OverflowError) as error:
                 raise CorruptBatchError(
-                    f"{self._run.address}: an output line has tokens that are none: {error}"
+                    f"{self._run.address}: an output line has token ids that are not int32: {error}"
                 ) from None

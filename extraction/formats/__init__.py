@@ -30,18 +30,18 @@ FORMATS: dict[str, Format] = {
 
 
 def written_format(name: str) -> Format:
-    """Return a format that runs are written in.
+    """Return a format that new runs may be written in.
 
     Raises:
-        StoreError: there is none of that name, or it is only read.
+        StoreError: there is no such format, or it is only read.
     """
     written = [known for known, file_format in FORMATS.items() if file_format.writable]
     if name in written:
         return FORMATS[name]
     if name not in FORMATS:
-        raise StoreError(f"there is no format {name!r}; there are {' and '.join(written)}")
+        raise StoreError(f"there is no format {name!r}; choose {' or '.join(written)}")
     raise StoreError(
-        f"{name} files are read, and no longer written; write {' or '.join(written)}, and"
-        " `python -m extraction export RUN OUT --to npz` or `--to memmap` gives numpy's files."
-        " `python -m extraction convert` rewrites a run that has them"
+        f"{name} files are read, but no longer written; write {' or '.join(written)}."
+        " `python -m extraction export RUN OUT --to npz` or `--to memmap` writes files for numpy;"
+        " `python -m extraction convert` rewrites a run of an earlier version"
     )

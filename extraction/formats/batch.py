@@ -1,7 +1,7 @@
-"""What every format offers: rows of one hook point to buffers, and files back to rows.
+"""The interface of every format: rows of one hook point to a file, and files back to rows.
 
-A format is a class with the members of `Format`, in a file of its own, and a line in `FORMATS`.
-Reading needs numpy alone: bfloat16 comes back as its 16 bits, and is widened without ml_dtypes.
+A format is a class with the members of `Format`, in its own file, and a line in `FORMATS`. Reading
+needs numpy alone: bfloat16 is read as 16-bit integers and widened without ml_dtypes.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ class SerialisedBatch:
     """The content of a batch's file, or of its two files.
 
     Attributes:
-        data: buffers of bytes; the file is one behind the other. They may show the block's own
+        data: buffers of bytes, which joined are the file. They may be views of the block's own
             arrays, which must not change before the file is written.
         sidecar: content of the second file, for formats that have one.
     """
@@ -41,22 +41,22 @@ class SerialisedBatch:
         return sum(len(buffer) for buffer in self.data)
 
     def join(self) -> bytes:
-        """The first file's content in one piece, for writers that need it so."""
+        """Return the first file's content in one piece."""
         return b"".join(self.data)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ParsedBatch:
-    """What a batch's file holds.
+    """Content of a batch's file.
 
     Attributes:
         hook_point: its name, `layer_6`.
         dtype: of the activations in the file: float32 or bfloat16; pickles of other writers also
             hold float16 or float64.
-        stored: `[R, width]` activations as they stand in the file, bfloat16 as uint16 with the
-            same bits. In safetensors, npz and raw files a view of the buffer that was parsed, so
-            that a mapped file is read where it is touched.
-        row_keys: the rows' keys. Steps, positions and token ids that the file does not tell are
+        stored: `[R, width]` activations as stored in the file, bfloat16 as uint16 with the same
+            bits. For safetensors, npz and raw files it is a view of the parsed buffer, so of a
+            mapped file only the pages that are used are read.
+        row_keys: the rows' keys. Steps, positions and token ids missing in the file are
             `UNKNOWN`. Like `stored`, they may be views.
     """
 
@@ -67,7 +67,7 @@ class ParsedBatch:
 
     def __post_init__(self):
         shape = self.stored.shape
-        # Without rows, a file of no size can claim any width.
+        # Without rows even an empty file could claim any width.
         if len(shape) != 2 or shape[0] != len(self.row_keys) or shape[1] > WIDTH_LIMIT:
             raise CorruptBatchError(
                 f"activations of shape {list(shape)} for {len(self.row_keys)} rows"
@@ -79,37 +79,37 @@ class ParsedBatch:
         return self.row_keys.block()
 
     def block(self) -> RowBlock:
-        """The rows with float32 activations; those of bfloat16 are exactly the stored values."""
+        """Return the rows with float32 activations; stored bfloat16 values are widened exactly."""
         activations = {self.hook_point: to_float32(self.stored, self.dtype)}
         return dataclasses.replace(self.keys, activations=activations)
 
 
 class Format(Protocol):
-    """How the rows of one hook point become a file."""
+    """How the rows of one hook point are stored in a file."""
 
     @property
     def extension(self) -> str:
-        """Of the file's name, without the dot."""
+        """Extension of the file's name, without the dot."""
         ...
 
     @property
     def sidecar_extension(self) -> str | None:
-        """Of the second file, which stands in place of `extension`; None: there is none."""
+        """Extension of the second file, in place of `extension`; None: there is no second file."""
         ...
 
     @property
     def dtypes(self) -> tuple[str, ...]:
-        """What the format can hold, of float32 and bfloat16."""
+        """Dtypes that the format can store: float32, bfloat16 or both."""
         ...
 
     @property
     def writable(self) -> bool:
-        """Whether runs are written in it; False: those of earlier versions are read."""
+        """Whether new runs may be written in it; False: only runs of earlier versions are read."""
         ...
 
     @property
     def is_fast(self) -> bool:
-        """Whether a part of a large file is read as fast as a small one."""
+        """Whether reading part of a large file is as fast as reading a small file."""
         ...
 
     def serialise(
@@ -119,14 +119,14 @@ class Format(Protocol):
         dtype: str = "float32",
         memory: TakeMemory = fresh_memory,
     ) -> SerialisedBatch:
-        """The file's content for one hook point of a block.
+        """Return the file's content for one hook point of a block.
 
         Args:
             hook_point: one of the block's.
             block: its activations may be float16, float32, float64 or ml_dtypes' bfloat16.
-            dtype: to store. What it can hold is stored exactly, the rest is rounded to nearest,
-                ties to even; float64 becomes bfloat16 by way of float32.
-            memory: for a content that is not the block's own arrays.
+            dtype: stored dtype. Values are rounded to nearest, ties to even; float64 is rounded
+                to float32 first and then to bfloat16.
+            memory: allocates content that is not a view of the block's own arrays.
 
         Raises:
             StoreError: the format does not hold this dtype, or a text is not valid Unicode.
@@ -134,10 +134,10 @@ class Format(Protocol):
         ...
 
     def parse(self, data: Buffer, sidecar: Buffer | None = None) -> ParsedBatch:
-        """Reads a file; memory is bounded by its size, and nothing in it is ever run.
+        """Parse a file in memory bounded by its size, without executing anything in it.
 
         Args:
-            data: the file's content; a mapped file's memoryview serves as well.
+            data: the file's content; may be the memoryview of a mapped file.
             sidecar: content of the second file, for formats that have one.
 
         Raises:
@@ -147,7 +147,7 @@ class Format(Protocol):
 
 
 class ReadOnlyFormat:
-    """A format that earlier versions wrote."""
+    """A format that earlier versions wrote, and that is now only read."""
 
     writable = False
     is_fast = False
@@ -159,31 +159,31 @@ class ReadOnlyFormat:
         dtype: str = "float32",
         memory: TakeMemory = fresh_memory,
     ) -> SerialisedBatch:
-        """Refuse; see `Format.serialise`."""
-        raise StoreError(f"{type(self).__name__}: this format is only read")
+        """Refuse to write; see `Format.serialise`."""
+        raise StoreError(f"{type(self).__name__}: new runs cannot be written in this format")
 
 
 def check_dtype(format_name: str, dtypes: Sequence[str], dtype: str) -> None:
-    """Refuses a dtype that a format does not hold.
+    """Refuse a dtype that a format cannot store.
 
     Raises:
-        StoreError: it does not; the message says which formats do.
+        StoreError: the format cannot store it; the message says which format can.
     """
     if dtype not in ("float32", "bfloat16"):
         raise StoreError(f"activations are stored as float32 or bfloat16, not {dtype}")
     if dtype not in dtypes:
         raise StoreError(
-            f"{format_name} files cannot hold {dtype} so that numpy alone reads them; store"
-            " float32, or take the format safetensors"
+            f"{format_name} files cannot store {dtype} in a form that numpy alone reads; store"
+            " float32, or choose the format safetensors"
         )
 
 
 @contextlib.contextmanager
 def damage_refused(format_name: str) -> Iterator[None]:
-    """Turns whatever goes wrong in a parser into `CorruptBatchError`.
+    """Turn any error of a parser in a `with` block into `CorruptBatchError`.
 
-    Parsers check what they read; this is for what they do not foresee, MemoryError and
-    RecursionError among it.
+    Parsers check what they read; this catches errors that they do not foresee, such as MemoryError
+    and RecursionError.
     """
     try:
         yield

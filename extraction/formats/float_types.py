@@ -1,7 +1,7 @@
 """Float types of stored activations, with numpy alone.
 
-A bfloat16 is the upper half of a float32, so its 16 bits in a uint16 array serve where ml_dtypes
-would be needed otherwise.
+A bfloat16 is the upper half of a float32, so a uint16 array of its bits is enough, and ml_dtypes is
+not needed.
 """
 
 import numpy as np
@@ -12,11 +12,11 @@ SOURCES = ("float16", "float32", "float64", "bfloat16")
 _NOT_A_NUMBER = 0x7FC0  # as XLA and ml_dtypes write it
 
 CACHED_VALUES = 1 << 15
-"""Numbers rounded together: what is worked out of them fits a core's own cache."""
+"""Numbers rounded at a time, so that intermediate results fit into a core's cache."""
 
 
 def stored_array(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Activations as they stand in a file.
+    """Return activations as they are stored in a file.
 
     Args:
         values: float16, float32, float64 or ml_dtypes' bfloat16, any layout.
@@ -42,11 +42,11 @@ def stored_array(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def to_float32(stored: np.ndarray, dtype: str) -> np.ndarray:
-    """Stored activations as float32; float32 itself is not copied.
+    """Return stored activations as float32; float32 itself is not copied.
 
     Args:
-        stored: of any shape; uint16 bits for bfloat16.
-        dtype: its name.
+        stored: array of any shape; bfloat16 as uint16 bits.
+        dtype: name of its dtype.
     """
     if dtype == "bfloat16":
         return widened(stored)
@@ -55,19 +55,19 @@ def to_float32(stored: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def as_stored(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Activations as a file of that dtype gives them back, in float32; see `stored_array`."""
+    """Return activations as float32, after the rounding of `stored_array` to `dtype`."""
     return to_float32(stored_array(values, dtype), dtype)
 
 
 def widened(bits: np.ndarray) -> np.ndarray:
-    """The float32 values that bfloat16 bits stand for, exactly."""
+    """Return the float32 values that bfloat16 bits stand for, exactly."""
     wide = bits.astype(np.uint32)
     wide <<= 16
     return wide.view(np.float32)
 
 
 def bfloat16_bits(floats: np.ndarray) -> np.ndarray:
-    """float32 rounded to bfloat16, to nearest and ties to even, as uint16.
+    """Return float32 values rounded to bfloat16 (to nearest, ties to even) as uint16 bits.
 
     Half of the last kept bit's worth, less one for even values, is added before the lower half is
     cut off; a carry moves into the exponent, and into infinity, as it should.

@@ -1,8 +1,8 @@
-"""Row keys as arrays that lie beside the activations: row i of each belongs to row i.
+"""Row keys as arrays stored beside the activations: item i of each array belongs to row i.
 
-Numbers are what they are in a `RowBlock`. Of texts (`task_id`, `timestamp`), which many rows
-share, each is stored once: `task_id.utf8` holds the UTF-8 of all, one behind the other,
-`task_id.offsets` where each starts (and the last ends), `task_id.index` which one a row has.
+Numbers are stored as in a `RowBlock`. Texts (`task_id`, `timestamp`) are shared by many rows, so
+each distinct text is stored once: `task_id.utf8` holds the UTF-8 of all texts joined,
+`task_id.offsets` where each starts (and the last ends), `task_id.index` the text of each row.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from extraction.run.rows import DistinctTexts, RowBlock, text_column
 
 NUMBERS = {"sample_idx": "<i8", "step": "<i4", "position": "<i4", "token_id": "<i4"}
 TEXTS = {"task_id": "task_ids", "timestamp": "timestamps"}
-"""And the column of a `RowBlock`."""
+"""Text keys, and the column of a `RowBlock` that holds each."""
 KEY_DTYPES = {
     "sample_idx": "<i8",
     **{f"{text}.offsets": "<i8" for text in TEXTS},
@@ -25,14 +25,14 @@ KEY_DTYPES = {
     **{f"{text}.index": "<i4" for text in TEXTS},
     **{f"{text}.utf8": "|u1" for text in TEXTS},
 }
-"""Names and dtypes of the arrays, all of one axis, the widest first so that they stay aligned."""
+"""Names and dtypes of the one-dimensional arrays, widest first so that they stay aligned."""
 
 
 def key_arrays(block: RowBlock) -> dict[str, np.ndarray]:
-    """A block's keys, in the order of `KEY_DTYPES`.
+    """Return a block's keys as arrays, in the order of `KEY_DTYPES`.
 
     Raises:
-        StoreError: a text holds half of a surrogate pair.
+        StoreError: a text holds half of a surrogate pair, so it is not valid Unicode.
     """
     arrays = {name: getattr(block, name) for name in NUMBERS}
     for name, column in TEXTS.items():
@@ -47,15 +47,15 @@ def key_arrays(block: RowBlock) -> dict[str, np.ndarray]:
 
 
 class KeyTable:
-    """A batch's row keys as a file holds them; texts become `str` only where they are asked for.
+    """A batch's row keys as stored in a file; texts are decoded only on request.
 
     Args:
-        arrays: with the names and dtypes of `KEY_DTYPES`, one axis each. They are kept, and may not
-            change.
+        arrays: one-dimensional arrays with the names and dtypes of `KEY_DTYPES`. They are kept, not
+            copied, and must not change.
 
     Raises:
-        CorruptBatchError: they do not fit each other.
-        UnicodeDecodeError: a text is none.
+        CorruptBatchError: the arrays do not fit each other.
+        UnicodeDecodeError: a text is not UTF-8.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray]):
@@ -72,7 +72,7 @@ class KeyTable:
         return self._rows
 
     def block(self) -> RowBlock:
-        """The keys as a block without hook points; its numbers are views of the arrays."""
+        """Return the keys as a block without hook points; its numbers are views of the arrays."""
         columns = {name: self._arrays[name] for name in NUMBERS}
         for name, column in TEXTS.items():
             encoded = self._arrays[f"{name}.utf8"].tobytes()
@@ -82,23 +82,23 @@ class KeyTable:
         return RowBlock(**columns, activations={})
 
     def same_rows(self, other: "KeyTable") -> bool:
-        """Whether the rows have the same keys, in the same order."""
+        """Return whether the rows have the same keys, in the same order."""
         if all(
             self._arrays[name].tobytes() == other._arrays[name].tobytes() for name in KEY_DTYPES
         ):
             return True
-        one, two = self.block(), other.block()  # the same texts may be stored otherwise
+        one, two = self.block(), other.block()  # equal texts may be stored in another order
         columns = (*NUMBERS, *TEXTS.values())
         return all(np.array_equal(getattr(one, name), getattr(two, name)) for name in columns)
 
 
 def _check_texts(name: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Makes sure that every row has a text."""
+    """Check that every row has a text."""
     utf8, offsets, index = (arrays[f"{name}.{part}"] for part in ("utf8", "offsets", "index"))
     if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(utf8):
         raise CorruptBatchError(f"{name}.offsets does not span {name}.utf8")
     if (offsets[1:] < offsets[:-1]).any():
-        raise CorruptBatchError(f"{name}.offsets falls")
+        raise CorruptBatchError(f"{name}.offsets decreases")
     if len(index) and not 0 <= index.min() <= index.max() < len(offsets) - 1:
         raise CorruptBatchError(f"{name}.index points beyond the {len(offsets) - 1} texts")
     str(utf8.data, "utf-8")

@@ -1,10 +1,10 @@
 """Named arrays as an npz file: a zip of npy files, stored and never compressed.
 
-Written and read without `zipfile` and `numpy.load`. So the arrays are not copied, the same rows
-always give the same bytes, and a reader allocates nothing for a file that lies about its sizes:
-what is stored is a view of it. Zip: PKWARE's APPNOTE.TXT 6.3.10, sections 4.3.7, 4.3.12 and
-4.3.16; npy: numpy's `lib/format.py`, version 1.0. `numpy.load` reads what is written here, and
-what `numpy.savez` writes is read.
+Written and read without `zipfile` and `numpy.load`, so that the arrays are not copied, the same
+rows always give the same bytes, and a file that lies about its sizes makes the reader allocate
+nothing: its arrays are views of the file. Zip: PKWARE's APPNOTE.TXT 6.3.10, sections 4.3.7, 4.3.12
+and 4.3.16; npy: numpy's `lib/format.py`, version 1.0. `numpy.load` reads the files written here,
+and files of `numpy.savez` are read here.
 """
 
 import functools
@@ -36,7 +36,7 @@ _NPY_HEADER = re.compile(
 
 
 def write_npz(arrays: Mapping[str, np.ndarray]) -> list[Buffer]:
-    """The file's content: buffers, some of which show the arrays themselves.
+    """Return the file's content as buffers, some of which are views of the arrays.
 
     Args:
         arrays: C-contiguous, of `DTYPES`.
@@ -66,12 +66,12 @@ def write_npz(arrays: Mapping[str, np.ndarray]) -> list[Buffer]:
 
 
 def read_npz(data: Buffer) -> dict[str, np.ndarray]:
-    """The arrays of a file, as views of it.
+    """Return the arrays of a file, as views of it.
 
     Raises:
         CorruptBatchError: members are compressed, damaged, or leave space between them, or one
-            is no array of `DTYPES`.
-        Exception: it is damaged otherwise (`struct.error` where it ends too early).
+            is not an array of `DTYPES`.
+        Exception: the file is damaged otherwise (`struct.error` where it ends too early).
     """
     view = memoryview(data).cast("B")
     members = _members(view)
@@ -81,7 +81,7 @@ def read_npz(data: Buffer) -> dict[str, np.ndarray]:
 def _members(view: memoryview) -> dict[str, memoryview]:
     tail = len(view) - _END.size
     if tail < 0:
-        raise CorruptBatchError(f"{len(view)} bytes are no npz")
+        raise CorruptBatchError(f"{len(view)} bytes are too few for an npz file")
     *_, count, _, _, start, _ = _END.unpack_from(view, tail)
     if view[tail:] != _end(count, start, tail):
         raise CorruptBatchError("no zip directory at the end")
@@ -116,7 +116,7 @@ def _members(view: memoryview) -> dict[str, memoryview]:
 
 
 def _end(count: int, start: int, end: int) -> bytes:
-    """The record behind a directory of `count` members, from byte `start` to `end`."""
+    """Return the record after a directory of `count` members, from byte `start` to `end`."""
     return _END.pack(b"PK\5\6", 0, 0, count, count, end - start, start, 0)
 
 
@@ -129,7 +129,7 @@ def _npy_header(array: np.ndarray) -> bytes:
 
 
 def _npy_array(name: str, view: memoryview) -> np.ndarray:
-    """An npy file's array; a header that is not exactly numpy's is never evaluated."""
+    """Return an npy file's array; a header that is not exactly numpy's is never evaluated."""
     start = len(_NPY_MAGIC) + 2
     start += int.from_bytes(view[len(_NPY_MAGIC) : start], "little")
     if view[: len(_NPY_MAGIC)] != _NPY_MAGIC or start > len(view):
@@ -140,7 +140,7 @@ def _npy_array(name: str, view: memoryview) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)  # a run's files have few different ones
 def _read_header(name: str, header: bytes) -> tuple[str, tuple[int, ...]]:
-    """Dtype and shape."""
+    """Return dtype and shape."""
     match = _NPY_HEADER.fullmatch(header)
     if match is None:
         raise CorruptBatchError(f"{name[:50]!r} is no plain array")

@@ -1,7 +1,7 @@
 """npz: what `numpy.load` reads, float32 activations and the row keys beside them.
 
 Arrays: `activations` `[R, width]`, those of `key_arrays`, and `hook_point`, the name's UTF-8. An
-npz holds bfloat16 only as bytes of no type, so there is none.
+npz file could store bfloat16 only as untyped bytes, so it stores float32 alone.
 """
 
 from collections.abc import Mapping
@@ -35,14 +35,14 @@ class NpzFormat(ReadOnlyFormat):
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray], others: Mapping[str, str]) -> None:
-    """Makes sure that a file has the row keys and some other arrays, and none beside them.
+    """Check that a file has the row keys and some other arrays, and no more.
 
     Args:
-        arrays: of the file.
-        others: their dtypes; all but `activations` have one axis.
+        arrays: arrays of the file, by name.
+        others: dtypes of the other arrays, by name; all but `activations` have one axis.
 
     Raises:
-        CorruptBatchError: it does not.
+        CorruptBatchError: an array is missing, unexpected, or of another dtype or shape.
     """
     expected = {**KEY_DTYPES, **others}
     if set(arrays) != set(expected):

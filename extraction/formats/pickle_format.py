@@ -58,6 +58,6 @@ class PickleFormat:
 
 
 def layer_field(hook_point: str) -> int | str:
-    """What stands under `layer`: 6 for `layer_6`, the name itself for any other hook point."""
+    """Return the value of `layer`: 6 for `layer_6`, the name itself for any other hook point."""
     match = re.fullmatch(r"layer_(\d{1,9})", hook_point)
     return int(match[1]) if match else hook_point

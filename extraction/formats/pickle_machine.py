@@ -1,10 +1,10 @@
 """Reads the pickle of a batch without unpickling it: a stack machine that can only build rows.
 
-Python's unpickler calls what a file names. This one knows the opcodes that the pickle of a batch
-consists of (protocols 2 to 5) and five names, which stand for steps of its own; there is nothing
-in it that a file could call. Every object that stays alive is a text, part of a row or of a
-bounded stack or memo, so memory follows the size of the file. Lengths are slices of the data: one
-that is too long runs into the end, never into an allocation.
+Python's unpickler calls any function that a file names. This one knows only the opcodes that the
+pickle of a batch consists of (protocols 2 to 5) and five names, each of which stands for a step of
+its own; a file cannot make it call anything. Every object that stays alive is a text, part of a row
+or of a bounded stack or memo, so memory is proportional to the size of the file. Lengths are used
+to slice the data: one that is too long reaches the end of the file and allocates nothing.
 """
 
 from typing import Any
@@ -20,11 +20,11 @@ from extraction.formats.pickle_objects import (
 )
 
 PROTOCOLS = (2, 3, 4, 5)
-STACK_LIMIT = 2048  # picklers hand over a list's items 1000 at a time
+STACK_LIMIT = 2048  # picklers append a list's items 1000 at a time
 MARKS_LIMIT = 64
 TUPLE_LIMIT = 16  # a dtype's state has 8 or 9 items; each is looked at
 NAME_LIMIT = 100
-MEMO_LIMIT = 64  # entries before those that hold texts alone
+MEMO_LIMIT = 64  # after so many entries the memo may keep only texts alive
 
 (PROTO, FRAME, STOP, MARK) = (0x80, 0x95, 0x2E, 0x28)
 (EMPTY_DICT, SETITEMS, EMPTY_LIST) = (0x7D, 0x75, 0x5D)
@@ -40,14 +40,14 @@ TUPLES = {0x86: 2, 0x87: 3}  # TUPLE2, TUPLE3: items
 
 
 def read_pickle(data: bytes) -> Fields:
-    """The document that a pickle of a batch holds.
+    """Return the document that the pickle of a batch holds.
 
     Args:
         data: the file's content.
 
     Raises:
-        UnsafePickleError: it asks for anything that a batch does not need.
-        CorruptBatchError: it is damaged in a way that was foreseen.
+        UnsafePickleError: the pickle contains something that a batch does not need.
+        CorruptBatchError: it is damaged, as the checks here notice.
         Exception: it is damaged otherwise (`IndexError` where it ends too early).
     """
     if len(data) < 2 or data[0] != PROTO or data[1] not in PROTOCOLS:
@@ -66,13 +66,13 @@ def read_pickle(data: bytes) -> Fields:
             raise CorruptBatchError(f"more open objects than a pickler leaves at byte {at}")
         code = data[at]
         at += 1
-        # In the order of how often they occur.
+        # The most frequent opcodes come first.
         if code == BINGET:
             push(memo[data[at]])
             at += 1
         elif code in PUTS:
             size = PUTS[code]
-            # Picklers number what they remember in order, so nothing else needs room.
+            # Picklers number memo entries in order, so a list is enough.
             if integer(data[at : at + size], "little") != len(memo):
                 raise CorruptBatchError(f"memo entry out of order at byte {at}")
             remember(stack[-1])
@@ -126,7 +126,7 @@ def read_pickle(data: bytes) -> Fields:
             size = CONTENTS[code]
             length = integer(data[at : at + size], "little")
             at += size
-            # The b"b" that numpy gives `_reconstruct` is compared, all else only looked at.
+            # The b"b" that numpy gives `_reconstruct` is compared as bytes, all else stays a view.
             push(view[at : at + length] if length > 1 else data[at : at + length])
             at += length
         elif code == BUILD:
@@ -155,7 +155,7 @@ def read_pickle(data: bytes) -> Fields:
                 raise CorruptBatchError(f"appends to no list at byte {at}")
             stack[-1].extend(items)
         elif code == POP:
-            # It is remembered, and nothing else holds it; our own files begin so.
+            # The memo still holds the object; our own files begin with such texts.
             if marks or (type(pop()) is not str and len(memo) > MEMO_LIMIT):
                 raise CorruptBatchError(f"drops what no batch drops at byte {at}")
         elif code == NONE:
@@ -186,7 +186,7 @@ def read_pickle(data: bytes) -> Fields:
                 f"opcode {data[at - 1 : at]!r} at byte {at - 1}: no batch has it"
             )
     if at != len(data):
-        raise CorruptBatchError(f"{len(data) - at} bytes behind the end of the pickle")
+        raise CorruptBatchError(f"{len(data) - at} bytes after the end of the pickle")
     if len(stack) != 1 or marks or type(stack[0]) is not Fields:
         raise CorruptBatchError("the pickle does not hold one dictionary")
     return stack[0]

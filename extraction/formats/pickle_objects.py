@@ -1,7 +1,7 @@
-"""What the pickle of a batch may build: names, dtypes, arrays, records, the list of rows.
+"""What the pickle of a batch may contain: names, dtypes, arrays, records, the list of rows.
 
-These stand in for numpy's objects. They hold what the file says and check it as it comes, so that
-nothing that is no part of a row stays alive.
+These classes stand in for numpy's objects. They check each value of the file as it is read, so that
+only parts of rows stay in memory.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ KINDS = (REQUIRED + OPTIONAL, REQUIRED, DOCUMENT)
 
 @dataclasses.dataclass(frozen=True)
 class Name:
-    """One of the names that a file may use; a value of its own, never a function."""
+    """A name that a file may use: a plain value, never a function."""
 
     text: str
 
@@ -42,7 +42,7 @@ _EMPTY_ARRAY = (NDARRAY, (0,), b"b")  # what numpy makes before it sets an array
 
 
 class Dtype:
-    """A float type, `code` f2, f4 or f8; not known to be little-endian before it has its state."""
+    """A float dtype, `code` f2, f4 or f8; `complete` when it is known to be little-endian."""
 
     __slots__ = ("code", "complete")
 
@@ -51,14 +51,14 @@ class Dtype:
         self.complete = False
 
     def fill(self, state: Any) -> None:
-        """Takes what `numpy.dtype.__setstate__` would."""
+        """Set the state that `numpy.dtype.__setstate__` would take."""
         if self.complete or type(state) is not tuple or state != _DTYPE_STATE:
             raise CorruptBatchError("activations are not plain little-endian floats")
         self.complete = True
 
 
 class Array:
-    """A float array of one axis: `payload` are its bytes in the file."""
+    """A one-dimensional float array; `payload` holds its bytes in the file."""
 
     __slots__ = ("code", "payload", "width")
 
@@ -68,7 +68,7 @@ class Array:
         self.code = ""
 
     def fill(self, state: Any) -> None:
-        """Takes what `numpy.ndarray.__setstate__` would."""
+        """Set the state that `numpy.ndarray.__setstate__` would take."""
         if self.payload is not None or type(state) is not tuple or len(state) != 5:
             raise CorruptBatchError("an array's state is not numpy's")
         version, shape, dtype, fortran_order, payload = state
@@ -77,7 +77,7 @@ class Array:
         self.set(payload, dtype, shape)
 
     def set(self, payload: Any, dtype: Any, shape: Any) -> None:
-        """Takes the content, if shape, dtype and size agree."""
+        """Set the content, if shape, dtype and size agree."""
         if type(dtype) is not Dtype or not dtype.complete:
             raise CorruptBatchError("activations are not plain little-endian floats")
         if type(shape) is not tuple or len(shape) != 1 or type(shape[0]) is not int:
@@ -97,7 +97,7 @@ class Fields:
     Attributes:
         names: its keys, `DOCUMENT`, `REQUIRED` or `REQUIRED + OPTIONAL`; empty until filled.
         values: in the same order.
-        listed: stands in the list of rows.
+        listed: whether the list of rows already holds it.
     """
 
     __slots__ = ("listed", "names", "values")
@@ -108,7 +108,7 @@ class Fields:
         self.values: list[Any] = []
 
     def fill(self, items: list[Any]) -> None:
-        """Takes keys and values in turns, in any order of the keys."""
+        """Set keys and values, given in turn, with the keys in any order."""
         keys, values = tuple(items[::2]), items[1::2]
         if self.names or len(keys) != len(values) or set(map(type, keys)) != {str}:
             raise CorruptBatchError("a dictionary is no record of a batch")
@@ -135,8 +135,8 @@ class Rows:
     """The list of records, by column.
 
     Attributes:
-        code: of their dtype.
-        width: of their activations.
+        code: code of the activations' dtype, f2, f4 or f8.
+        width: width of the activations.
         columns: in the order of `REQUIRED + OPTIONAL`; that of the activations holds their bytes.
     """
 
@@ -146,7 +146,7 @@ class Rows:
         self.columns: list[list[Any]] = []
 
     def extend(self, items: list[Any]) -> None:
-        """Takes records, all with the same keys, width and dtype."""
+        """Append records, all with the same keys, width and dtype."""
         for item in items:
             if type(item) is not Fields or item.names[:4] != REQUIRED or item.listed:
                 raise CorruptBatchError(
@@ -168,40 +168,40 @@ class Rows:
 
 
 def hook_point_of(layer: int | str) -> str:
-    """The name of what stands under `layer`: `layer_6` for 6.
+    """Return the hook point that a value of `layer` stands for: `layer_6` for 6.
 
     Raises:
-        CorruptBatchError: it is below 0.
+        CorruptBatchError: the number is below 0.
     """
     if isinstance(layer, str):
         return layer
     if layer < 0:
-        raise CorruptBatchError(f"layer {layer}")
+        raise CorruptBatchError(f"layer {layer} is below 0")
     return f"layer_{layer}"
 
 
 def named(module: Any, name: Any) -> Name:
-    """The name that a file uses, if a batch needs it.
+    """Return the name that a file uses, if batches need it.
 
     Raises:
-        UnsafePickleError: it does not.
+        UnsafePickleError: no batch needs it.
     """
     if type(module) is not str or type(name) is not str:
-        raise UnsafePickleError("names something by no text")
+        raise UnsafePickleError("names something by a value that is not a text")
     if (module, name) not in GLOBALS:
         raise UnsafePickleError(f"names {f'{module}.{name}'[:200]!r}, which no batch needs")
     return GLOBALS[module, name]
 
 
 def call(function: Any, arguments: Any) -> Any:
-    """What one of numpy's functions would make of its arguments, as an object of ours.
+    """Return what one of numpy's functions would return, as an object of this module.
 
     Raises:
-        UnsafePickleError: `function` is none of the names.
-        CorruptBatchError: numpy's pickles do not use it so.
+        UnsafePickleError: `function` is not one of the names.
+        CorruptBatchError: numpy's pickles never call it with such arguments.
     """
     if type(function) is not Name:
-        raise UnsafePickleError("calls what is no function")
+        raise UnsafePickleError("calls something that is not a function")
     if type(arguments) is tuple:
         if function is RECONSTRUCT and arguments == _EMPTY_ARRAY:
             return Array()

@@ -1,9 +1,9 @@
-"""The layout of our own pickles: a table, which numpy writes and reads in one go.
+"""The layout of our own pickles: a table, which numpy writes and reads in one operation.
 
-To an unpickler such a file is like any other. It first fills the unpickler's memo: with the keys,
-with what all arrays in it have in common, and with every text, once. Behind that, each record is
-the same opcodes in the same places, so all records have one size. Their numbers, the places of
-their texts in the memo and their activations are the fields of a structured array.
+Any unpickler can read such a file. It first fills the unpickler's memo with the keys, with the
+parts that all its arrays share, and with every distinct text. After that, each record consists of
+the same opcodes at the same offsets, so all records have the same size. Their numbers, the memo
+indices of their texts and their activations are the fields of a structured array.
 """
 
 import functools
@@ -30,7 +30,7 @@ ARRAY_PARTS = {
     "shape": b"J%b\x85",
 }
 PLACES = {name: place for place, name in enumerate((*KEYS, *ARRAY_PARTS))}
-"""Of what all records fetch from the memo."""
+"""Memo indices of the parts that all records fetch."""
 FIRST_TEXT = len(PLACES)
 UNICODE, NUMBER, POP = b"X", b"J", b"0"  # BINUNICODE, BININT
 REMEMBER = struct.Struct("<cIc")  # LONG_BINPUT, the place in the memo, POP: off the stack again
@@ -39,13 +39,13 @@ REMEMBER = struct.Struct("<cIc")  # LONG_BINPUT, the place in the memo, POP: off
 def table_pickle(
     layer: int | str, block: RowBlock, rows: np.ndarray, memory: TakeMemory
 ) -> list[Buffer]:
-    """The file's content.
+    """Return the file's content.
 
     Args:
-        layer: what stands under that key.
-        block: at least one row; its keys are taken.
-        rows: `[R, width]` float32.
-        memory: for the content.
+        layer: value of the key `layer`.
+        block: keys of the rows, at least one.
+        rows: `[R, width]` float32 activations.
+        memory: allocates the content.
 
     Raises:
         StoreError: a text holds half of a surrogate pair.
@@ -67,13 +67,13 @@ def table_pickle(
 
 
 def read_table(data: Buffer) -> ParsedBatch | None:
-    """The rows of a file that `table_pickle` wrote.
+    """Return the rows of a file that `table_pickle` wrote.
 
     Returns:
-        None if it is laid out otherwise, as far as that is seen without an error.
+        None if the file is laid out otherwise and reading it raised no error.
 
     Raises:
-        Exception: it is laid out otherwise.
+        Exception: the file is laid out otherwise.
     """
     layer, width, texts, start = _read_head(memoryview(data))
     # Building it again compares every opcode.
@@ -92,7 +92,7 @@ def read_table(data: Buffer) -> ParsedBatch | None:
 def _batch(layer: int | str, table: np.ndarray, texts: Sequence[str]) -> ParsedBatch:
     encoded = [text.encode() for text in texts]
     keys = {name: table[name].astype(dtype) for name, dtype in NUMBERS.items()}
-    for name in TEXTS:  # both take theirs from all
+    for name in TEXTS:  # both index the same texts
         keys[f"{name}.utf8"] = np.frombuffer(b"".join(encoded), np.uint8)
         keys[f"{name}.offsets"] = np.cumsum([0, *map(len, encoded)])
         keys[f"{name}.index"] = table[name].astype(np.int64) - FIRST_TEXT
@@ -106,7 +106,7 @@ def _batch(layer: int | str, table: np.ndarray, texts: Sequence[str]) -> ParsedB
 
 @functools.lru_cache(maxsize=64)
 def _record(width: int, wide: bool) -> tuple[np.dtype, dict[str, np.ndarray]]:
-    """The type of a record, and what stands in those of its fields that are alike in all.
+    """Return the dtype of a record, and the values of its fields that all records share.
 
     Args:
         width: of the activation.
@@ -116,7 +116,7 @@ def _record(width: int, wide: bool) -> tuple[np.dtype, dict[str, np.ndarray]]:
     place = (b"j", "<u4")  # LONG_BINGET
     array = b"".join(map(_get, ("activation", "function", "arguments")))
     array += b"R(K\x01" + _get("shape") + _get("dtype") + b"\x89B" + struct.pack("<I", 4 * width)
-    parts = [  # opcodes, and the field behind them
+    parts = [  # opcodes, and the field after them
         (b"}(" + _get("task_id"), "task_id", *place),
         (_get("sample_idx"), "sample_idx", *((b"\x8a\x08", "<i8") if wide else number)),  # LONG1
         (array, "activation", b"", ("<f4", (width,))),
@@ -127,7 +127,7 @@ def _record(width: int, wide: bool) -> tuple[np.dtype, dict[str, np.ndarray]]:
     for before, name, opcode, kind in parts:
         fields += [(f"before {name}", "u1", len(before + opcode)), (name, kind)]
         opcodes[f"before {name}"] = np.frombuffer(before + opcode, np.uint8)
-    opcodes["end"] = np.frombuffer(b"ua", np.uint8)  # into the dictionary; this into the list
+    opcodes["end"] = np.frombuffer(b"ua", np.uint8)  # SETITEMS of the record, APPEND to the list
     return np.dtype([*fields, ("end", "u1", 2)]), opcodes
 
 
@@ -141,7 +141,7 @@ def _text(text: str) -> bytes:
 
 
 def _common(width: int) -> bytes:
-    """The file's first part, which depends on nothing else."""
+    """Return the file's first part, which depends only on the width."""
     parts = [*map(_text, KEYS), *ARRAY_PARTS.values()]
     parts[-1] %= struct.pack("<i", width)
     kept = [part + REMEMBER.pack(b"r", place, POP) for place, part in enumerate(parts)]
@@ -154,7 +154,7 @@ _BEHIND_LAYER = _text("activations") + b"]"
 
 
 def _head(layer: int | str, width: int, texts: Sequence[str]) -> bytes:
-    """What stands before the records."""
+    """Return the part of the file before the records."""
     return b"".join(
         [
             _common(width),
@@ -170,7 +170,7 @@ def _head(layer: int | str, width: int, texts: Sequence[str]) -> bytes:
 
 
 def _read_head(view: memoryview) -> tuple[int | str, int, list[str], int]:
-    """Layer, width and texts, and where the records start, if this is a head."""
+    """Return layer, width, texts and the offset of the records, if the file starts with a head."""
 
     def number(at: int) -> int:
         return struct.unpack_from("<i", view, at)[0]

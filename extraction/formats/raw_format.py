@@ -1,4 +1,4 @@
-"""Memory-mappable: a `.bin` with the activations' bytes and nothing else, and the keys beside it.
+"""raw: a memory-mappable `.bin` with only the activations' bytes, and a second file with the keys.
 
     numpy.memmap("layer_6_batch_000001.bin", "<f4", "r").reshape(-1, width)
 

@@ -1,8 +1,8 @@
 """From the pickle of a batch to its rows, without running anything in it.
 
-Reads what `pickle_format` writes, and what founding document 004's own code writes: default
-protocol, numpy 1 or 2, records without step, position and token id. `pickle_table` knows our own
-layout and is quick; `pickle_machine` reads all the others.
+Reads the files of `pickle_format`, and those of founding document 004's own code: default protocol,
+numpy 1 or 2, records without step, position and token id. `pickle_table` reads our own layout
+quickly; `pickle_machine` reads all others.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ _DTYPES = {"f2": "float16", "f4": "float32", "f8": "float64"}
 
 
 def parse_pickle(data: Buffer) -> ParsedBatch:
-    """The rows of a pickled batch.
+    """Return the rows of a pickled batch.
 
     Raises:
-        UnsafePickleError: it asks for more than a batch needs.
-        CorruptBatchError: it is no batch, or a damaged one.
+        UnsafePickleError: the pickle contains something that a batch does not need.
+        CorruptBatchError: it is damaged, or not a batch.
     """
     with damage_refused("pickle"):
-        with contextlib.suppress(Exception):  # whatever it was, the machine is to judge
+        with contextlib.suppress(Exception):  # after any error, `pickle_machine` decides
             if (batch := read_table(data)) is not None:
                 return batch
         content = bytes(data)

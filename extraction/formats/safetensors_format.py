@@ -1,10 +1,10 @@
 """The fast format: safetensors, activations in float32 or bfloat16 and the row keys beside them.
 
-The file is what the safetensors library writes and reads; `tensor_files` checks its header, so
-that the library is not needed here.
+The safetensors library can read the file; `tensor_files` checks its header, so the library is not
+needed here.
 
 Tensors: `activations` `[R, width]`, first and aligned to 64 bytes, and those of `key_arrays`. The
-hook point's name stands in the header's metadata.
+header's metadata holds the hook point's name.
 """
 
 import json
@@ -104,7 +104,7 @@ class SafetensorsFormat:
 
 
 def array_buffer(array: np.ndarray) -> memoryview:
-    """A contiguous array's bytes, not copied."""
+    """Return a contiguous array's bytes, not copied."""
     return array.reshape(-1).view(np.uint8).data
 
 

@@ -1,6 +1,6 @@
-"""Reading what a commit record vouches for, and publishing a copy of it.
+"""Reading files of committed batches, checked against the commit record, and copying them.
 
-Every command that reads batches reads them here, so none passes on what is damaged.
+Every command that reads batches reads them here, so no command copies damaged files.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ from extraction.writing.disk_retry import patiently
 
 
 def read_committed(storage: Storage, file: CommittedFile, *, with_sha256: bool = True) -> bytes:
-    """The content of a file, checked against its record.
+    """Return the content of a file, checked against its commit record.
 
     Raises:
-        CorruptBatchError: it is missing, cannot be read, or is another.
+        CorruptBatchError: the file is missing, cannot be read, or differs from its record.
     """
     try:
         data = get_listed(storage, file.file, file.bytes)
@@ -34,7 +34,7 @@ def read_committed(storage: Storage, file: CommittedFile, *, with_sha256: bool =
         raise CorruptBatchError("is missing") from None
     except StorageUnavailableError:
         raise
-    except StoreError as error:  # damaged on its way, each time
+    except StoreError as error:  # it arrived damaged each time
         raise CorruptBatchError(str(error)) from None
     except OSError as error:
         raise CorruptBatchError(f"cannot be read: {error.strerror or error}") from None
@@ -55,17 +55,17 @@ def parse_committed(
     data: bytes,
     sidecar: bytes | None,
 ) -> ParsedBatch:
-    """The rows of one hook point of a batch.
+    """Return the rows of one hook point of a batch, checked against its commit record.
 
     Args:
         identity: of the run.
         record: of the batch.
-        hook_point: whose file it is.
-        data: of the file, as `read_committed` gives it.
-        sidecar: of the second file, if the format has one.
+        hook_point: hook point of the file.
+        data: content of the file, as `read_committed` returns it.
+        sidecar: content of the second file, if the format has one.
 
     Raises:
-        CorruptBatchError: it holds something else than the record says.
+        CorruptBatchError: the file holds something else than the record says.
     """
     batch = FORMATS[identity.file_format].parse(data, sidecar)
     expected = (hook_point, record.n_rows, identity.dtype)
@@ -85,7 +85,7 @@ def read_batch(
     *,
     with_sha256: bool = True,
 ) -> ParsedBatch:
-    """Both of the above for one hook point of a batch.
+    """Read, check and parse the file of one hook point of a batch.
 
     Raises:
         CorruptBatchError: a file is damaged; the message names it.
@@ -101,7 +101,7 @@ def read_batch(
 
 
 def read_outputs(storage: Storage, file: CommittedFile) -> list[dict[str, Any]]:
-    """The output lines of a batch.
+    """Return the output lines of a batch.
 
     Raises:
         CorruptBatchError: the file is damaged, or holds something else; the message names it.
@@ -114,29 +114,32 @@ def read_outputs(storage: Storage, file: CommittedFile) -> list[dict[str, Any]]:
 def check_same_rows(
     storage: Storage, file: CommittedFile, keys: KeyTable | None, batch: ParsedBatch
 ) -> KeyTable:
-    """The keys of a batch's rows, which must be alike for all of its hook points.
+    """Check that a hook point's rows have the keys of the batch's other hook points.
 
     Args:
         storage: of the run.
-        file: of this hook point.
-        keys: of the hook points before; None: this is the first.
-        batch: what the file holds.
+        file: file of this hook point.
+        keys: keys of the hook points before; None for the first.
+        batch: content of the file.
+
+    Returns:
+        The keys.
 
     Raises:
-        CorruptBatchError: the keys are others.
+        CorruptBatchError: the keys differ.
     """
     if keys is not None and not keys.same_rows(batch.row_keys):
         with naming(storage, file):
-            raise CorruptBatchError("its rows are not those of the other hook points, by keys")
+            raise CorruptBatchError("its rows' keys differ from those of the other hook points")
     return batch.row_keys
 
 
 def read_record(log: CommitLog, identity: RunIdentity, batch_id: int) -> CommitRecord:
-    """A commit record for who copies the batch: it must be one that its run can have.
+    """Return a commit record, checked against itself and the run's identity.
 
     Raises:
         FileNotFoundError: there is none.
-        StoreError: it is damaged, or contradicts itself or the run's identity.
+        StoreError: the record is damaged, or contradicts itself or the run's identity.
     """
     record = log.read(batch_id)
     problems = list(record_problems(record, identity))
@@ -146,27 +149,27 @@ def read_record(log: CommitLog, identity: RunIdentity, batch_id: int) -> CommitR
 
 
 def read_named(storage: Storage, file: CommittedFile, *, with_sha256: bool = True) -> bytes:
-    """As `read_committed`, with an error that names the file."""
+    """Return the content of a file like `read_committed`; errors name the file."""
     with naming(storage, file):
         return read_committed(storage, file, with_sha256=with_sha256)
 
 
 @contextlib.contextmanager
 def naming(storage: Storage, file: CommittedFile) -> Iterator[None]:
-    """Puts the file's name before what is wrong with it."""
+    """Prefix the file's name to a CorruptBatchError that a `with` block raises."""
     try:
         yield
     except CorruptBatchError as error:
         raise CorruptBatchError(
-            f"{storage.address}/{file.file}: {error}; `verify` tells what else is damaged"
+            f"{storage.address}/{file.file}: {error}; `verify` lists all that is damaged"
         ) from None
 
 
 def publish_once(storage: Storage, name: str, data: Content) -> CommittedFile:
-    """Publishes a file, or finds that an earlier attempt did.
+    """Publish a file, unless an earlier attempt already published the same content.
 
     Raises:
-        ConflictError: another file has the name.
+        ConflictError: another file already has the name.
         StorageUnavailableError: the disk stayed full, or fails.
     """
     try:
@@ -174,17 +177,17 @@ def publish_once(storage: Storage, name: str, data: Content) -> CommittedFile:
     except FileExistsError:
         if storage.get(name) != b"".join(pieces(data)):
             raise ConflictError(
-                f"{storage.address}/{name} exists and is another file; it was left as it is"
+                f"{storage.address}/{name} exists with other content; it was left as it is"
             ) from None
     return CommittedFile.of(name, data)
 
 
 @contextlib.contextmanager
 def locked(storage: Storage) -> Iterator[None]:
-    """Nobody else of this program writes to the folder meanwhile; a bucket needs no lock.
+    """Lock a run's folder against other writers for a `with` block; a bucket needs no lock.
 
     Raises:
-        ExistingRunError: another process writes to it.
+        ExistingRunError: another process is writing to it.
     """
     lock = RunLock(storage.folder) if isinstance(storage, LocalStorage) else None
     try:

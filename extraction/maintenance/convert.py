@@ -1,7 +1,7 @@
-"""One file format into another, each row compared with what is read back.
+"""Convert a run to another file format, and compare each row with what is read back.
 
-Batch numbers, keys and output lines stay. bfloat16 becomes float32 exactly; float32 becomes
-bfloat16 only where it is asked for, and is then compared with the rounded value.
+Batch numbers, keys and output lines stay the same. bfloat16 becomes float32 exactly; float32
+becomes bfloat16 only on request, and is then compared with the rounded value.
 """
 
 from extraction.errors import StoreError
@@ -23,19 +23,19 @@ def convert(
     store_dtype: str | None = None,
     progress: Progress = silent,
 ) -> RunTotals:
-    """Writes a run anew in another format and gives its totals.
+    """Write a run in another format, and return its totals.
 
-    It can be repeated, and goes on where it was cut off.
+    An interrupted conversion is continued by calling this again.
 
     Args:
-        source: of the run, which stays.
-        out: empty, or of an earlier attempt at the same.
-        file_format: to write, a name in `FORMATS`.
-        store_dtype: to write; None: the run's own, or float32 where the format cannot hold it.
-        progress: told how far it is.
+        source: storage of the run, which stays as it is.
+        out: an empty storage, or that of an interrupted conversion of the same run.
+        file_format: format to write, a name in `FORMATS`.
+        store_dtype: dtype to store; None: the run's own, or float32 if the format cannot store it.
+        progress: called with the progress of the conversion.
 
     Raises:
-        StoreError: there is no run, or the format does not hold the dtype.
+        StoreError: there is no run, or the format cannot store the dtype.
         CorruptBatchError: a file is damaged.
         ExistingRunError: `out` holds another run.
     """
@@ -55,7 +55,7 @@ def convert(
         planned_batches=planned_batches(source, identity),
         fingerprint={**identity.fingerprint, "converted_from": identity.run_id},
         run={
-            "program_version": "not recorded",  # of the rows, which are as they were
+            "program_version": "not recorded",  # version that computed the rows
             **identity.run,
             "converted_from": [identity.file_format, identity.dtype],
         },

@@ -1,9 +1,9 @@
-"""Joins runs of the same kind, such as one for each host or each part of the tasks, into one.
+"""Merge runs of the same kind, such as one per host or per part of the tasks, into one run.
 
-Files are copied as they are, under the next batch numbers. Each is parsed on the way, and must hold
-what its record says: somebody else may have written it, and the merged run vouches for it. The
-sources stay. Batches of a source that is not finished keep their place, so that merging again when
-it is adds what was missing; so does merging again after a merge that was cut off.
+Files are copied as they are, under consecutive batch numbers. Each is parsed and compared with its
+commit record first, since somebody else may have written it. The sources stay as they are. Numbers
+are reserved for the missing batches of an unfinished source, so that merging again when it is
+finished adds them. An interrupted merge is continued by merging again.
 """
 
 import dataclasses
@@ -38,23 +38,23 @@ PART_OF_THE_WORK = {
     "command", "samples_sha256", "save_every_n_samples", "batch_size", "tokens_per_batch",
     "merged_from", "converted_from",
 }  # fmt: skip
-"""Of the fingerprint: which samples a run has and how it cuts them, not what their rows are."""
+"""Fingerprinted settings that choose and divide samples, but do not change any row."""
 
 ABSENT = {"pack_length": 0, "repetition_penalty": 1.0}
-"""Of the fingerprint: what a run did that does not name a setting, as its command or its version
-does not know it."""
+"""Values of fingerprinted settings that a run does not name because its command or version lacks
+them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """One of the runs.
+    """One of the runs to merge.
 
     Attributes:
         storage: of the run.
         identity: of the run.
-        log: of its batches.
-        batches: planned, or existing where no number was planned.
-        first: batch number in the merged run of what would be batch 0 here.
+        log: commit log of its batches.
+        batches: number of planned batches; of existing ones if no number was planned.
+        first: number to add to a batch's number here to get its number in the merged run.
         is_planned: whether the number of batches is final.
     """
 
@@ -70,12 +70,12 @@ def merge(out: Storage, storages: Sequence[Storage], progress: Progress = silent
     """Copies the batches of all runs into one and gives its totals.
 
     Args:
-        out: empty, or of an earlier attempt at the same.
-        storages: of the runs, in the order of their batches.
-        progress: told how far it is.
+        out: an empty storage, or that of an interrupted merge of the same runs.
+        storages: storages of the runs, in the order of their batches.
+        progress: called with the progress of the merge.
 
     Raises:
-        StoreError: the runs do not belong together, or share keys; nothing was written then.
+        StoreError: the runs do not belong together, or share keys; then nothing was written.
         CorruptBatchError: a file is damaged.
         ExistingRunError: `out` holds another run.
     """
@@ -103,7 +103,7 @@ def _open(storages: Sequence[Storage]) -> list[Source]:
         ids, planned = log.batch_ids(), planned_batches(storage, identity)
         batches = max(ids, default=0) if planned is None else planned
         if ids and not 1 <= min(ids) <= max(ids) <= batches:
-            raise StoreError(f"{storage.address} has batches beyond its plan; `verify` tells more")
+            raise StoreError(f"{storage.address} has batches beyond its plan; run `verify` on it")
         sources.append(
             Source(
                 storage=storage,
@@ -118,7 +118,7 @@ def _open(storages: Sequence[Storage]) -> list[Source]:
 
 
 def _refuse_differing(sources: Sequence[Source]) -> None:
-    """Raises StoreError that names the settings by which two runs do not belong together."""
+    """Raise StoreError if two runs differ in settings that a merged run must share."""
     first = sources[0]
     for other in sources[1:]:
         pairs = {key: (getattr(first.identity, key), getattr(other.identity, key)) for key in SAME}
@@ -130,8 +130,8 @@ def _refuse_differing(sources: Sequence[Source]) -> None:
         differing = [f"{key}: {a!r} and {b!r}" for key, (a, b) in pairs.items() if a != b]
         if differing:
             raise StoreError(
-                f"{first.storage.address} and {other.storage.address} differ, and cannot be one"
-                " run; nothing was changed:\n  " + "\n  ".join(differing)
+                f"{first.storage.address} and {other.storage.address} differ in these settings, so"
+                " they cannot be one run; nothing was changed:\n  " + "\n  ".join(differing)
             )
 
 
@@ -166,10 +166,10 @@ def _merged_identity(sources: Sequence[Source]) -> RunIdentity:
 
 
 def _look_through(sources: Sequence[Source], progress: Progress) -> list[BatchToRewrite]:
-    """Reads the keys of all batches.
+    """Read the keys of all batches, and return the batches to copy.
 
     Raises:
-        StoreError: a key or an output line's sample stands in two batches.
+        StoreError: two batches share a key or an output line's sample.
         CorruptBatchError: a file is damaged.
     """
     rows: KeyIndex[tuple[Source, int]] = KeyIndex()
@@ -208,13 +208,13 @@ def _look_through(sources: Sequence[Source], progress: Progress) -> list[BatchTo
             places = " and in ".join(f"{b[0].storage.address} (batch {b[1]})" for b in (one, two))
             more = f", and {count - 1} more" if count > 1 else ""
             raise StoreError(
-                f"{what} {json.dumps(key)}{more} stands in {places}; nothing was changed"
+                f"{what} {json.dumps(key)}{more} occurs in {places}; nothing was changed"
             )
     return work
 
 
 def _hashes(source: Source, batch_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the rows' keys, of the sequences, and of the output lines' samples."""
+    """Return the hashes of a batch's row keys, its samples with rows, and its output lines."""
     record = read_record(source.log, source.identity, batch_id)
     rows = sequences = lines = np.zeros(0, np.uint64)
     if record.files:

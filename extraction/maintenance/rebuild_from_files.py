@@ -1,8 +1,8 @@
-"""`metadata.json` of a folder whose `_run` is gone, from the files themselves.
+"""Rebuild `metadata.json` of a folder without `_run` from the batch files themselves.
 
-Without records nothing says what the files should be: those that are whole, with all hook points
-alike, are listed, and the run counts as incomplete. What the model was, an old `metadata.json` may
-still tell.
+Without commit records nothing says what the files should be. Batches are listed if all their files
+are whole and have the same keys, and the run counts as incomplete. The model's name is taken from
+an old `metadata.json`, if there is one.
 """
 
 import contextlib
@@ -25,16 +25,14 @@ from extraction.run_layout import KEPT_METADATA, METADATA_FILE, parse_batch_file
 from extraction.storage import Storage
 from extraction.writing.disk_retry import patiently
 
-"""Where a `metadata.json` that could not be read is kept."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rebuilt:
-    """What was written.
+    """What the new `metadata.json` lists.
 
     Attributes:
-        batches: that are listed.
-        left_out: batches that are not, each with the reason.
+        batches: number of batches listed.
+        left_out: a line for each batch that is not listed, with the reason.
     """
 
     batches: int
@@ -43,7 +41,7 @@ class Rebuilt:
 
 @dataclasses.dataclass
 class _Found:
-    """What the files of a folder without `_run` tell."""
+    """What the files of a folder without `_run` say."""
 
     batches: list[BatchFile] = dataclasses.field(default_factory=list)
     statistics: dict[str, list[RowStatistics]] = dataclasses.field(default_factory=dict)
@@ -53,14 +51,14 @@ class _Found:
 
 
 def rebuild_from_files(storage: Storage, progress: Progress = silent) -> Rebuilt:
-    """Writes `metadata.json`, marked `rebuilt_from_files`, as far as it can be known.
+    """Write `metadata.json`, marked `rebuilt_from_files`, with all that the files say.
 
     Args:
-        storage: of a folder without `_run`.
-        progress: told how far it is.
+        storage: storage of a folder without `_run`.
+        progress: called with the progress of reading.
 
     Raises:
-        StoreError: it holds no batches, or some of several formats.
+        StoreError: the folder holds no batches, or batches of several formats.
     """
     by_extension = {file_format.extension: name for name, file_format in FORMATS.items()}
     batches: dict[int, dict[str, str]] = {}
@@ -71,7 +69,7 @@ def rebuild_from_files(storage: Storage, progress: Progress = silent) -> Rebuilt
             batches.setdefault(parts.batch_id, {})[parts.hook_point] = name
             formats.add(by_extension[parts.extension])
     if not batches:
-        raise StoreError(f"{storage.address} holds no run, and no files of one")
+        raise StoreError(f"{storage.address} holds no run and no batch files")
     if len(formats) > 1:
         raise StoreError(f"{storage.address} holds files of several formats: {sorted(formats)}")
     file_format = formats.pop()
@@ -121,10 +119,10 @@ def _take_batch(
     files: dict[str, str],
     found: _Found,
 ) -> None:
-    """Adds a batch of which every hook point is there, whole and alike.
+    """Add a batch that has a whole file of every hook point, all with the same keys.
 
     Raises:
-        CorruptBatchError: it is none.
+        CorruptBatchError: a file is missing, damaged, or unlike the others.
     """
     lacking = [hook for hook in hooks if hook not in files]
     if lacking:
@@ -173,7 +171,7 @@ def _parse(storage: Storage, file_format: str, name: str) -> ParsedBatch:
 
 
 def _old_document(storage: Storage) -> dict[str, Any]:
-    """What the folder's `metadata.json` says of the model; one that cannot be read is kept."""
+    """Return the folder's `metadata.json`; if it cannot be read, keep a copy and return {}."""
     try:
         data = get_metadata(storage)
     except FileNotFoundError:

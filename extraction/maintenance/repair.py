@@ -1,8 +1,8 @@
-"""Writes anew what is derived from a run's records, or from its files where those are gone.
+"""Rewrite the files derived from a run's commit records, or from its files without records.
 
-Nothing is ever deleted. Files that no record names do no harm and stay, unless `quarantine` is
-asked for: then they are moved to `_run/quarantine/`, and unreadable records with them, so that a
-run with --resume does their batches again.
+Nothing is ever deleted. Files that no record names do no harm and stay. With `quarantine` these
+files and unreadable records are moved to `_run/quarantine/`, so that a run with --resume computes
+their batches again.
 """
 
 import contextlib
@@ -39,11 +39,11 @@ from extraction.writing.finalise import derived_document, planned_batches, write
 
 @dataclasses.dataclass(kw_only=True)
 class Repair:
-    """What was done.
+    """The result of a repair.
 
     Attributes:
-        done: lines for people.
-        damage: what could not be mended; empty: all is well, as far as records go.
+        done: a line for each action.
+        damage: a line for each piece of damage that could not be repaired.
     """
 
     done: list[str] = dataclasses.field(default_factory=list)
@@ -51,27 +51,27 @@ class Repair:
 
 
 def repair(storage: Storage, *, quarantine: bool = False, progress: Progress = silent) -> Repair:
-    """Rebuilds `metadata.json`, and `outputs.jsonl` where it stands in the run's folder.
+    """Rebuild `metadata.json`, and `outputs.jsonl` if it is in the run's folder.
 
     Args:
         storage: of the run.
-        quarantine: move away what no record names.
-        progress: told how far it is.
+        quarantine: whether to move away files that no record names.
+        progress: called with the progress of reading.
 
     Raises:
-        StoreError: there is no run, or a quarantine is not safe now.
+        StoreError: there is no run, or another process may be writing while `quarantine` is set.
     """
     result = Repair()
     identity = read_identity(storage)
     if identity is None:
         if quarantine:
             raise StoreError(
-                f"{storage.address} has no _run folder, so nothing says which files are of no use;"
+                f"{storage.address} has no _run folder, which says which files are of use;"
                 f" repair it without {setting('quarantine')}"
             )
         rebuilt = rebuild_from_files(storage, progress)
         result.done.append(
-            f"{METADATA_FILE} lists {rebuilt.batches} batches, as the files tell; without the _run"
+            f"{METADATA_FILE} lists {rebuilt.batches} batches that were found; without the _run"
             " folder nothing says whether any is missing"
         )
         result.damage += rebuilt.left_out
@@ -83,8 +83,8 @@ def repair(storage: Storage, *, quarantine: bool = False, progress: Progress = s
     elif unreadable:
         result.damage += [f"{name}: {problem}" for name, problem in unreadable.items()]
         result.damage.append(
-            f"batches whose record is damaged are left out; {setting('quarantine')} moves the"
-            " records away, so that the run can do these batches again with"
+            f"batches with a damaged record are left out; {setting('quarantine')} moves the"
+            " records away, so that the run computes these batches again with"
             f" {setting('resume', True)}"
         )
     if result.damage:
@@ -100,7 +100,7 @@ def repair(storage: Storage, *, quarantine: bool = False, progress: Progress = s
 def _read_records(
     storage: Storage, identity: RunIdentity, log: CommitLog
 ) -> tuple[RunTotals, set[str], dict[str, str]]:
-    """Good records, the files that they name, and what is wrong with the other records."""
+    """Return the totals of good records, the files they name, and the problems of other records."""
     totals, named, unreadable = RunTotals(), set(), {}
     for batch_id in sorted(log.batch_ids()):
         try:
@@ -142,7 +142,7 @@ def _is_batch_file(name: str) -> bool:
 
 @contextlib.contextmanager
 def _nobody_writes(storage: Storage, identity: RunIdentity, batches: int) -> Iterator[None]:
-    """A file that no record names yet may be one that a run is about to record."""
+    """Refuse to move files while a run may still write: it may be about to record them."""
     with contextlib.ExitStack() as stack:
         if isinstance(storage, LocalStorage):
             locks = map(parse_lock_name, storage.names(RUN_FOLDER))
@@ -157,7 +157,7 @@ def _nobody_writes(storage: Storage, identity: RunIdentity, batches: int) -> Ite
 
 
 def _move(storage: Storage, name: str) -> str:
-    """Copies a file to the quarantine, then takes it away."""
+    """Copy a file to the quarantine, then remove it; return its new name."""
     data = storage.get(name)
     base = QUARANTINE + name.rpartition("/")[2]
     for number in range(1000):
@@ -169,13 +169,13 @@ def _move(storage: Storage, name: str) -> str:
                 continue
         storage.remove(name)
         return place
-    raise StoreError(f"{QUARANTINE} holds {name} a thousand times")
+    raise StoreError(f"{QUARANTINE} holds 1000 other files named {name}; empty it")
 
 
 def _refresh_outputs(storage: Storage, log: CommitLog, totals: RunTotals, result: Repair) -> None:
-    """`outputs.jsonl` again, if it stands here and its lines are not those of the batches.
+    """Rewrite `outputs.jsonl` if it exists and its lines differ from those of the batches.
 
-    The order of its samples is known to the run alone, so a file with the right lines stays.
+    Only the run knows the order of its samples, so a file with the right lines stays.
     """
     if OUTPUTS_FILE not in storage.names():
         return
@@ -193,4 +193,4 @@ def _refresh_outputs(storage: Storage, log: CommitLog, totals: RunTotals, result
     if Counter(there) != Counter(lines):
         document = b"".join(line + b"\n" for line in lines)
         patiently(storage.address, lambda: storage.replace(OUTPUTS_FILE, document))
-        result.done.append(f"{OUTPUTS_FILE} written anew, {len(lines)} lines in the batches' order")
+        result.done.append(f"{OUTPUTS_FILE} written anew, {len(lines)} lines in batch order")

@@ -1,6 +1,6 @@
-"""Does a bucket, or a folder, keep what the commit protocol relies on?
+"""Check that a bucket or folder gives the guarantees that the commit protocol needs.
 
-Everything happens below `_selftest-<random>/`, which is taken away at the end.
+All files are written below `_selftest-<random>/`, which is removed at the end.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from extraction.storage import CloudStorage, Storage, open_storage, scheme_of
 from extraction.storage.local import LocalStorage
 
 DEADLINE = 60.0
-"""Seconds that one operation is retried for."""
+"""Seconds for which one operation is retried."""
 
 LARGE = 9 << 20
 """Bytes of a file that is uploaded in parts."""
@@ -24,22 +24,22 @@ WRITES, FILES, PAGE = 3, 7, 3
 
 
 class CheckFailedError(Exception):
-    """A check did not find what it should."""
+    """A check failed."""
 
 
 def selftest(address: str, say: Callable[[str], None] = print) -> bool:
-    """Runs all checks; True if all passed.
+    """Run all checks; return True if all passed.
 
     Args:
         address: a folder or `gs://bucket/prefix`.
         say: takes a line for each check.
 
     Raises:
-        StoreError: the address cannot be used at all; nothing was written then.
+        StoreError: the address cannot be used at all; then nothing was written.
     """
     address = address.rstrip("/") + f"/_selftest-{secrets.token_hex(6)}"
     storage, list_in_pages = _open(address)
-    storage.names()  # credentials, permission, bucket: if they are wrong nothing else needs telling
+    storage.names()  # refuses wrong credentials, permissions or buckets before any check
     say(f"writing below {address}/")
     passed = True
     try:
@@ -56,7 +56,7 @@ def selftest(address: str, say: Callable[[str], None] = print) -> bool:
 
 
 def _open(address: str) -> tuple[Storage, Callable[[], list[str]] | None]:
-    """The storage, and for a bucket a listing in pages of a few objects."""
+    """Return the storage, and for a gs:// bucket a listing in pages of a few objects."""
     if scheme_of(address) != "gs" or "://" not in address:
         return open_storage(address), None
     from google.cloud import storage as google_storage  # only where it is used
@@ -81,7 +81,7 @@ def _problem(check: Callable[[], None]) -> str | None:
         raise
     except CheckFailedError as error:
         return str(error)
-    except Exception as error:  # whatever it is, it is what was to be found out
+    except Exception as error:  # any error means that the check failed
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -131,7 +131,7 @@ def _keep_attributes(storage: CloudStorage) -> None:
 
 
 def _together(*tasks: Callable[[], None]) -> None:
-    """Runs them in threads at the same time; raises what the first of them raised."""
+    """Run tasks in threads at the same time; raise the first error."""
     errors: list[BaseException] = []
 
     def run(task: Callable[[], None]) -> None:
@@ -177,8 +177,8 @@ def _list(storage: Storage) -> None:
 def _read_parts(storage: Storage) -> None:
     storage.put_new("parts", b"0123456789")
     _expect(storage.get_range("parts", 3, 4), b"3456", "bytes 3 to 6")
-    _expect(storage.get_range("parts", 8, 9), b"89", "what lies behind byte 8")
-    _expect(storage.get_range("parts", 10, 1), b"", "what lies behind the end")
+    _expect(storage.get_range("parts", 8, 9), b"89", "the bytes from 8 on")
+    _expect(storage.get_range("parts", 10, 1), b"", "a range after the end")
 
 
 def _write_large(storage: Storage) -> None:
@@ -199,7 +199,7 @@ def _replace_in_turns(storage: Storage) -> None:
 
     _together(lambda: write(contents[0]), lambda: write(contents[1]))
     if storage.get("replaced") not in contents:
-        raise CheckFailedError("what is there is neither of what was written")
+        raise CheckFailedError("the file is neither of the two that were written")
 
 
 def _list_many(storage: Storage, list_in_pages: Callable[[], list[str]] | None) -> None:
@@ -221,7 +221,7 @@ def _delete(storage: Storage) -> None:
 
 
 def _clean_up(storage: Storage, say: Callable[[str], None]) -> bool:
-    """Takes away what was written; False if something stays."""
+    """Remove all written files; return False if some remain."""
     folders = ["", "race/", "listed/", "pages/"]
     try:
         for folder in folders:
@@ -229,14 +229,14 @@ def _clean_up(storage: Storage, say: Callable[[str], None]) -> bool:
                 storage.remove(name)
         left = [name for folder in folders for name in storage.names(folder)]
     except StoreError as error:
-        say(f"FAILED  everything is taken away again: {error}")
+        say(f"FAILED  all files are removed again: {error}")
         return False
     if left:
-        say(f"FAILED  everything is taken away again: {', '.join(left)} stay")
+        say(f"FAILED  all files are removed again: {', '.join(left)} remain")
         return False
     if isinstance(storage, LocalStorage):
         for folder in reversed(folders):
             with contextlib.suppress(OSError):
                 Path(storage.folder, folder).rmdir()
-    say("passed  everything is taken away again")
+    say("passed  all files are removed again")
     return True

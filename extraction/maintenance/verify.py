@@ -1,14 +1,14 @@
-"""Is a run whole: what its records promise, against what is there.
+"""Check that a run is whole: that its files are what its commit records say.
 
     level 1  records, names, sizes (in a bucket also checksums, from the listing), metadata.json,
              and whether all planned batches exist; reads no activations
     level 2  each file: checksum, safe parse, hook point, rows, width, dtype, non-finite rows
     level 3  sha256, unique keys, the same keys for all hook points, output lines, statistics
 
-By default a folder is checked at level 2, and a bucket at level 1: its listing has the checksums.
+By default a folder is checked at level 2, and a bucket at level 1, since its listing has checksums.
 
-A batch exists when its record does. What is missing from a run that is not finished is told apart
-from damage, and files that no record names do no harm.
+A batch exists if its commit record exists. Batches missing in an unfinished run are reported as
+incomplete, not as damage, and files that no record names only as notes.
 """
 
 import contextlib
@@ -55,12 +55,12 @@ def verify(
     """Check a run.
 
     Args:
-        run: its folder, its `gs://bucket/prefix`, or an open back end; nothing is written.
+        run: its folder, its `gs://bucket/prefix`, or an open `Storage`; nothing is written.
         level: 1 to 3; None: 2 on this machine's disks, 1 in a bucket.
-        progress: told how far it is.
+        progress: called with the progress of the checks.
 
     Raises:
-        StorageUnavailableError: it cannot be reached.
+        StorageUnavailableError: the storage cannot be reached.
     """
     storage = open_storage(run, writable=False) if isinstance(run, str | Path) else run
     if level is None:
@@ -80,9 +80,9 @@ def verify(
 def _check_listing(
     storage: Storage, identity: RunIdentity, report: Report, progress: Progress
 ) -> tuple[list[BatchSummary], set[str]]:
-    """Level 1. Gives the batches whose records are good, and the files that are damaged."""
-    # In this order a run that goes on meanwhile does no harm: metadata.json lists what has a
-    # record, and what has a record is there.
+    """Check level 1; return the batches whose records are good, and the damaged files."""
+    # Read in this order, so that a run may go on meanwhile: metadata.json lists only batches that
+    # have a record, and the files of a record exist.
     metadata = _get(storage, METADATA_FILE)
     batch_ids = _batch_ids(storage, report)
     files = storage.infos() | storage.infos(OUTPUTS_FOLDER)
@@ -94,8 +94,8 @@ def _check_listing(
     _note_others(storage, files, report)
     if is_empty and metadata is not None and report.unfinished:
         report.unfinished.append(
-            f"no batch is here, although {METADATA_FILE} may list some: a run with"
-            f" {setting('gcs_bucket')} keeps them in its bucket, verify that"
+            f"there is no batch here, although {METADATA_FILE} may list some: a run with"
+            f" {setting('gcs_bucket')} keeps its batches in the bucket; verify that address"
         )
         return [], set()
     if _is_derivable(storage, report):
@@ -115,11 +115,11 @@ def _get(storage: Storage, name: str) -> bytes | None:
 
 
 def _read_identity(storage: Storage, report: Report) -> RunIdentity | None:
-    """The identity, or None and why in the report."""
+    """Return the run's identity; None if it cannot be read, and note the reason in the report."""
     data = _get(storage, RUN_FILE)
     if data is None:
         if storage.names(COMMITS):
-            report.add(RUN_FILE, "is missing; without it a run cannot go on")
+            report.add(RUN_FILE, "is missing; the run can be neither checked nor resumed")
             return None
         left = [n for n in storage.names() if n == METADATA_FILE or parse_batch_file(n)]
         report.foreign = "holds no run"
@@ -127,16 +127,19 @@ def _read_identity(storage: Storage, report: Report) -> RunIdentity | None:
             report.verdict_if_foreign = "unverifiable"
             report.foreign = (
                 f"holds files of a run ({left[0]} and {len(left) - 1} more) without its _run"
-                " folder, so nothing says what they should be; copy _run too, it is small"
+                " folder, which says what they should be; copy _run too, it is small"
             )
         return None
     try:
         version = read_json(data)["schema_version"]
         if type(version) is int and version > SCHEMA_VERSION:
-            report.foreign = f"holds a run of version {version}, newer than this program"
+            report.foreign = (
+                f"holds a run of schema version {version}, newer than this program, which reads"
+                f" versions up to {SCHEMA_VERSION}"
+            )
             return None
     except (ValueError, KeyError, TypeError):
-        pass  # told below
+        pass  # reported below
     try:
         identity = RunIdentity.from_json(data)
     except StoreError as error:
@@ -146,12 +149,12 @@ def _read_identity(storage: Storage, report: Report) -> RunIdentity | None:
 
 
 def _batch_ids(storage: Storage, report: Report) -> list[int]:
-    """Batches that have a record, in order."""
+    """Return the numbers of the batches that have a commit record, in order."""
     ids = []
     for name in storage.names(COMMITS):
         batch_id = parse_record_name(name)
         if batch_id is None:
-            report.notes.append(f"{name} is no record")
+            report.notes.append(f"{name} is not a commit record")
         else:
             ids.append(batch_id)
     return sorted(ids)
@@ -165,18 +168,18 @@ def _check_records(
     report: Report,
     progress: Progress,
 ) -> set[str]:
-    """Level 1: every record, and the listing of every file that it names.
+    """Check level 1 of every commit record, and the listing of every file that it names.
 
     Args:
         storage: of the run.
         identity: of the run.
-        batch_ids: of the records, in order.
-        files: the listing; those that a record names are taken out.
-        report: takes what is found, the sums of the good records among it.
-        progress: told how far it is.
+        batch_ids: numbers of the records, in order.
+        files: the listing; files that a record names are removed from it.
+        report: receives the problems and the totals of the good records.
+        progress: called with the progress of the checks.
 
     Returns:
-        The files that are damaged.
+        The names of the damaged files.
     """
     totals = report.totals
     bad: set[str] = set()
@@ -226,14 +229,14 @@ def _listed_wrong(file: CommittedFile, info: FileInfo | None) -> str | None:
 def _look_for_missing(
     storage: Storage, identity: RunIdentity, batches: Sequence[BatchSummary], report: Report
 ) -> None:
-    """Which planned batches do not exist."""
+    """Report which planned batches do not exist."""
     try:
         planned = planned_batches(storage, identity)
     except StoreError as error:
         report.add(CLOSED_FILE, str(error))
         return
     if planned is None:
-        report.unfinished.append("the run was not closed: it goes on, or was cut off")
+        report.unfinished.append("the run was not closed: it is still running, or was interrupted")
         return
     report.counts["planned_batches"] = planned
     damaged = {problem.batch_id for problem in report.problems}
@@ -245,22 +248,22 @@ def _look_for_missing(
     for batch_id in sorted(there):
         if batch_id > planned or batch_id < 1:
             name = record_name(batch_id)
-            report.add(name, f"the run has {planned} batches only", batch_id)
+            report.add(name, f"the run has only {planned} batches", batch_id)
 
 
 def _note_others(storage: Storage, files: Collection[str], report: Report) -> None:
-    """Files that no record names."""
+    """Note the files that no commit record names."""
     damaged = any(problem.file.startswith(COMMITS) for problem in report.problems)
-    more = ", as far as records are readable" if damaged else ""
+    more = " (among the readable records)" if damaged else ""
     report.notes += [f"{n}: no record names it{more}" for n in sorted({*files} - DERIVED)]
     if isinstance(storage, LocalStorage):
         for path in storage.temporary_files():
             name = path.relative_to(storage.folder)
-            report.notes.append(f"{name}: temporary, of a process that writes or was killed")
+            report.notes.append(f"{name}: temporary, of a process that is writing or was killed")
 
 
 def _is_derivable(storage: Storage, report: Report) -> bool:
-    """Whether all that `metadata.json` is derived from is readable."""
+    """Return whether everything that `metadata.json` is derived from can be read."""
     for name in storage.names(SELF_CHECKS):
         try:
             read_self_check(storage, name)
@@ -269,7 +272,7 @@ def _is_derivable(storage: Storage, report: Report) -> bool:
     if any(
         problem.file.startswith((COMMITS, CLOSED_FILE, SELF_CHECKS)) for problem in report.problems
     ):
-        report.notes.append(f"{METADATA_FILE} was not compared with records that are damaged")
+        report.notes.append(f"{METADATA_FILE} was not compared, because records are damaged")
         return False
     return True
 
@@ -282,7 +285,7 @@ def _check_contents(
     bad_files: set[str],
     progress: Progress,
 ) -> None:
-    """Levels 2 and 3."""
+    """Check levels 2 and 3."""
     rows: KeyIndex[int] = KeyIndex()
     sequences: KeyIndex[int] = KeyIndex()
     lines: KeyIndex[int] = KeyIndex()
@@ -311,12 +314,12 @@ def _check_contents(
         return
     distinct, told = sequences.distinct(), report.counts["sequences"]
     if not report.problems and distinct != told:
-        report.add(COMMITS, f"{distinct} sequences have rows, the records tell of {told}")
+        report.add(COMMITS, f"{distinct} samples have rows, but the records say {told}")
 
     def keys_of(batch_id: int) -> list[Key]:
         record = log.read(batch_id)
         for hook in record.files:
-            with contextlib.suppress(CorruptBatchError):  # told already; all have the same keys
+            with contextlib.suppress(CorruptBatchError):  # reported already
                 return row_keys(read_batch(storage, identity, record, hook).keys)
         return []
 
@@ -332,4 +335,4 @@ def _check_contents(
     ):
         for key, first, second, count in index.duplicates(read):
             where = f"in batches {first} and {second}" if first != second else f"in batch {first}"
-            report.add(record_name(second), f"{count} {what} stand twice, {where}: {key}", second)
+            report.add(record_name(second), f"{count} {what} occur twice, {where}: {key}", second)

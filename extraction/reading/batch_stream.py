@@ -1,8 +1,9 @@
-"""Batches of rows one behind the other, read ahead by threads, from a position that can be kept.
+"""Streams of batches, read ahead by threads, that can be continued from a stored position.
 
-A position is where the next batch begins: epoch, and rows of the epoch that came before, damaged
-ones that were left out among them. Together with what decides the order (`shuffle`) it is all that
-a stream needs to go on in another process, on another machine, after the run has grown.
+A position says where the next batch begins: the epoch, and the number of rows of that epoch before
+it, including skipped damaged ones. With the settings of the order (`shuffle_seed`, `pool_rows`) it
+is all that a stream needs to continue in another process, on another machine, after the run has
+grown.
 """
 
 import dataclasses
@@ -24,14 +25,14 @@ from extraction.reading.shuffle_buffer import FilledPool, RowSource, filled_pool
 POSITION_VERSION = 1
 
 LEAST = {"batch_size": 1, "shuffle_seed": 0, "pool_rows": 1, "epochs": 0}
-"""Of what a user may ask for."""
+"""Smallest allowed value of each setting."""
 
 OPTIONAL = ("shuffle_seed", "epochs")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StreamSettings:
-    """What a user asks of a stream; `ActivationDataset.batches` explains them.
+    """Settings of a stream; `ActivationDataset.batches` explains them.
 
     Raises:
         StoreError: a number is too small.
@@ -54,24 +55,25 @@ class StreamSettings:
 
 
 class BatchStream(Iterator[Any]):
-    """Gives batches. Its threads end with it; `close`, or the end of a `with`, waits for them.
+    """An iterator over batches, read by threads that end with it; `close` waits for them.
 
-    After an error it gives no more, but another one may go on from its position.
+    Use it in a `with` block, or call `close`. After an error it yields no more, but another stream
+    may continue from its position.
 
     Args:
-        source: of the rows.
-        batches: that it reads, in their stored order.
-        settings: what is asked for.
-        run_id: of the run; None: it is not known.
-        start: the `position` of another stream, to go on from there.
-        part: which of the parts of the run it reads, and how many parts there are.
+        source: source of the rows.
+        batches: stored batches that it reads, in their stored order.
+        settings: size, order and number of the batches.
+        run_id: id of the run; None if it is not known.
+        start: the `position` of another stream, to continue from there.
+        part: number of the part of the run that it reads, from 0, and the number of parts.
 
     Attributes:
-        order: in which the rows come.
+        order: the order of the rows.
 
     Raises:
-        StoreError: the position is of another run, or of a stream with other settings; there is no
-            such part.
+        StoreError: the position is of another run, or of a stream with other settings; or there is
+            no such part.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class BatchStream(Iterator[Any]):
         self._epoch = self._row = 0
         if start is not None:
             batches = self._restore(start, {batch.batch_id: batch for batch in batches})
-        elif settings.shuffle_seed is not None:  # the same order, however the run has grown
+        elif settings.shuffle_seed is not None:  # the same order after the run has grown
             batches = sorted(batches, key=lambda batch: batch.batch_id)
         self.order = order = RowOrder(
             sizes=tuple(batch.rows for batch in batches),
@@ -104,11 +106,11 @@ class BatchStream(Iterator[Any]):
             start["rows"] != self._rows or self._row > order.rows(self._epoch)
         ):
             raise StoreError(
-                f"the position is row {self._row} of {start['rows']}, and here its batches have"
-                f" {self._rows} rows"
+                f"start is at row {self._row} of {start['rows']}, but its batches have"
+                f" {self._rows} rows in this run"
             )
         self._threads = ReadingThreads(source.threads, "read-activations")
-        # They do not know the stream, so that it goes when nobody holds it any more.
+        # The threads hold no reference to the stream, so that it is freed when nobody else does.
         weakref.finalize(self, self._threads.end).atexit = False
         self._process = os.getpid()
         pools = filled_pools(
@@ -133,16 +135,16 @@ class BatchStream(Iterator[Any]):
     def __next__(self) -> Any:
         if os.getpid() != self._process:
             raise StoreError(
-                "a stream cannot be used in a forked process, as its threads are not there; call"
+                "a stream cannot be used in a forked process, which lacks its threads; call"
                 " batches() in that process"
             )
         try:
             rows, self._epoch, self._row = next(self._generator)
-        except CancelledError:  # by the end of the program
+        except CancelledError:  # the program is ending
             if threading.current_thread().daemon:
                 raise SystemExit from None  # ends the thread, and nothing is printed
-            raise StoreError("the program ends; its streams give no more") from None
-        except Exception:  # the end among them
+            raise StoreError("the program is ending, and its streams have ended") from None
+        except Exception:  # including StopIteration
             self.close()
             raise
         return self._source.present(rows)
@@ -154,14 +156,14 @@ class BatchStream(Iterator[Any]):
         self.close()
 
     def close(self) -> None:
-        """Ends the stream, and its threads, which are waited for; its position stays."""
+        """End the stream and its threads, and wait for them; its position stays."""
         self._generator.close()
         self._threads.end()
         self._threads.join()
 
     @property
     def position(self) -> dict[str, Any]:
-        """Where the next batch begins, to be kept as JSON and given as `start`."""
+        """Where the next batch begins, as a dictionary for JSON; pass it as `start`."""
         return {
             "version": POSITION_VERSION,
             "run_id": self._run_id,
@@ -183,12 +185,12 @@ class BatchStream(Iterator[Any]):
     def _restore(
         self, start: Mapping[str, Any], known: Mapping[int, StoredBatch]
     ) -> list[StoredBatch]:
-        """Goes to a position, and gives the batches of its stream."""
+        """Go to a position, and return the batches of its stream."""
         keys = ("version", "rows", "epoch", "row")
         found = [start.get(key) for key in keys] if isinstance(start, Mapping) else []
         numbers = [number for number in found if type(number) is int and number >= 0]
         if len(numbers) < len(keys) or numbers[0] != POSITION_VERSION:
-            raise StoreError(f"this is no position of a stream: {str(start)[:200]}")
+            raise StoreError(f"start must be a stream's position, not {str(start)[:200]}")
         expected = {"run_id": self._run_id, "part": None, **self._ordering()}
         refuse_other_position(start, expected, "another stream")
         self._epoch, self._row = numbers[2], numbers[3]
@@ -203,17 +205,17 @@ def _cut(
 ) -> Generator[tuple[Rows, int, int]]:
     """Yield batches, each with epoch and row of the position after it.
 
-    No part of the stream itself, so that a stream that nobody holds any more ends at once; left to
-    the garbage collector it would end in any thread, at any time.
+    A function outside the stream, so that there is no reference cycle: a stream that nobody holds
+    any more ends at once, and not in the garbage collector, which runs in any thread at any time.
 
     Args:
-        pools: of all epochs from the position on.
-        source: of their rows.
-        settings: what is asked for.
+        pools: the filled shuffle buffers of all epochs from the position on.
+        source: source of the rows.
+        settings: settings of the stream.
         skip: rows of the first epoch before the position.
     """
     size = settings.batch_size
-    batch: Rows = {}  # that is being put together
+    batch: Rows = {}  # the batch that is being filled
     count = given = 0
     for pool, filled in pools:
         at = filled.start(max(0, skip - pool.first_row))
@@ -239,12 +241,15 @@ def _cut(
                 given += 1
                 yield {hook: rows[:count] for hook, rows in batch.items()}, pool.epoch + 1, 0
             if not given and not skip and settings.epochs is None:
-                raise StoreError("no batch can be made of the rows, in any epoch")
+                raise StoreError(
+                    "no epoch has enough readable rows for one batch; reduce batch_size, or set"
+                    " drop_last=False"
+                )
             batch, count, given, skip = {}, 0, 0, 0
 
 
 def _pools(order: RowOrder, epoch: int, row: int, epochs: int | None) -> Iterator[Pool]:
-    """The pools from a position on, over all epochs."""
+    """Yield the shuffle buffers from a position on, over all epochs."""
     while len(order) and (epochs is None or epoch < epochs):
         for pool in order.pools(epoch):
             if pool.first_row + pool.rows > row:
@@ -270,10 +275,10 @@ def refuse_other_position(
     Args:
         start: the position.
         expected: fields that it must have.
-        whose: position it is otherwise.
+        whose: owner of the position if it differs, for the message.
 
     Raises:
-        StoreError: naming each field that differs.
+        StoreError: a field differs; the message names each.
     """
     differing = [
         f"{name} {start.get(name)!r} there, {value!r} here"
@@ -281,4 +286,4 @@ def refuse_other_position(
         if start.get(name) != value
     ]
     if differing:
-        raise StoreError(f"the position is one of {whose}: {'; '.join(differing)}")
+        raise StoreError(f"start is a position of {whose}: {'; '.join(differing)}")

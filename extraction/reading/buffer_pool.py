@@ -1,7 +1,7 @@
-"""Memory that is used again once nobody holds an array in it.
+"""A pool of buffers that are used again once no array refers to them.
 
-The system zeroes fresh memory before it gives it out, which costs about as much time as reading a
-cached file into it; a stream of batches would pay that for every file.
+The system zeroes fresh memory, which takes about as long as reading a cached file into it; without
+the pool a stream of batches would pay for that with every file.
 """
 
 import collections
@@ -12,37 +12,37 @@ from collections.abc import Callable
 import numpy as np
 
 STEP = 1 << 16
-"""Sizes are rounded up to multiples of it, so that files of about one size share memory."""
+"""Sizes are rounded up to multiples of it, so that files of similar size share buffers."""
 
 TakeMemory = Callable[[int], np.ndarray]
-"""Gives `[size]` uint8, whose content is not set, that nobody else holds."""
+"""Returns an uninitialised `[size]` uint8 array that nobody else holds."""
 
 
 def fresh_memory(size: int) -> np.ndarray:
-    """A `TakeMemory`."""
+    """Return a new buffer; a `TakeMemory`."""
     return np.empty(size, np.uint8)
 
 
 class RecycledMemory:
-    """Gives out memory. Thread-safe.
+    """A pool of buffers. Thread-safe.
 
     Args:
-        most: pieces that are kept for later; None: as many as were in use at one time.
+        most: most free buffers kept; None: as many as were ever in use at once.
     """
 
     def __init__(self, most: int | None = None):
-        # No lock: what is freed comes back wherever the collector runs, within `take` among it.
+        # No lock: the finalizer that returns a buffer may run at any point, even within `take`.
         self._free: collections.deque[np.ndarray] = collections.deque(maxlen=most)
 
     def take(self, size: int) -> np.ndarray:
-        """A `TakeMemory`; views of what it gives hold the memory too."""
+        """Return a buffer that is reused once it and all its views are freed; a `TakeMemory`."""
         if not size:
             return fresh_memory(0)
         rounded = -(-size // STEP) * STEP
         memory = self._kept(rounded)
         if memory is None:
             memory = fresh_memory(rounded)
-        # Of a memoryview: a view of an array's view would hold the first array only.
+        # From a memoryview: numpy would make views refer to `memory` itself, and not to `given`.
         given = np.frombuffer(memory.data, np.uint8, size)
         weakref.finalize(given, self._free.append, memory).atexit = False
         return given

@@ -1,7 +1,7 @@
-"""A pause of Python's cyclic garbage collector, for work that makes very many objects and no cycle.
+"""A pause of Python's cyclic garbage collector, for work that makes many objects and no cycle.
 
-Reading the records of a large run makes millions of objects that stay. The collector would go
-through all of them again and again, for a quarter of the time, and find nothing.
+Reading the records of a large run makes millions of long-lived objects. The collector would visit
+all of them again and again, which takes a quarter of the time, and find nothing.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def collector_paused() -> Iterator[None]:
-    """Pauses it for the block, if it was on; reference counting goes on."""
+    """Pause the collector for a `with` block, if it was on; reference counting goes on."""
     was_on = gc.isenabled()
     gc.disable()
     try:

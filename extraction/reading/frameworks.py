@@ -1,4 +1,4 @@
-"""Rows as numpy's, JAX's or torch's arrays; neither is imported before somebody asks for it."""
+"""Rows as arrays of numpy, JAX or torch; each is imported only when it is needed."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,17 +14,17 @@ Rows = dict[str, np.ndarray]
 def presenter(
     framework: str, names: Mapping[str, str], single: bool, bfloat16: bool
 ) -> Callable[[Rows], Any]:
-    """From a stream's rows to what the user gets.
+    """Return a function from a stream's rows to what the user gets.
 
     Args:
         framework: numpy, jax or torch; it is imported here.
-        names: of each hook point its key in a dictionary of all.
-        single: the array of the only hook point is given alone.
-        bfloat16: the rows are the bits of bfloat16, in uint16.
+        names: key of each hook point in the dictionary that the user gets.
+        single: whether the user gets the array of the only hook point instead of a dictionary.
+        bfloat16: whether the rows are uint16 bits of bfloat16.
 
     Raises:
         StoreError: there is no such framework.
-        ImportError: it is not installed.
+        ImportError: the framework is not installed.
     """
     if framework not in ("numpy", "jax", "torch"):
         raise StoreError(f"framework must be numpy, jax or torch, not {framework!r}")
@@ -54,7 +54,7 @@ def presenter(
 
 
 def with_dtype(rows: np.ndarray, bfloat16: bool) -> np.ndarray:
-    """Bits of bfloat16 as such, other rows as they are.
+    """Return uint16 bits as bfloat16, other rows as they are.
 
     Raises:
         StoreError: ml_dtypes, which numpy needs for bfloat16, is not installed.
@@ -65,6 +65,7 @@ def with_dtype(rows: np.ndarray, bfloat16: bool) -> np.ndarray:
         import ml_dtypes
     except ImportError:
         raise StoreError(
-            "numpy has no bfloat16 without ml_dtypes; install it, or read with dtype='float32'"
+            "numpy has no bfloat16 without ml_dtypes; run `pip install ml_dtypes`, or read with"
+            " dtype='float32'"
         ) from None
     return rows.view(ml_dtypes.bfloat16)

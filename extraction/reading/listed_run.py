@@ -1,7 +1,7 @@
-"""A folder whose batches `metadata.json` alone lists.
+"""A folder without `_run/`, whose batches are listed only in `metadata.json`.
 
-It came without its `_run/`, or founding document 004's own code wrote it. No checksums are noted
-there, so damage shows only where a file's own structure breaks.
+It was copied without its `_run/`, or founding document 004's own code wrote it. There are no
+checksums, so damage is noticed only if it breaks the structure of a file.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class ListedRun:
         storage: the folder.
 
     Raises:
-        StoreError: it has no such file, or one that is damaged.
+        StoreError: the file is missing or damaged.
     """
 
     def __init__(self, storage: Storage):
@@ -63,13 +63,13 @@ class ListedRun:
                 differing = set(numbers[hook]) ^ set(numbers[first])
                 if differing:
                     raise StoreError(
-                        f"{first} and {hook} do not have the same batches:"
-                        f" {sorted(differing)[:5]} are of one only"
+                        f"{first} and {hook} do not have the same batches: only one of them has"
+                        f" {sorted(differing)[:5]}"
                     )
             for batch_id in sorted(set(numbers[first]) - set(known)):
                 rows = {hook: listed[hook][batch_id][1] for hook in hook_points}
                 if len(set(rows.values())) > 1:
-                    raise StoreError(f"batch {batch_id} has not as many rows of each: {rows}")
+                    raise StoreError(f"batch {batch_id} has different numbers of rows: {rows}")
                 names = {hook: listed[hook][batch_id][0] for hook in hook_points}
                 beside = {h: f"{n.rpartition('.')[0]}.{sidecar}" for h, n in names.items()}
                 batches.append(
@@ -101,7 +101,7 @@ def _read_document(storage: Storage) -> dict[str, Any]:
         with _damage_named():
             document = read_json(get_metadata(storage))
             if type(document) is not dict:
-                raise ValueError("it is no object")
+                raise ValueError("it is not an object")
             return document
     except FileNotFoundError:
         raise StoreError(
@@ -111,7 +111,7 @@ def _read_document(storage: Storage) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _damage_named() -> Iterator[None]:
-    """Turns whatever a damaged document leads to into an error that names it."""
+    """Turn any error that a damaged document leads to into one that names the file."""
     try:
         yield
     except UnsafeNameError as error:
@@ -125,15 +125,15 @@ def _damage_named() -> Iterator[None]:
 def _listed_files(
     entries: Any, hook_points: Sequence[str]
 ) -> dict[str, dict[int, tuple[str, int]]]:
-    """Of each hook point, name and rows of each batch's file."""
+    """Return name and number of rows of each batch's file, by hook point."""
     listed: dict[str, dict[int, tuple[str, int]]] = {hook: {} for hook in hook_points}
     for entry in entries:
         hook, batch_id, name = _hook_point(entry["layer"]), _count(entry["batch_id"]), entry["file"]
         check_name(name)
         if "/" in name:
-            raise StoreError(f"{METADATA_FILE} names {name!r}, which is no file in its folder")
+            raise StoreError(f"{METADATA_FILE} names {name!r}, which is not a file in its folder")
         if hook not in listed:
-            raise StoreError(f"{METADATA_FILE} lists {name} of {hook}, which it does not extract")
+            raise StoreError(f"{METADATA_FILE} lists {name} of {hook}, not in layers_extracted")
         if batch_id in listed[hook]:
             raise StoreError(f"{METADATA_FILE} lists batch {batch_id} of {hook} twice")
         listed[hook][batch_id] = name, _count(entry["n_samples"])

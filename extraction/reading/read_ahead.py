@@ -1,4 +1,4 @@
-"""Work on many batches, some of them ahead of who asks for the results."""
+"""Work on many items in threads, some of them ahead of the consumer."""
 
 import os
 from collections import deque
@@ -11,20 +11,20 @@ from extraction.storage import Storage
 from extraction.storage.bounded import LARGEST_DOCUMENT, get_listed
 
 MANY_THREADS = 8
-"""For a bucket, and for small files on a disk: where they are not cached, both answer many requests
-in the time of one."""
+"""Threads for a bucket, and for small uncached files on a disk: both answer many requests in the
+time of one."""
 
 LOCAL_THREADS = 2
 
 SMALL_FILES = 32
-"""That a thread reads at a time."""
+"""Files that a thread reads at a time."""
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 
 def threads_for(*storages: Storage) -> int:
-    """Threads that keep these busy: a bucket answers slowly, but many at a time."""
+    """Return how many threads keep these storages busy; a bucket serves many requests at once."""
     if all(storage.is_local for storage in storages):
         return min(LOCAL_THREADS, os.cpu_count() or 1)
     return MANY_THREADS
@@ -37,11 +37,11 @@ def read_files(
 
     Args:
         storage: of the run.
-        names: of the files.
-        largest: bytes that each may have.
+        names: names of the files.
+        largest: most bytes of a file.
 
     Raises:
-        StorageUnavailableError: they cannot be reached; the first that cannot ends it.
+        StorageUnavailableError: a file cannot be reached; the following ones are not tried.
     """
     size = max(1, min(SMALL_FILES, len(names) // (2 * MANY_THREADS)))
     parts = (names[start : start + size] for start in range(0, len(names), size))
@@ -51,7 +51,7 @@ def read_files(
         for name in part:
             try:
                 found.append(get_listed(storage, name, largest))
-            except StorageUnavailableError:  # after long retries; the next would fare no better
+            except StorageUnavailableError:  # after long retries; the next file would fail too
                 raise
             except (StoreError, OSError) as error:
                 found.append(error)
@@ -64,12 +64,12 @@ def read_files(
 def in_order(
     function: Callable[[ItemT], ResultT], items: Iterable[ItemT], threads: int
 ) -> Iterator[tuple[ItemT, ResultT]]:
-    """Items with their results, in order; at most two for each thread are held.
+    """Yield items with their results, in order; at most two for each thread are in memory.
 
     Args:
-        function: may be called in several threads at a time; what it raises is raised here.
-        items: that it is called with.
-        threads: 1: it is called here, with no thread.
+        function: called with each item, in several threads at a time; its errors are raised here.
+        items: the items.
+        threads: number of threads; with 1 the caller's own thread does the work.
     """
     if threads == 1:
         for item in items:

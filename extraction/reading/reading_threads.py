@@ -1,11 +1,11 @@
-"""Threads that read for a stream, and that end with the stream or with the program.
+"""Threads that read for a stream, and end with the stream or with the program.
 
-`concurrent.futures.ThreadPoolExecutor` does not fit: at the end of a program it first does all that
-is queued, then refuses work to threads that still run, and an executor that is ended later than
-that fails, as the modules that it needs are gone.
+`concurrent.futures.ThreadPoolExecutor` does not fit. At the end of a program it first finishes all
+queued work, then refuses work from threads that still run, and shutting it down after that fails,
+because modules that it needs are gone.
 
-Here the threads are daemons. When the program ends, what is queued is dropped and what is being
-read is waited for, for `LAST_READ` seconds at most.
+Here the threads are daemons. When the program ends, queued work is dropped, and the program waits
+at most `LAST_READ` seconds for reads in progress.
 """
 
 import atexit
@@ -18,7 +18,7 @@ from concurrent.futures import CancelledError, Future
 from typing import ParamSpec, TypeVar
 
 LAST_READ = 10.0
-"""Seconds that the end of a program waits for what is being read; a bucket may not answer."""
+"""Most seconds that the end of a program waits for reads; a bucket may not answer."""
 
 P = ParamSpec("P")
 ResultT = TypeVar("ResultT")
@@ -28,12 +28,12 @@ class ReadingThreads:
     """Calls functions in threads, in the order in which they are submitted.
 
     Args:
-        count: threads, which are started with the first function.
-        name: of the threads.
+        count: number of threads; the first `submit` starts them.
+        name: prefix of the threads' names.
     """
 
     def __init__(self, count: int, name: str):
-        # Reentrant, as the garbage collector may end one executor while another is in use.
+        # Reentrant: the garbage collector may call `end` of one pool within `submit` of another.
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
@@ -72,23 +72,23 @@ class ReadingThreads:
         return future
 
     def end(self) -> None:
-        """Drop what is queued, and let the threads end after what they are reading."""
+        """Drop queued calls, and let the threads end after the calls in progress."""
         self._ended = True
         for _ in self._threads:
             self._calls.put(None)
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait for the threads after `end`, for so many seconds at most."""
+        """Wait for the threads after `end`, for at most `timeout` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         for thread in self._threads:
-            # One that was never started, as the start of another was interrupted, is not alive.
+            # A thread is not alive if an interrupt came before it was started.
             if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
             call()
-            del call  # and with it the result, while this waits for the next
+            del call  # frees its result while this waits for the next call
 
 
 _running: "weakref.WeakSet[ReadingThreads]" = weakref.WeakSet()

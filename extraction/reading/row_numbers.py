@@ -1,4 +1,4 @@
-"""Numbers of rows: which row of which batch each one is."""
+"""Numbers of rows over all batches: which row of which batch each number is."""
 
 import operator
 from collections.abc import Iterator, Sequence
@@ -9,17 +9,17 @@ import numpy as np
 from extraction.reading.run_contents import StoredBatch
 
 Place = slice | np.ndarray
-"""Where rows are: a stretch, or their numbers."""
+"""Indices of rows: a slice, or their numbers."""
 
 EVERY = slice(None)
 
 
 class RowNumbers:
-    """Rows counted through batches one behind the other; iterating gives first row and batch.
+    """Row numbers through consecutive batches; iterating yields first row number and batch.
 
     Attributes:
-        batches: in this order.
-        rows: of all together.
+        batches: the batches, in order.
+        rows: number of rows of all batches.
     """
 
     def __init__(self, batches: Sequence[StoredBatch]):
@@ -32,17 +32,17 @@ class RowNumbers:
             yield end - batch.rows, batch
 
     def pieces(self, rows: Any) -> tuple[list[tuple[StoredBatch, Place, Place]], int]:
-        """Which rows of which batches are asked for, and where each belongs in the answer.
+        """Return which rows of which batches a request needs, and their places in the answer.
 
         Args:
             rows: a number, a slice, numbers in any order, or a mask of all rows.
 
         Returns:
-            The pieces (batch, places there, places in the answer), each batch once; and how many
-            rows the answer has.
+            The pieces (batch, indices in it, indices in the answer), each batch once; and the
+            number of rows of the answer.
 
         Raises:
-            IndexError: there is no such row, or that is no way to ask for rows.
+            IndexError: there is no such row, or `rows` is of another kind.
         """
         if is_number(rows):
             number = int(self._checked(np.array([operator.index(rows)]))[0])
@@ -61,20 +61,20 @@ class RowNumbers:
             or (wanted.size and wanted.dtype.kind not in "iu")
         ):
             raise IndexError(
-                f"{wanted.dtype} {list(wanted.shape)} asks for no rows; a number, a slice, numbers"
-                f" or a mask of {self.rows} do"
+                f"rows cannot be chosen by an array {wanted.dtype} {list(wanted.shape)}; give a"
+                f" number, a slice, a list of numbers or a mask of {self.rows}"
             )
         return list(self._scattered(self._checked(wanted.astype(np.int64)))), len(wanted)
 
     def _checked(self, numbers: np.ndarray) -> np.ndarray:
-        """Numbers from 0, of those that may count from the end."""
+        """Return numbers counted from 0, for numbers that may count from the end."""
         bad = (numbers < -self.rows) | (numbers >= self.rows)
         if bad.any():
-            raise IndexError(f"there is no row {numbers[bad][0]} of {self.rows}")
+            raise IndexError(f"there is no row {numbers[bad][0]}; the run has {self.rows}")
         return np.where(numbers < 0, numbers + self.rows, numbers)
 
     def _stretch(self, start: int, stop: int) -> Iterator[tuple[StoredBatch, Place, Place]]:
-        """Of rows that follow each other."""
+        """Yield the pieces of consecutive rows."""
         number, at = int(np.searchsorted(self._ends, start, side="right")), start
         while at < stop:
             batch, end = self.batches[number], int(self._ends[number])
@@ -83,7 +83,7 @@ class RowNumbers:
             number, at = number + 1, to
 
     def _scattered(self, wanted: np.ndarray) -> Iterator[tuple[StoredBatch, Place, Place]]:
-        """Of rows in any order; each batch is taken up once."""
+        """Yield the pieces of rows in any order, each batch once."""
         numbers = np.searchsorted(self._ends, wanted, side="right")
         order = np.argsort(numbers, kind="stable")
         cuts = np.flatnonzero(np.diff(numbers[order])) + 1
@@ -94,5 +94,5 @@ class RowNumbers:
 
 
 def is_number(rows: Any) -> bool:
-    """Whether one row is asked for by its number."""
+    """Return whether one row is asked for by its number."""
     return hasattr(rows, "__index__") and np.ndim(rows) == 0 and not isinstance(rows, bool)

@@ -1,18 +1,19 @@
-"""The order in which a stream gives rows: a pure function of seed, epoch and the batches.
+"""The order of a stream's rows: a pure function of seed, epoch and the batches.
 
-Without a seed it is the stored order. With one, the batches of an epoch are put in a random order
-and cut into pools of a few batches; within a pool all rows are mixed. So files are read whole, one
-behind the other, a pool is all that must be held, and every row comes once in an epoch.
+Without a seed it is the stored order. With a seed, the batches of an epoch are put in a random
+order and grouped into shuffle buffers (class `Pool`) of a few batches; within a buffer all rows are
+shuffled. So files are read whole, one after the other, only one buffer must be in memory, and every
+row comes once in an epoch.
 
     batches   1 2 3 4 5 6 7  ->  5 2 7 | 1 6 4 | 3  ->  rows of 5, 2 and 7 mixed | ...
 
 Several streams can share the batches: in each epoch part p of n takes every n-th batch of the
-(random) order, from the p-th on, and mixes rows within its own pools. So every row comes once in an
-epoch of all parts together, and no file is read by two of them.
+order, from the p-th on, and shuffles rows within its own buffers. So all parts together yield every
+row once in an epoch, and no two of them read the same file.
 
-The random numbers are PCG64's raw ones from a SeedSequence, which numpy promises never to change
-(NEP 19); it does not promise that of `Generator.permutation`. So an order is the same on every
-machine and with every numpy.
+The random numbers are raw numbers of PCG64 with a SeedSequence, which numpy promises never to
+change (NEP 19), unlike `Generator.permutation`. So an order is the same on every machine and with
+every version of numpy.
 """
 
 import dataclasses
@@ -24,12 +25,12 @@ from extraction.errors import StoreError
 
 
 def permutation(count: int, seed: int, *key: int) -> np.ndarray:
-    """`[count]` int64: the numbers below `count` in random order.
+    """Return `[count]` int64: the numbers below `count` in random order.
 
     Args:
-        count: how many.
+        count: length of the permutation.
         seed: any whole number from 0.
-        key: further numbers; other ones give an order that is independent of the first.
+        key: further numbers; each key gives an independent order.
     """
     sequence = np.random.SeedSequence(seed, spawn_key=key)
     return np.argsort(np.random.PCG64(sequence).random_raw(count), kind="stable")
@@ -37,15 +38,15 @@ def permutation(count: int, seed: int, *key: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Some batches whose rows are given together.
+    """A shuffle buffer: batches whose rows are shuffled together.
 
     Attributes:
-        epoch: from 0.
-        number: of the pool in its epoch.
-        batches: which of the stream's batches.
-        first_row: rows of the epoch before the pool.
-        rows: in the pool.
-        last: of its epoch.
+        epoch: number of the epoch, from 0.
+        number: number of the buffer in its epoch, from 0.
+        batches: indices of its batches among the stream's.
+        first_row: rows of the epoch before the buffer.
+        rows: rows in the buffer.
+        last: whether it is the last of its epoch.
     """
 
     epoch: int
@@ -61,10 +62,10 @@ class RowOrder:
     """The order of a stream's rows.
 
     Attributes:
-        sizes: rows of each of the run's batches, none without rows.
-        seed: None: as they are stored.
-        pool_rows: that a pool of several batches may have.
-        part: which of the parts this is, and how many parts there are.
+        sizes: number of rows of each of the run's batches, at least 1.
+        seed: seed of the shuffle; None: stored order.
+        pool_rows: most rows of a shuffle buffer of several batches.
+        part: number of this part, from 0, and the number of parts.
     """
 
     sizes: tuple[int, ...]
@@ -81,7 +82,7 @@ class RowOrder:
         return sum(self.sizes[batch] for batch in self._batches(epoch))
 
     def pools(self, epoch: int) -> Iterator[Pool]:
-        """The pools of an epoch, one behind the other."""
+        """Yield the shuffle buffers of an epoch, in order."""
         groups = list(self._groups(epoch))
         first_row = 0
         for number, batches in enumerate(groups):
@@ -97,7 +98,7 @@ class RowOrder:
             first_row += rows
 
     def places(self, pool: Pool) -> list[np.ndarray]:
-        """For each batch of a shuffled pool, where in the pool its rows go."""
+        """Return for each batch of a shuffle buffer the indices of its rows in the buffer."""
         assert self.seed is not None
         part, parts = self.part
         key = 1 + pool.number * parts + part
@@ -130,7 +131,7 @@ class RowOrder:
 
 
 def id_ranges(ids: Iterable[int]) -> list[list[int]]:
-    """Numbers in their order as `[first, last]` of runs without a gap, for JSON."""
+    """Return numbers as `[first, last]` of each range without a gap, in their order, for JSON."""
     ranges: list[list[int]] = []
     for number in ids:
         if ranges and number == ranges[-1][1] + 1:
@@ -141,30 +142,30 @@ def id_ranges(ids: Iterable[int]) -> list[list[int]]:
 
 
 def ids_of(ranges: object, known: Iterable[int]) -> list[int]:
-    """The numbers of `id_ranges`.
+    """Return the numbers that `id_ranges` made ranges of.
 
     Args:
-        ranges: as it made them; it may be anything.
-        known: numbers that there are.
+        ranges: the ranges; any value, since it may come from a file.
+        known: numbers that exist.
 
     Raises:
-        StoreError: it did not make them, or a number is not known.
+        StoreError: `ranges` is something else, or a number does not exist.
     """
     known = set(known)
     ids: list[int] = []
     if type(ranges) is not list:
-        raise StoreError(f"a position's batches are {str(ranges)[:50]}, no list of ranges")
+        raise StoreError(f"start: batches must be a list of ranges, not {str(ranges)[:50]}")
     for entry in ranges:
         if type(entry) is not list or len(entry) != 2 or any(type(n) is not int for n in entry):
-            raise StoreError(f"{str(entry)[:50]} is no range of batches")
+            raise StoreError(f"start: {str(entry)[:50]} must be a range of batches [first, last]")
         first, last = entry
-        # Bounded by what is known, however far the range reaches.
+        # Stops at the first unknown number, so a huge range costs nothing.
         missing = next((n for n in range(first, last + 1) if n not in known), None)
         if missing is not None:
             raise StoreError(
-                f"the position is one in a run with a batch {missing}, which is not here"
+                f"start is a position in a run with batch {missing}, which this run does not have"
             )
         ids.extend(range(first, last + 1))
     if len(set(ids)) < len(ids):
-        raise StoreError("a position's batches overlap")
+        raise StoreError("start: the ranges of batches overlap")
     return ids

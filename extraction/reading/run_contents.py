@@ -1,7 +1,7 @@
-"""What a run's folder holds, before any batch is read.
+"""The batches of a run and its description, before any batch is read.
 
-The commit records tell it. A folder that came without its `_run/`, or that founding document 004's
-own code wrote, is read by `listed_run`.
+They are read from the commit records. `listed_run` reads folders that were copied without `_run/`,
+or that founding document 004's own code wrote.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ class StoredFile:
     """A file of a batch.
 
     Attributes:
-        name: in the run's folder.
-        bytes: its size; None: nobody noted it.
-        crc32c: of its content, eight hexadecimal digits; None: nobody noted it.
+        name: its name in the run's folder.
+        bytes: its size; None if it is not recorded.
+        crc32c: checksum of its content, eight hexadecimal digits; None if it is not recorded.
     """
 
     name: str
@@ -39,13 +39,13 @@ class StoredFile:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StoredBatch:
-    """One batch of the hook points that are read.
+    """One batch, with the files of the hook points that are read.
 
     Attributes:
         batch_id: its number.
-        rows: of each hook point.
-        files: of each hook point.
-        sidecars: second files, for formats that have one.
+        rows: number of rows of each hook point.
+        files: file of each hook point.
+        sidecars: second file of each hook point, for formats that have one.
     """
 
     batch_id: int
@@ -54,21 +54,21 @@ class StoredBatch:
     sidecars: Mapping[str, StoredFile]
 
     def all_files(self) -> list[StoredFile]:
-        """Every file of the batch."""
+        """Return every file of the batch."""
         return [*self.files.values(), *self.sidecars.values()]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunDescription:
-    """What stays the same while a run goes on.
+    """The properties of a run that do not change while it is running.
 
     Attributes:
-        run_id: of the run; None: the folder does not tell.
-        model_name: as it was given to the run.
-        hook_points: that were captured.
+        run_id: id of the run; None if the folder does not say.
+        model_name: name of the model, as it was given to the run.
+        hook_points: captured hook points.
         hidden_dim: width of the residual stream.
-        file_format: of the batches, a name in `FORMATS`.
-        dtype: that activations are stored in; None: the folder does not tell.
+        file_format: format of the batches, a name in `FORMATS`.
+        dtype: dtype of the stored activations; None if the folder does not say.
     """
 
     run_id: str | None
@@ -81,12 +81,12 @@ class RunDescription:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunProgress:
-    """How far a run has come.
+    """How much of a run exists.
 
     Attributes:
-        sequences: samples that have rows; None: the folder does not tell.
-        complete: whether no batch will follow; None: the folder does not tell.
-        statistics: of each hook point, as `summary_of` gives them.
+        sequences: number of samples that have rows; None if the folder does not say.
+        complete: whether all batches exist; None if the folder does not say.
+        statistics: statistics of each hook point, as `summary_of` returns them.
     """
 
     sequences: int | None
@@ -95,27 +95,27 @@ class RunProgress:
 
 
 class RunContents(Protocol):
-    """Where the batches of a run are told of."""
+    """A source of the list of a run's batches."""
 
     storage: Storage
     description: RunDescription
 
     def new_batches(self, hook_points: Sequence[str], known: Collection[int]) -> list[StoredBatch]:
-        """The batches with rows whose ids are not among `known`, in ascending order.
+        """Return the batches with rows whose ids are not in `known`, in ascending order.
 
         Raises:
-            StoreError: what tells of them is damaged, or the hook points do not hold the same
+            StoreError: a record or list is damaged, or the hook points do not have the same
                 batches.
         """
         ...
 
     def progress(self) -> RunProgress:
-        """Of the batches that were given."""
+        """Return the progress of the run, over the batches returned so far."""
         ...
 
 
 class CommittedRun:
-    """A run with its commit records, finished or not.
+    """A run with commit records, finished or not.
 
     Args:
         storage: of the run.
@@ -169,8 +169,8 @@ def _committed_batch(record: CommitRecord, hook_points: Sequence[str]) -> Stored
     missing = [hook for hook in hook_points if hook not in record.files]
     if type(record.n_rows) is not int or record.n_rows < 0 or missing:
         raise StoreError(
-            f"the commit record of batch {record.batch_id} is damaged: {record.n_rows!r} rows,"
-            f" no file of {missing}"
+            f"the commit record of batch {record.batch_id} is damaged: it has {record.n_rows!r}"
+            f" rows and lacks files of {missing}"
         )
     return StoredBatch(
         batch_id=record.batch_id,
@@ -183,26 +183,26 @@ def _committed_batch(record: CommitRecord, hook_points: Sequence[str]) -> Stored
 def chosen_hook_points(
     layer: int | str | Iterable[int | str] | None, captured: Sequence[str], address: str
 ) -> dict[str, str]:
-    """Map the hook points that a user asks for, by their names in the run, to the names asked with.
+    """Return the hook points that a user asks for: name in the run to the name asked for.
 
     Args:
-        layer: a block's number, any name of a hook point, several of them, or None for the only
-            one.
-        captured: names in the run of all that there are.
-        address: of the run.
+        layer: a block's number, any name of a hook point, several of them, or None for the run's
+            only hook point.
+        captured: names of all hook points in the run.
+        address: address of the run.
 
     Raises:
-        StoreError: there is no such one (the nearest are named), it is named twice, or none is
-            named of several.
+        StoreError: there is no such hook point (the message names similar ones), one is named
+            twice, or None is given for a run with several.
     """
     there = f"{address} has {few(captured)}"
     if layer is None:
         if len(captured) != 1:
-            raise StoreError(f"name a layer; {there}")
+            raise StoreError(f"the argument layer is needed; {there}")
         return {captured[0]: captured[0]}
     asked = [layer] if isinstance(layer, str) or not isinstance(layer, Iterable) else list(layer)
     if not asked:
-        raise StoreError(f"there is no layer to read; {there}")
+        raise StoreError(f"the list of layers is empty; {there}")
     known = spellings(captured)
     chosen: dict[str, str] = {}
     for name in (entry if isinstance(entry, str) else _layer_name(entry) for entry in asked):
@@ -211,7 +211,7 @@ def chosen_hook_points(
             hint = f"did you mean {', '.join(near)}? " if near else ""
             raise StoreError(f"there is no {name}; {hint}{there}")
         if known[name] in chosen:
-            raise StoreError(f"a layer is named twice: {chosen[known[name]]}, {name}")
+            raise StoreError(f"a layer is given twice: {chosen[known[name]]}, {name}")
         chosen[known[name]] = name
     return chosen
 
@@ -224,9 +224,7 @@ def _layer_name(layer: Any) -> str:
 
 
 def known_format(name: Any, place: str) -> str:
-    """A format's name from the file `place`, or raises StoreError: there is no such format."""
+    """Return a format's name found in the file `place`; raise StoreError if it is unknown."""
     if name not in FORMATS:
-        raise StoreError(
-            f"{place} names the format {name!r}, which is none of {', '.join(FORMATS)}"
-        )
+        raise StoreError(f"{place} names the format {name!r}; known are {', '.join(FORMATS)}")
     return name

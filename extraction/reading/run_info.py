@@ -1,4 +1,4 @@
-"""What a run is, as `ActivationDataset.info` tells it."""
+"""The information about a run that `ActivationDataset.info` returns."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,20 +9,20 @@ from extraction.hook_point_names import few
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class RunInfo:
-    """What a run is, and how far it has come.
+    """Properties of a run, and how much of it exists.
 
     Attributes:
-        model_name: as it was given to the run.
-        hook_points: all that were captured.
-        width: of the rows of each hook point that is read.
-        dtype: that activations are stored in; None: the folder does not tell.
-        format: of the files.
-        rows: of each hook point, that can be read.
-        sequences: samples that have rows; None: the folder does not tell.
-        complete: whether no row will follow; None: the folder does not tell.
-        run_id: of the run; None: the folder does not tell.
-        statistics: of each hook point: rows, nonfinite_rows, mean, mean_square, median_norm,
-            norm_histogram; empty if the folder does not tell.
+        model_name: name of the model, as it was given to the run.
+        hook_points: all captured hook points.
+        width: width of the rows of each hook point that is read.
+        dtype: dtype of the stored activations; None if the folder does not say.
+        format: format of the files, such as `pickle`.
+        rows: number of rows of each hook point.
+        sequences: number of samples that have rows; None if the folder does not say.
+        complete: whether all rows exist; None if the folder does not say.
+        run_id: id of the run; None if the folder does not say.
+        statistics: for each hook point rows, nonfinite_rows, mean, mean_square, median_norm and
+            norm_histogram; empty if the folder does not say.
     """
 
     model_name: str

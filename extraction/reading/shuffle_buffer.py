@@ -1,7 +1,7 @@
-"""Reading ahead: threads fill the next pools with rows while one is given away.
+"""Shuffle buffers: threads fill the next one while the rows of the current one are used.
 
-Pools of several batches are filled in two sets of arrays by turns, so that rows are copied into
-memory that is warm already; fresh memory costs as much time as the reading.
+Two sets of arrays are filled in turn, so that rows are copied into memory that is already mapped;
+with fresh memory each time, page faults would take as long as reading.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ from extraction.reading.run_contents import StoredBatch
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowSource:
-    """What a stream reads from.
+    """The source of a stream's rows.
 
     Attributes:
-        read: all rows of a batch; None: it is damaged, and left out.
-        present: batches as the user wants them.
-        widths: of each hook point's rows.
-        dtype: of the rows that `read` gives.
-        threads: that read.
+        read: returns all rows of a batch; None if it is damaged and skipped.
+        present: converts a batch to what the user gets.
+        widths: width of each hook point's rows.
+        dtype: dtype of the rows that `read` returns.
+        threads: number of threads that read.
     """
 
     read: Callable[[StoredBatch], Rows | None]
@@ -36,18 +36,18 @@ class RowSource:
     threads: int
 
     def empty(self, rows: int) -> Rows:
-        """Arrays for so many rows, whose content is not set."""
+        """Return uninitialised arrays for so many rows."""
         return {hook: np.empty((rows, width), self.dtype) for hook, width in self.widths.items()}
 
 
 @dataclasses.dataclass(kw_only=True)
 class FilledPool:
-    """A pool's rows in the order in which they are given.
+    """A shuffle buffer's rows, in the order of the stream.
 
     Attributes:
-        rows: those that could be read.
-        numbers: of each, its number in the pool; None: none was left out.
-        own: whether the arrays stay as they are when the next pool is asked for.
+        rows: the rows that could be read.
+        numbers: index of each row in the buffer; None if no row was skipped.
+        own: whether the arrays stay valid when the next buffer is filled.
     """
 
     rows: Rows
@@ -58,11 +58,11 @@ class FilledPool:
         return len(next(iter(self.rows.values())))
 
     def end(self, count: int) -> int:
-        """The number in the pool behind the first `count` rows, of which there is at least one."""
+        """Return the index in the buffer after its first `count` rows; `count` is at least 1."""
         return count if self.numbers is None else int(self.numbers[count - 1]) + 1
 
     def start(self, number: int) -> int:
-        """How many of the rows come before the pool's row of this number."""
+        """Return how many of the rows come before index `number` of the buffer."""
         return number if self.numbers is None else int(np.searchsorted(self.numbers, number))
 
 
@@ -73,14 +73,14 @@ def filled_pools(
     pools: Iterator[Pool],
     threads: ReadingThreads,
 ) -> Iterator[tuple[Pool, FilledPool]]:
-    """Yield the pools, each with its rows.
+    """Yield the shuffle buffers, each with its rows.
 
     Args:
-        source: of the rows.
-        batches: of the stream.
-        order: of their rows.
-        pools: that are wanted.
-        threads: that read; whoever made them ends them.
+        source: source of the rows.
+        batches: batches of the stream.
+        order: order of their rows.
+        pools: the buffers to fill.
+        threads: threads that read; their maker ends them.
     """
     if order.seed is None:
         return _single_pools(source, batches, pools, threads)
@@ -93,7 +93,7 @@ def _single_pools(
     pools: Iterator[Pool],
     threads: ReadingThreads,
 ) -> Iterator[tuple[Pool, FilledPool]]:
-    """Pools of one batch each: the arrays that were read are what is given."""
+    """Yield buffers of one batch each, with the arrays that were read."""
 
     def finished(pool: Pool, future: Future[Rows | None]) -> tuple[Pool, FilledPool]:
         rows = future.result()
@@ -118,7 +118,7 @@ def _mixed_pools(
     pools: Iterator[Pool],
     threads: ReadingThreads,
 ) -> Iterator[tuple[Pool, FilledPool]]:
-    """Pools whose rows are put in their places as they arrive."""
+    """Yield buffers of several batches, whose rows are copied to their places as they arrive."""
 
     def fill(batch: int, arrays: Rows, places: np.ndarray) -> bool:
         rows = source.read(batches[batch])
@@ -140,7 +140,7 @@ def _mixed_pools(
         rows = {hook: values[numbers] for hook, values in arrays.items()}
         return pool, FilledPool(rows=rows, numbers=numbers, own=True)
 
-    most = min(sum(order.sizes), max(order.pool_rows, *order.sizes, 0))  # in any epoch
+    most = min(sum(order.sizes), max(order.pool_rows, *order.sizes, 0))  # of any epoch
     free: list[Rows] = []
     filling: deque[tuple[Pool, Rows, list[np.ndarray], list[Future[bool]]]] = deque()
     for pool in pools:

@@ -1,13 +1,12 @@
-"""From a batch's files to its rows, checked against what the run says of them.
+"""From a batch's files to its rows, checked against the commit record.
 
-Whole files are read into memory of their own, with the checksum counted as the pieces arrive
-(`read`), for those who want all of their rows. Those who want a few (`open`) get safetensors and
-raw files mapped, and parsed files kept up to a limit of bytes. (Published files never change; a
-mapped one that somebody cuts short nevertheless would end the process, as any mapping does.)
+`read` is for callers that need all rows: it reads whole files into memory and computes the checksum
+as the pieces arrive. `open` is for callers that need some rows: it maps safetensors and raw files,
+and caches parsed files up to a limit of bytes. (Published files never change. If somebody truncates
+a mapped file nevertheless, the process is killed, as with any mapping.)
 
-What is checked: size and crc32c where the run notes them; the structure of the file; that it is of
-the right hook point, width and dtype, and has as many rows; that the hook points of a batch have
-the same keys.
+Checked are size and crc32c if the run records them; the structure of the file; its hook point,
+width, dtype and number of rows; and that the hook points of a batch have the same keys.
 """
 
 import contextlib
@@ -31,16 +30,16 @@ from extraction.reading.run_contents import RunDescription, StoredBatch, StoredF
 from extraction.storage import Storage
 
 STEP = 1 << 20
-"""Bytes read at a time where a checksum is counted, which finds them in the processor's cache."""
+"""Bytes read at a time, so that the checksum finds them in the processor's cache."""
 
 MAPPED = ("safetensors", "raw")
-"""Formats that are parsed without a look at the activations."""
+"""Formats that are parsed without reading the activations."""
 
 MAPPED_COST = 4 << 20
-"""Bytes that a mapped file counts for, as each is an open file too."""
+"""Bytes that a mapped file counts in the cache, since each is also an open file."""
 
 KEY_BYTES = 200
-"""About what the keys of a row take."""
+"""Approximate bytes of the keys of a row."""
 
 
 class StoredFiles:
@@ -49,10 +48,10 @@ class StoredFiles:
     Args:
         storage: of the run.
         description: of the run.
-        hook_points: that are read.
-        verify_checksums: count the crc32c of every file: of whole ones each time they are read, of
-            mapped ones the first time.
-        cache_bytes: that parsed files are kept up to.
+        hook_points: hook points that are read.
+        verify_checksums: whether to compare the crc32c of every file: each time a whole file is
+            read, the first time a file is mapped.
+        cache_bytes: most bytes of cached files.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class StoredFiles:
         self._open_none()
 
     def _open_none(self) -> None:
-        """Hold no file, and know nothing of any."""
+        """Clear the cache and everything known about files."""
         self._cached: OrderedDict[tuple[int, str], tuple[ParsedBatch, int]] = OrderedDict()
         self._cached_bytes = 0
         self._lock = threading.Lock()
@@ -83,7 +82,7 @@ class StoredFiles:
         self._aligned: set[int] = set()  # batches whose hook points have the same keys
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what goes into a pickle: all but the open files, and what was found in them."""
+        """Return the state to pickle: all but the open files and what is known about them."""
         left = ("_cached", "_cached_bytes", "_lock", "_intact", "_aligned")
         return {name: value for name, value in vars(self).items() if name not in left}
 
@@ -92,14 +91,14 @@ class StoredFiles:
         self._open_none()
 
     def read(self, batch: StoredBatch, memory: TakeMemory = fresh_memory) -> dict[str, ParsedBatch]:
-        """All rows of a batch, of every hook point.
+        """Return all rows of a batch, for every hook point.
 
         Args:
-            batch: to read.
-            memory: where local files are read to.
+            batch: the batch.
+            memory: allocates the memory that local files are read into.
 
         Raises:
-            CorruptBatchError: a file is damaged or missing; names it and says why.
+            CorruptBatchError: a file is damaged or missing; the message names it and says why.
         """
         parsed = {}
         for hook in self._hook_points:
@@ -109,10 +108,10 @@ class StoredFiles:
         return parsed
 
     def open(self, batch: StoredBatch, hook: str) -> ParsedBatch:
-        """The rows of one hook point, to take some from; the arrays may not be changed.
+        """Return the rows of one hook point, to read some of them; the arrays are read-only.
 
         Raises:
-            CorruptBatchError: a file is damaged or missing; names it and says why.
+            CorruptBatchError: a file is damaged or missing; the message names it and says why.
         """
         if len(self._hook_points) > 1 and batch.batch_id not in self._aligned:
             self._check_aligned(
@@ -121,7 +120,7 @@ class StoredFiles:
         return self._open(batch, hook)
 
     def width(self, hook: str, batches: Sequence[StoredBatch]) -> int:
-        """Width of a hook point's rows: the run's, or for other than layers that of a file's."""
+        """Return the width of a hook point's rows; other than for layers it is read from a file."""
         if hook not in self._widths:
             for batch in batches:
                 with contextlib.suppress(CorruptBatchError):
@@ -169,13 +168,13 @@ class StoredFiles:
             if not parsed[first].row_keys.same_rows(parsed[hook].row_keys):
                 with self._named(batch.files[hook]):
                     raise CorruptBatchError(
-                        f"its rows are not those of {batch.files[first].name}, by their keys"
+                        f"its rows' keys are not those of {batch.files[first].name}"
                     )
         self._aligned.add(batch.batch_id)
 
     @contextlib.contextmanager
     def _named(self, file: StoredFile):
-        """Puts the file's name before what is wrong with it."""
+        """Prefix the file's name to the errors of a `with` block."""
         place = f"{self._storage.address}/{file.name}"
         try:
             yield
@@ -186,7 +185,7 @@ class StoredFiles:
         except UnsafeFileError as error:
             raise CorruptBatchError(str(error)) from error
         except OSError as error:
-            if error.errno == errno.EIO:  # of the disk at this place; others are no damage
+            if error.errno == errno.EIO:  # a bad disk; other errors are not damage
                 raise CorruptBatchError(f"{place} cannot be read: {error.strerror}") from error
             raise
 
@@ -231,11 +230,11 @@ class StoredFiles:
 
 
 def _fill(stream, data: np.ndarray, checked: bool) -> int:
-    """Reads a file into an array of its size; gives the crc32c, or 0."""
+    """Read a file into an array of its size; return its crc32c, or 0 if not `checked`."""
     crc = at = 0
     step = STEP if checked else len(data)
     while at < len(data):
-        # numpy's arrays are taken by the library without a copy, memoryviews are not.
+        # The checksum library accepts numpy arrays without a copy, but not memoryviews.
         count = stream.readinto(data[at : at + step])
         if not count:
             raise CorruptBatchError("became shorter while it was read")

@@ -26,19 +26,19 @@ OF_STREAM = ("run_id", "batches", "rows", "shuffle_seed", "pool_rows")
 class TorchBatches(IterableDataset):
     """Batches of a run as tensors; `ActivationDataset.torch` explains it.
 
-    Worker w of n reads part w of n of the files (see `row_order`). The DataLoader takes a batch of
-    each worker by turns, and passes over those that have no more. So the number of batches that it
-    gave tells which rows came, and a position is that number.
+    Worker w of n reads part w of n of the files (see `row_order`). The DataLoader takes a batch
+    from each worker in turn, and passes over workers that have no more. So the number of batches
+    that it yielded determines the rows, and a position is that number.
 
     Args:
-        dataset: of the rows; it may be pickled.
+        dataset: dataset of the rows; it must be picklable for worker processes.
         batch_size: rows of a batch.
         asked: further arguments of `ActivationDataset.batches` that decide the order.
-        start: a `position`, to go on from there.
-        countable: whether the number of batches tells which rows came: no damaged file is skipped.
+        start: a `position`, to continue from there.
+        countable: whether the number of batches determines the rows: no damaged file is skipped.
 
     Raises:
-        StoreError: an argument does not fit; the position is of another run or of other settings.
+        StoreError: an argument is wrong, or the position is of another run or of other settings.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class TorchBatches(IterableDataset):
         self._epoch = torch.tensor(first, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0, of the passes that begin from now on.
+        """Set the epoch, from 0, of the passes that begin from now on.
 
-        The epoch of `start` is given from that position on, every other one whole.
+        The epoch of `start` begins at that position, every other epoch at its first row.
         """
         self._epoch.fill_(epoch)
 
@@ -86,7 +86,7 @@ class TorchBatches(IterableDataset):
         index, parts = (0, 1) if worker is None else (worker.id, worker.num_workers)
         epoch, lengths, given = self._pass(parts)
         counts, following = _by_turns(lengths, given)
-        # The loader begins with worker 0, which therefore takes the part whose turn it is.
+        # The loader begins with worker 0, so worker 0 takes the part whose turn it is.
         part = (following + index) % parts
         share = dataclasses.replace(self._order, part=(part, parts))
         with self._dataset.batches(
@@ -105,20 +105,20 @@ class TorchBatches(IterableDataset):
         """Return the position after some batches of a pass, to be kept as JSON.
 
         Args:
-            given: batches that the loader gave in this pass.
-            num_workers: of the loader; it must be the same when it goes on within the epoch.
+            given: number of batches that the loader yielded in this pass.
+            num_workers: that of the loader; to continue within the epoch, it must stay the same.
 
         Raises:
             StoreError: the epoch has fewer batches; or damaged files are skipped, so that the
-                number of batches does not tell which rows came.
+                number of batches does not determine the rows.
         """
         if not self._countable:
-            raise StoreError("positions need on_bad='raise': rows that are skipped are not counted")
+            raise StoreError("position() needs on_bad='raise', since skipped rows are not counted")
         parts = max(1, operator.index(num_workers))
         epoch, lengths, before = self._pass(parts)
         total, whole = before + operator.index(given), sum(lengths)
         if not before <= total <= whole:
-            raise StoreError(f"epoch {epoch} has {whole} batches; it cannot have given {total}")
+            raise StoreError(f"given is too large: epoch {epoch} has {whole} batches, not {total}")
         return {
             "version": POSITION_VERSION,
             **{name: self._known[name] for name in OF_STREAM},
@@ -129,11 +129,11 @@ class TorchBatches(IterableDataset):
         }
 
     def _settings(self) -> dict[str, Any]:
-        """Return what a position must have in common with the batches, beside the stream's."""
+        """Return the fields that a position must share with the batches, besides the stream's."""
         return {"batch_size": self._batch_size, "drop_last": bool(self._asked["drop_last"])}
 
     def _pass(self, parts: int) -> tuple[int, list[int], int]:
-        """Return the epoch of a pass, the batches of each part in it, and how many came before."""
+        """Return the epoch of a pass, each part's number of batches, and those before the pass."""
         epoch = int(self._epoch)
         shares = [dataclasses.replace(self._order, part=(part, parts)) for part in range(parts)]
         last = 0 if self._asked["drop_last"] else self._batch_size - 1
@@ -142,21 +142,21 @@ class TorchBatches(IterableDataset):
             return epoch, lengths, 0
         if self._start["workers"] != parts:
             raise StoreError(
-                f"the position is one of num_workers={self._start['workers']}, and here it is"
-                f" {parts}; another number can read whole epochs only"
+                f"start is a position with num_workers={self._start['workers']}, but it is {parts}"
+                f" here; use {self._start['workers']}, or start at the beginning of an epoch"
             )
         if self._start["given"] > sum(lengths):
             raise StoreError(
-                f"the position is after {self._start['given']} batches of an epoch that has"
+                f"start is after {self._start['given']} batches of an epoch that has only"
                 f" {sum(lengths)}"
             )
         return epoch, lengths, self._start["given"]
 
 
 def _by_turns(lengths: list[int], given: int) -> tuple[list[int], int]:
-    """Return how many of `given` batches come from each part, and the part whose turn it is.
+    """Return how many of `given` batches come from each part, and the part whose turn is next.
 
-    The parts, which have so many batches, take turns; one that has no more is passed over.
+    Parts take turns; a part whose number of batches (`lengths`) is used up is passed over.
     """
     counts, left = [0] * len(lengths), given
     active = [part for part, length in enumerate(lengths) if length]
@@ -172,10 +172,10 @@ def _by_turns(lengths: list[int], given: int) -> tuple[list[int], int]:
 
 
 def _checked(start: Any) -> Mapping[str, Any]:
-    """Return a position whose numbers are what they must be; others are compared by the stream."""
+    """Return a position whose numbers are valid; the stream compares its other fields."""
     if isinstance(start, Mapping) and set(COUNTS + OF_STREAM) <= set(start):
         numbers = [start[name] for name in COUNTS]
         whole = all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
         if whole and start["version"] == POSITION_VERSION and start["workers"]:
             return start
-    raise StoreError(f"this is no position of TorchBatches: {str(start)[:200]}")
+    raise StoreError(f"start must be a position of TorchBatches, not {str(start)[:200]}")

@@ -1,11 +1,11 @@
-"""Which run a folder belongs to, and who may write to it now.
+"""The identity of a run, and the lock that keeps other processes from writing to its folder.
 
-`_run/run.json` is put there once, when the run begins. Its *fingerprint* is everything that decides
-what the rows are: a run is only ever continued with the same one, so that a folder never mixes
-two. What may change from one attempt to the next (hosts, mesh, kernels) is not part of it.
+`_run/run.json` is written once, when the run begins. Its *fingerprint* holds every setting that
+changes the rows: a run is only resumed with the same fingerprint, so that a folder never mixes
+different rows. Settings that may change between attempts (hosts, mesh, kernels) are not part of it.
 
-`RunLock` keeps two processes from writing in one local folder at a time; it is the operating
-system's own lock on an open file, so it goes with its process, however that ends.
+`RunLock` keeps two processes from writing in one local folder at a time. It is the operating
+system's lock on an open file, so it is released when its process ends, however that happens.
 """
 
 import contextlib
@@ -32,30 +32,30 @@ from extraction.writing.disk_retry import patiently
 
 SCHEMA_VERSION = 1
 DTYPES = ("float32", "bfloat16")
-"""That activations are stored in."""
+"""Dtypes that activations may be stored in."""
 
 
 def new_run_id() -> str:
-    """Random, 32 hexadecimal digits."""
+    """Return a random run id, 32 hexadecimal digits."""
     return secrets.token_hex(16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunIdentity:
-    """What `_run/run.json` holds.
+    """Content of `_run/run.json`.
 
     Attributes:
         run_id: random, 32 hexadecimal digits.
-        model_name: as the user named it.
-        hook_points: captured, in the order of the metadata.
+        model_name: name of the model, as the user gave it.
+        hook_points: captured hook points, in the order of the metadata.
         hidden_dim: width of the residual stream.
-        file_format: of the batches.
-        dtype: that activations are stored in.
-        planned_batches: the run is complete when so many exist; None: when it was closed.
-        fingerprint: what decides the rows.
-        run: settings and versions of the first attempt, `program_version` among them, for people.
-        created_at: ISO 8601, UTC.
-        schema_version: of the folder's layout.
+        file_format: format of the batches.
+        dtype: dtype of the stored activations.
+        planned_batches: number of batches of the complete run; None: it is complete when closed.
+        fingerprint: the settings that change the rows.
+        run: settings and versions of the first attempt, with `program_version`, for people.
+        created_at: time of the first attempt, ISO 8601, UTC.
+        schema_version: version of the folder's layout.
     """
 
     run_id: str
@@ -86,7 +86,7 @@ class RunIdentity:
         }
         wrong = [name for name, is_so in fits.items() if not is_so]
         if wrong:
-            raise StoreError(f"these fields are none of a run: {', '.join(wrong)}")
+            raise StoreError(f"these fields have invalid values: {', '.join(wrong)}")
         for hook_point in self.hook_points:
             check_hook_point(hook_point)
 
@@ -104,7 +104,7 @@ class RunIdentity:
         run: Mapping[str, Any] | None = None,
         run_id: str | None = None,
     ) -> "RunIdentity":
-        """A run that begins now, with a new id unless one is given."""
+        """Return the identity of a run that begins now, with a new id unless one is given."""
         return cls(
             run_id=run_id or new_run_id(),
             model_name=model_name,
@@ -119,40 +119,43 @@ class RunIdentity:
         )
 
     def to_json(self) -> bytes:
-        """The file's content.
+        """Return the file's content.
 
         Raises:
-            StoreError: something in it is not what JSON can hold.
+            StoreError: JSON cannot hold one of the values.
         """
         try:
             text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
             return (text + "\n").encode()
-        except (TypeError, ValueError) as error:  # half of a surrogate pair, or a loop
-            raise StoreError(f"model_name and run must be what JSON can hold: {error}") from None
+        except (TypeError, ValueError) as error:  # half of a surrogate pair, or a cycle
+            raise StoreError(f"model_name and run must be valid in JSON: {error}") from None
 
     @classmethod
     def from_json(cls, data: bytes) -> "RunIdentity":
-        """Reads the file.
+        """Return the identity from the file's content.
 
         Raises:
-            StoreError: it is damaged, or of a later version.
+            StoreError: the file is damaged, or of a later version.
         """
         try:
             raw = read_json(data)
             version = raw["schema_version"]
             if type(raw["hook_points"]) is not list:
-                raise ValueError("hook_points is no list")
+                raise ValueError("hook_points is not a list")
             if version <= SCHEMA_VERSION:
                 return cls(**(raw | {"hook_points": tuple(raw["hook_points"])}))
         except StoreError as error:
             raise StoreError(f"{RUN_FILE} is damaged: {error}") from None
         except (ValueError, TypeError, KeyError) as error:
             raise StoreError(f"{RUN_FILE} is damaged: {error!r}") from None
-        raise StoreError(f"{RUN_FILE} is of version {version}, newer than this program")
+        raise StoreError(
+            f"{RUN_FILE} is of version {version}, newer than this program, which reads versions up"
+            f" to {SCHEMA_VERSION}"
+        )
 
 
 def read_identity(storage: Storage) -> RunIdentity | None:
-    """The identity of the run in a folder, or None if it holds none."""
+    """Return the identity of the run in a folder, or None if the folder holds no run."""
     try:
         return RunIdentity.from_json(get_at_most(storage, RUN_FILE))
     except FileNotFoundError:
@@ -167,39 +170,39 @@ def check_identity(
     exclusive: bool = False,
     explaining: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Makes sure that a run may begin or go on in a folder. Writes nothing.
+    """Check that a run may begin or resume in a folder; write nothing.
 
     Args:
         storage: the folder.
-        wanted: of the run that is to write there.
-        resume: it may go on.
-        exclusive: nobody else can write there now, so a run that never committed anything need
-            not be heeded.
-        explaining: of an entry of the fingerprint, settings that may say why it differs; they do
-            not count by themselves.
+        wanted: identity of the run that is to write there.
+        resume: whether it may resume an existing run.
+        exclusive: whether nobody else can write there now; then a run that never committed a batch
+            is ignored.
+        explaining: for an entry of the fingerprint, the settings that may explain a difference;
+            they are named in the message, but not compared by themselves.
 
     Raises:
-        ExistingRunError: there is a run and `resume` is not set, or it is another one; names the
-            settings that differ.
+        ExistingRunError: the folder holds a run and `resume` is not set, or a run with other
+            settings; the message names the settings that differ.
     """
     found = read_identity(storage)
     if found is None:
         left = _batch_files(storage)
         if not left:
             return
-        found = read_identity(storage)  # another process may have begun one in between
+        found = read_identity(storage)  # another process may have begun a run in between
         if found is None:
             raise ExistingRunError(
                 f"{storage.address} already holds a run ({left[0]} and {len(left) - 1} more files)"
-                f" that has no {RUN_FILE} to go on from; choose another folder, nothing was changed"
+                f" without {RUN_FILE}, so it cannot be resumed; nothing was changed; choose another"
+                " folder"
             )
     if exclusive and not storage.names(COMMITS):
         return
     if not resume:
         raise ExistingRunError(
-            f"{storage.address} already holds a run, begun {found.created_at}; a command with"
-            f" {setting('resume', True)} goes on with it, another folder begins a new one; nothing"
-            " was changed"
+            f"{storage.address} already holds a run, begun {found.created_at}; nothing was changed;"
+            f" {setting('resume', True)} goes on with it, another folder begins a new run"
         )
     differing = _differing(found, wanted)
     if differing:
@@ -212,38 +215,41 @@ def check_identity(
             if was.get(name) != now.get(name)
         ]
         raise ExistingRunError(
-            f"{storage.address} holds a run with other settings, which cannot be continued with"
+            f"{storage.address} holds a run with other settings, so it cannot be resumed with"
             " these; nothing was changed:\n  " + "\n  ".join(differing)
         )
 
 
 def _settings(identity: RunIdentity) -> Mapping[str, Any]:
-    """Those that the run was told, as far as it says."""
+    """Return the settings that the run records; empty if it records none."""
     settings = identity.run.get("settings") if isinstance(identity.run, Mapping) else None
     return settings if isinstance(settings, Mapping) else {}
 
 
 def _differing(found: RunIdentity, wanted: RunIdentity) -> list[str]:
-    """What stands in the way of continuing one as the other."""
+    """Return the differences that keep one run from being resumed as the other."""
     keys = ("hook_points", "hidden_dim", "file_format", "dtype", "planned_batches")
     pairs = {key: (getattr(found, key), getattr(wanted, key)) for key in keys}
     for key in sorted({*found.fingerprint, *wanted.fingerprint}):
-        # What went through JSON comes back with lists for tuples.
+        # JSON turns tuples into lists.
         plain = json.loads(json.dumps(wanted.fingerprint.get(key)))
         pairs[key] = (found.fingerprint.get(key), plain)
     return [f"{key}: {was!r} there, {now!r} now" for key, (was, now) in pairs.items() if was != now]
 
 
 def begin(storage: Storage, wanted: RunIdentity, *, exclusive: bool = False) -> RunIdentity:
-    """Puts the identity there, or adopts the one that is there already. Check it before.
+    """Publish the identity, or adopt the one that exists; call `check_identity` before.
 
     Args:
         storage: the folder.
-        wanted: of the run.
-        exclusive: as in `check_identity`; a run that never committed anything is replaced.
+        wanted: identity of the run.
+        exclusive: as in `check_identity`; a run that never committed a batch is replaced.
+
+    Returns:
+        The identity that is in the folder.
 
     Raises:
-        ExistingRunError: another run was quicker.
+        ExistingRunError: a run with other settings began at the same time.
         StorageUnavailableError: the disk stayed full, or fails.
     """
     replaces = exclusive and not storage.names(COMMITS)
@@ -257,22 +263,22 @@ def begin(storage: Storage, wanted: RunIdentity, *, exclusive: bool = False) -> 
 
 
 def _batch_files(storage: Storage) -> list[str]:
-    """Files that only a run makes."""
+    """Return files that only a run writes."""
     names = [name for name in storage.names() if name == METADATA_FILE or "_batch_" in name]
     return names + storage.names(COMMITS)
 
 
 class RunLock:
-    """A process's claim to a local folder, held until it is released or the process ends.
+    """A process's lock on a local folder, held until it is released or the process ends.
 
     Args:
-        folder: of the run; made if it does not exist.
-        process: number of the process among those of the run. Number 0 begins before the others,
-            so whoever of them holds a lock then is of an earlier attempt, and still writes.
+        folder: folder of the run; made if it does not exist.
+        process: number of the process among those of the run. Process 0 begins before the others,
+            so any other lock that is held then belongs to an earlier attempt that still writes.
 
     Raises:
-        ExistingRunError: another process holds it.
-        StoreError: it cannot be locked: no permission, or a file system without locks.
+        ExistingRunError: another process holds the lock.
+        StoreError: the folder cannot be locked: no permission, or a file system without locks.
     """
 
     def __init__(self, folder: Path, process: int = 0):
@@ -296,9 +302,9 @@ class RunLock:
             raise StoreError(f"cannot lock {path}: {error.strerror}") from None
 
     def release(self) -> None:
-        """Gives the folder free. Safe to call twice."""
+        """Release the lock. Safe to call twice."""
         if self._descriptor is not None:
-            with contextlib.suppress(OSError):  # closed it is, and why the run ended matters more
+            with contextlib.suppress(OSError):  # it is closed; the run's own error matters more
                 os.close(self._descriptor)
             self._descriptor = None
 
@@ -310,7 +316,7 @@ def _open_lock(path: Path, create: int = 0) -> int:
 
 
 def _look_for_others(own: Path) -> None:
-    """Raises BlockingIOError if a process of another number holds its lock."""
+    """Raise BlockingIOError if a process of another number holds its lock."""
     for path in own.parent.glob("lock.*"):
         if path != own:
             descriptor = _open_lock(path)

@@ -1,7 +1,7 @@
-"""`metadata.json`: what a run's folder holds, in founding document 004's shape.
+"""`metadata.json`: the content of a run's folder, in the form of founding document 004.
 
-`n_samples` counts the rows of a file, `total_samples` the rows per layer; keys beside 004's say
-more (sequences, whether the run is complete, how it was made).
+`n_samples` counts the rows of a file, `total_samples` the rows per layer. Further keys say how many
+samples there are, whether the run is complete, and how it was made.
 """
 
 import dataclasses
@@ -18,21 +18,21 @@ from extraction.storage.bounded import LARGEST_DOCUMENT, get_at_most
 SCHEMA_VERSION = 1
 
 LARGEST_ENTRY = 1024
-"""Bytes that a file takes in `metadata.json`, at most."""
+"""Most bytes of a file's entry in `metadata.json`."""
 
 MOST_IN_A_BUCKET = 1_000_000
-"""Files that one in a bucket is read for, which lists them slowly."""
+"""Most files assumed for a `metadata.json` in a bucket, where counting them is slow."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class BatchFile:
-    """One published file.
+    """One published file of a batch.
 
     Attributes:
-        batch_id: number of the batch, from 1; alike for all hook points of a batch.
+        batch_id: number of the batch, from 1; the same for all its hook points.
         hook_point: its name, `layer_6`.
         file: name within the folder.
-        n_samples: rows in it.
+        n_samples: number of its rows.
     """
 
     batch_id: int
@@ -42,11 +42,11 @@ class BatchFile:
 
 
 def get_metadata(storage: Storage) -> bytes:
-    """Return the content of `metadata.json`, whose size goes with the number of files it lists.
+    """Return the content of `metadata.json`, unless it is too large for its number of files.
 
     Raises:
         FileNotFoundError: there is none.
-        TooLargeError: it is larger than any of this many files.
+        TooLargeError: it is larger than any for as many files as the folder holds.
     """
     listed = len(storage.names()) if storage.is_local else MOST_IN_A_BUCKET
     return get_at_most(storage, METADATA_FILE, LARGEST_DOCUMENT + listed * LARGEST_ENTRY)
@@ -65,18 +65,18 @@ def metadata_document(
     dtype: str = "float32",
     more: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The file's content, UTF-8 JSON.
+    """Return the file's content, UTF-8 JSON.
 
     Args:
-        model_name: as the user named it.
-        hook_points: captured ones.
+        model_name: name of the model, as the user gave it.
+        hook_points: captured hook points.
         hidden_dim: width of the residual stream.
-        batches: of all published files.
-        total_sequences: samples that have rows.
-        complete: the run ended in order.
-        file_format: of the batches.
-        run: how it was made: settings and versions.
-        dtype: that activations are stored in.
+        batches: all published files.
+        total_sequences: number of samples that have rows.
+        complete: whether all batches exist.
+        file_format: format of the batches.
+        run: settings and versions that the run was made with.
+        dtype: dtype of the stored activations.
         more: further keys.
     """
     first = hook_points[0] if hook_points else None
@@ -105,11 +105,11 @@ def metadata_document(
     try:
         return _dump(document)
     except TypeError as error:
-        raise StoreError(f"model_name and run must be what JSON can hold: {error}") from None
+        raise StoreError(f"model_name and run must be valid in JSON: {error}") from None
 
 
 def _dump(document: dict[str, Any]) -> bytes:
-    """Indented JSON, but a line for each batch: of a million of them, twenty times as fast."""
+    """Return indented JSON with one line for each batch, which is twenty times as fast."""
     batches = ",\n".join(
         f"    {json.dumps(batch, ensure_ascii=False)}" for batch in document["batches"]
     )

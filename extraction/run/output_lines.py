@@ -6,14 +6,14 @@ from extraction.documents import is_count, read_json
 from extraction.errors import CorruptBatchError
 
 MOST_OBJECTS = 100_000
-"""Objects and lists of a line, and one more for each 64 bytes: each takes as many in memory."""
+"""Most objects and lists of a line, plus one for each 64 bytes, about their size in memory."""
 
 
 def parse_lines(data: bytes) -> list[dict[str, Any]]:
-    """The output lines of a batch.
+    """Return the output lines of a batch.
 
     Raises:
-        CorruptBatchError: they are none.
+        CorruptBatchError: a line is not an output line.
     """
     lines = []
     for number, text in enumerate(data.split(b"\n"), 1):
@@ -32,6 +32,6 @@ def parse_lines(data: bytes) -> list[dict[str, Any]]:
             or not is_count(abs(line["sample_idx"]))
             or type(line.get("generated_token_ids", [])) is not list
         ):
-            raise CorruptBatchError(f"line {number} is no output line of a sample")
+            raise CorruptBatchError(f"line {number} is not an output line of a sample")
         lines.append(line)
     return lines

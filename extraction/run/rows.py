@@ -1,7 +1,6 @@
 """Rows: one activation vector per hook point for one token, with the keys that trace it.
 
-A `RowBlock` is the unit of work between the model and the store. Row i of every array in it
-belongs to the same token, so hook points cannot drift apart.
+The model hands `RowBlock`s to the store. Row i of every array of a block belongs to the same token.
 """
 
 import dataclasses
@@ -15,7 +14,7 @@ from extraction.errors import StoreError
 from extraction.hook_point_names import few
 
 UNKNOWN = -1
-"""Stands for a position or token id that the caller did not tell."""
+"""Value of an unknown position or token id."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -26,7 +25,7 @@ class RowBlock:
         task_ids: `[R]` object array of str.
         sample_idx: `[R]` int64.
         step: `[R]` int32, 0 for prompt tokens, t for the t-th generated token.
-        position: `[R]` int32, counts the sequence's tokens from 0.
+        position: `[R]` int32, index of the token in its sample, from 0.
         token_id: `[R]` int32, the token at `position`.
         timestamps: `[R]` object array of str, when the row came off the device (ISO 8601, UTC).
         activations: hook point name to `[R, width]`.
@@ -60,14 +59,14 @@ class RowBlock:
         position: int | Sequence[int] | np.ndarray = UNKNOWN,
         token_id: int | Sequence[int] | np.ndarray = UNKNOWN,
     ) -> "RowBlock":
-        """Return rows made now; one number stands for all rows.
+        """Return a block of rows with the present time; one number is used for all rows.
 
         Args:
             activations: hook point name to `[R, width]`.
-            task_ids: `[R]`, what each row is of.
+            task_ids: `[R]`, id of each row's task.
             sample_idx: `[R]`, number of the sample within its task.
             step: `[R]`, 0 for prompt tokens, t for the t-th generated token.
-            position: `[R]`, of the token in its sample, from 0.
+            position: `[R]`, index of the token in its sample, from 0.
             token_id: `[R]`, the token at `position`.
 
         Raises:
@@ -99,16 +98,16 @@ class RowBlock:
 
     @functools.cached_property
     def distinct_task_ids(self) -> "DistinctTexts":
-        """Of `task_ids`; worked out once for the files of all hook points.
+        """The distinct `task_ids`; computed once for the files of all hook points.
 
         Raises:
-            StoreError: one holds half of a surrogate pair.
+            StoreError: a text holds half of a surrogate pair.
         """
         return DistinctTexts.of(self.task_ids, "task_id")
 
     @functools.cached_property
     def distinct_timestamps(self) -> "DistinctTexts":
-        """Of `timestamps`; else as `distinct_task_ids`."""
+        """The distinct `timestamps`; see `distinct_task_ids`."""
         return DistinctTexts.of(self.timestamps, "timestamp")
 
     def __getitem__(self, rows: slice) -> "RowBlock":
@@ -126,7 +125,7 @@ class RowBlock:
 
     @classmethod
     def concatenate(cls, blocks: Sequence["RowBlock"]) -> "RowBlock":
-        """The rows of several blocks with the same hook points, in order."""
+        """Return the rows of several blocks with the same hook points, in order."""
         names = list(blocks[0]._columns())
         return cls(
             **{name: np.concatenate([getattr(b, name) for b in blocks]) for name in names},
@@ -139,11 +138,11 @@ class RowBlock:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class DistinctTexts:
-    """A column of texts, which many rows share.
+    """The distinct texts of a column that many rows share.
 
     Attributes:
-        texts: each once, in the order in which they come first.
-        index: `[R]` int32, which one a row has.
+        texts: each text once, in order of first occurrence.
+        index: `[R]` int32, index of each row's text in `texts`.
     """
 
     texts: Sequence[str]
@@ -151,14 +150,14 @@ class DistinctTexts:
 
     @classmethod
     def of(cls, column: np.ndarray, name: str) -> "DistinctTexts":
-        """Those of a column.
+        """Return the distinct texts of a column.
 
         Args:
             column: `[R]` of str.
-            name: for the message.
+            name: name of the column, for the message.
 
         Raises:
-            StoreError: a text holds half of a surrogate pair, which no file could hold.
+            StoreError: a text holds half of a surrogate pair, which UTF-8 cannot hold.
         """
         texts = list(map(str, column))
         places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
@@ -172,12 +171,12 @@ class DistinctTexts:
 
 
 def text_column(values: Sequence[str]) -> np.ndarray:
-    """A column of str as an object array, whatever the lengths."""
+    """Return texts as an object array."""
     column = np.empty(len(values), dtype=object)
     column[:] = values
     return column
 
 
 def timestamp() -> str:
-    """Now, UTC, ISO 8601 to the second."""
+    """Return the present time, UTC, ISO 8601 to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,7 +1,7 @@
-"""What all commit records of a run tell together.
+"""Totals over all commit records of a run.
 
-A record takes some ten kilobytes of memory, most of it statistics, and a run may have hundreds of
-thousands. Of each only what `metadata.json` lists is kept.
+A record takes about ten kilobytes of memory, most of it statistics, and a run may have hundreds of
+thousands of records. So only the fields that `metadata.json` lists are kept of each.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from extraction.run.statistics import RowStatistics, StatisticsSum
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class BatchSummary:
-    """What is kept of a record.
+    """The fields of a commit record that are kept.
 
     Attributes:
         batch_id: see `CommitRecord`.
@@ -28,18 +28,18 @@ class BatchSummary:
 
 
 class RunTotals:
-    """Sums over the commit records of a run, the same for any order of them.
+    """Sums over the commit records of a run; their order does not matter.
 
     Args:
-        records: to begin with.
+        records: records to add first.
 
     Attributes:
-        n_rows: of every hook point.
-        n_sequences: samples that have rows.
-        n_files: that the records name.
-        n_bytes: of those files.
-        n_activation_files: those without the output lines.
-        n_activation_bytes: of those.
+        n_rows: number of rows of each hook point.
+        n_sequences: number of samples that have rows.
+        n_files: number of files that the records name.
+        n_bytes: bytes of those files.
+        n_activation_files: number of those files without output lines.
+        n_activation_bytes: bytes of the files without output lines.
         last_written_at: the latest time in the records, ISO 8601; "" without records.
     """
 
@@ -59,7 +59,7 @@ class RunTotals:
         return batch_id in self._batches
 
     def add(self, record: CommitRecord) -> None:
-        """Takes a record in; one whose batch is in already changes nothing."""
+        """Add a record; one whose batch was added already changes nothing."""
         if record.batch_id in self._batches:
             return
         activations, files = record.activation_files(), record.all_files()
@@ -81,16 +81,16 @@ class RunTotals:
         )
 
     def read_new(self, log: CommitLog) -> set[int]:
-        """Takes in the records that are not in yet; gives the ids of all that the log has."""
+        """Read and add the records that are missing; return the ids of all records in the log."""
         ids = log.batch_ids()
         for record in log.read_all(sorted(ids - self._batches.keys())):
             self.add(record)
         return ids
 
     def batches(self) -> list[BatchSummary]:
-        """Of all records, by batch id."""
+        """Return the summaries of all records, by batch id."""
         return [self._batches[batch_id] for batch_id in sorted(self._batches)]
 
     def statistics(self, hook_point: str) -> RowStatistics:
-        """Of all rows of a hook point."""
+        """Return the statistics of all rows of a hook point."""
         return self._statistics.get(hook_point, StatisticsSum()).total()

@@ -4,9 +4,9 @@
     gcs     `gs://bucket/prefix`, by Google's client
     s3      `s3://bucket/prefix`, by obstore
 
-`BACK_ENDS` finds the class for an address. Files are never changed once they are published:
-`put_new` refuses to overwrite. Replaced is what is derived (`metadata.json`), and on a disk what an
-attempt at a unit left that came to no record.
+`BACK_ENDS` finds the class for an address. A published file is never changed: `put_new` refuses to
+overwrite. Only two kinds of files are replaced: those derived from others (`metadata.json`), and on
+a disk the files of a unit whose commit record was never written.
 """
 
 import dataclasses
@@ -28,11 +28,11 @@ Content = bytes | memoryview | Buffers
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class FileInfo:
-    """What a listing tells of a file.
+    """What a listing tells about a file.
 
     Attributes:
         bytes: its size.
-        crc32c: of its content, eight hexadecimal digits, where the back end knows it unread.
+        crc32c: checksum of its content, eight hexadecimal digits; None where only reading tells it.
     """
 
     bytes: int
@@ -50,13 +50,13 @@ class Storage(Protocol):
     """
 
     address: str
-    """As the user wrote it: a folder, or `gs://bucket/prefix`."""
+    """The address as the user wrote it: a folder, or `gs://bucket/prefix`."""
 
     is_local: bool
     """Whether the files are on this machine's disks."""
 
     def names(self, prefix: str = "") -> list[str]:
-        """Names of the published files directly in a folder, sorted.
+        """Return the names of the published files directly in a folder, sorted.
 
         Args:
             prefix: the folder, with a slash at its end; empty for the run's own.
@@ -64,25 +64,25 @@ class Storage(Protocol):
         ...
 
     def infos(self, prefix: str = "") -> dict[str, FileInfo]:
-        """The same names with what the listing tells of each."""
+        """Return the same names, each with what the listing tells about the file."""
         ...
 
     def get(self, name: str) -> bytes:
-        """The content of a published file, or raises FileNotFoundError."""
+        """Return the content of a published file, or raise FileNotFoundError."""
         ...
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
-        """Part of a published file, or raises FileNotFoundError; shorter at the file's end."""
+        """Return part of a published file (less at its end), or raise FileNotFoundError."""
         ...
 
     def open_local(self, name: str) -> FileIO | None:
-        """A file on this machine's disks, open for reading or mapping; None elsewhere."""
+        """Open a file for reading or mapping; return None if it is not on this machine's disks."""
         ...
 
     def put_new(
         self, name: str, data: Content, attributes: Mapping[str, str] | None = None
     ) -> None:
-        """Publishes a file, whole and durable, or raises FileExistsError.
+        """Publish a file, whole and durable, or raise FileExistsError.
 
         Args:
             name: of the file.
@@ -92,19 +92,19 @@ class Storage(Protocol):
         ...
 
     def replace(self, name: str, data: Content) -> None:
-        """Publishes a file over one that may exist; readers see the old one or the new one."""
+        """Publish a file over one that may exist; readers see the old file or the new one."""
         ...
 
     def replace_all(self, files: Iterable[tuple[str, Content]]) -> None:
-        """As `replace` for each name and content, and on a disk quicker; durable at the end.
+        """Replace several files, faster on a disk than one by one; durable when it returns.
 
-        Each is asked for when the one before it is written. Where it fails, any of them may have
-        been published.
+        The next file is taken from `files` when the one before it is written. After an error, any
+        of them may have been published.
         """
         ...
 
     def remove(self, name: str) -> None:
-        """Takes a file away; nothing happens if there is none."""
+        """Remove a file; do nothing if there is none."""
         ...
 
 
@@ -113,23 +113,23 @@ class CloudStorage(Storage, Protocol):
     """Storage that knows size, checksum and attributes of a file without reading it."""
 
     def info(self, name: str) -> FileInfo:
-        """Of a published file, or raises FileNotFoundError."""
+        """Return size and checksum of a published file, or raise FileNotFoundError."""
         ...
 
     def attributes(self, name: str) -> Mapping[str, str]:
-        """What `put_new` was told to keep beside a file, or raises FileNotFoundError."""
+        """Return the attributes that `put_new` stored with a file, or raise FileNotFoundError."""
         ...
 
     def missing_permissions(self) -> list[str]:
-        """What a run needs and this account is not granted, by the provider's names.
+        """Return the permissions, by the provider's names, that a run needs and this account lacks.
 
-        Nothing is written to find out. Grants on a part of the bucket are not seen.
+        Nothing is written to find out. Grants on only a part of the bucket are not seen.
         """
         ...
 
 
 class BackEnd(NamedTuple):
-    """Where a back end's class is, imported when it is needed, and the package that it needs."""
+    """Module and name of a back end's class, imported on first use, and the package it needs."""
 
     module: str
     name: str
@@ -141,11 +141,11 @@ BACK_ENDS = {
     "s3": BackEnd("extraction.storage.s3", "S3Storage", "obstore"),
     "": BackEnd("extraction.storage.local", "LocalStorage"),
 }
-"""By the scheme of an address."""
+"""Back ends by the scheme of an address."""
 
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*[A-Za-z0-9]):/")
-"""Begins an address; a single slash is what a `Path` leaves of two."""
+"""Start of an address; `Path("gs://...")` leaves one slash of the two."""
 
 
 def scheme_of(address: str | Path) -> str | None:
@@ -155,7 +155,7 @@ def scheme_of(address: str | Path) -> str | None:
 
 
 def check_address(address: str | Path) -> None:
-    """Make sure that there is a back end for an address.
+    """Check that an address has a back end.
 
     Raises:
         StoreError: there is none for its scheme.
@@ -166,7 +166,7 @@ def check_address(address: str | Path) -> None:
     known = " or ".join(f"{name}://bucket/prefix" for name in BACK_ENDS if name)
     if scheme not in BACK_ENDS:
         raise StoreError(
-            f"{address}: there is no storage for {scheme}://; give a folder or {known}, as text"
+            f"{address}: {scheme}:// is not supported; give a folder or {known}, as text"
         )
     if "://" not in str(address):
         raise StoreError(f"{address} lacks a slash: give {known}, as text")
@@ -177,10 +177,10 @@ def open_storage(address: str | Path, *, writable: bool = True) -> Storage:
 
     Args:
         address: a folder or `gs://bucket/prefix`.
-        writable: False: nothing is written, so a folder need not permit it.
+        writable: False if nothing will be written; the folder may then be read-only.
 
     Raises:
-        StoreError: there is none for its scheme, or the address cannot be used.
+        StoreError: the scheme has no back end, or the address cannot be used.
     """
     check_address(address)
     scheme = scheme_of(address)
@@ -196,10 +196,10 @@ def open_storage(address: str | Path, *, writable: bool = True) -> Storage:
 
 
 def open_cloud(address: str) -> CloudStorage:
-    """The back end for an address that must be in the cloud.
+    """Return the back end for an address that must be in the cloud.
 
     Raises:
-        StoreError: it is not.
+        StoreError: the address is a folder, or cannot be used.
     """
     storage = open_storage(address)
     if not isinstance(storage, CloudStorage):
@@ -208,6 +208,6 @@ def open_cloud(address: str) -> CloudStorage:
 
 
 def pieces(data: Content) -> list[memoryview]:
-    """The content as flat views."""
+    """Return the content as flat views."""
     parts = [data] if isinstance(data, bytes | bytearray | memoryview) else data
     return [memoryview(part).cast("B") for part in parts]

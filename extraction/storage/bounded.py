@@ -1,4 +1,4 @@
-"""Files that somebody else wrote are not read beyond the size that they may have."""
+"""Reads with a size limit, for files that somebody else may have written."""
 
 import os
 
@@ -6,7 +6,7 @@ from extraction.errors import StoreError
 from extraction.storage import CloudStorage, Storage
 
 LARGEST_DOCUMENT = 64 << 20
-"""Bytes of a run's identity, or of a commit record of thousands of hook points, many times over."""
+"""Bytes; far more than a commit record of thousands of hook points needs."""
 
 
 class TooLargeError(StoreError):
@@ -14,7 +14,7 @@ class TooLargeError(StoreError):
 
 
 def get_at_most(storage: Storage, name: str, largest: int = LARGEST_DOCUMENT) -> bytes:
-    """Return the content of a file, unless it is larger; asks a bucket for its size first.
+    """Return the content of a file, unless it is too large; ask a bucket for its size first.
 
     Args:
         storage: of the run.
@@ -36,20 +36,20 @@ def get_at_most(storage: Storage, name: str, largest: int = LARGEST_DOCUMENT) ->
 
 
 def get_listed(storage: Storage, name: str, largest: int = LARGEST_DOCUMENT) -> bytes:
-    """Return the same, for many files of a run: a bucket is not asked about each.
+    """Return the content of a file, for many files of a run: a bucket is not asked for sizes.
 
     Raises:
         FileNotFoundError: there is none.
-        TooLargeError: it lies on a disk of this machine and has more bytes.
+        TooLargeError: it is on a disk of this machine and has more bytes.
     """
     return get_at_most(storage, name, largest) if storage.is_local else storage.get(name)
 
 
 def check_size(name: str, size: int, largest: int) -> None:
-    """Refuse a size.
+    """Refuse a file that is too large.
 
     Raises:
         TooLargeError: it is too large.
     """
     if size > largest:
-        raise TooLargeError(f"{name} has {size:,} bytes, and at most {largest:,} are read")
+        raise TooLargeError(f"{name} has {size:,} bytes; at most {largest:,} are allowed")

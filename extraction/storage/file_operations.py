@@ -2,11 +2,11 @@
 
 A file becomes visible under its name only when all its bytes are on the disk, and stays visible
 through a loss of power: write to a temporary name, fsync the file, give it its name, fsync the
-folder (as in TensorStore's file driver). Files that belong together are on their way to the disk at
-once and share the sync of the folder (`publish_all_over`).
+folder (as in TensorStore's file driver). `publish_all_over` writes several files at once and syncs
+their folder only once.
 
-Every operation is a call `os.something` in this module and nowhere else, so the tests put an `os`
-in its place that fails, kills the process or loses the power at the n-th of them.
+Every file operation is a call `os.something` in this module and nowhere else. Tests replace `os` by
+one that fails, kills the process or loses the power at the n-th call.
 """
 
 import contextlib
@@ -26,20 +26,20 @@ from extraction.storage import Content, pieces
 TEMPORARY_PREFIX = ".tmp-"
 
 UNSYNCED_FILES = 8
-"""Most files of a publication that are on their way to the disk: open, and in memory still."""
+"""Most files that are open and unsynced at once; their contents stay in memory."""
 
 NO_ALLOCATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-"""What `posix_fallocate` says where the file system cannot reserve room."""
+"""Errors of `posix_fallocate` on a file system that cannot reserve room."""
 
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What `link` says of one's own file where the file system has no hard links."""
+"""Errors of `link` on a file system without hard links."""
 
 
 def publish_new(path: Path, data: Content) -> None:
-    """Writes a file that must not exist yet; it is visible whole or not at all.
+    """Write a file that must not exist yet; it becomes visible whole or not at all.
 
     Raises:
-        FileExistsError: there is such a file; it is left as it is.
+        FileExistsError: the file exists; it is left as it is.
         OSError: the disk is full, or fails; nothing is visible then.
         StoreError: the file system has no hard links.
     """
@@ -52,34 +52,34 @@ def publish_new(path: Path, data: Content) -> None:
             remove_if_there(path)
             raise
     finally:
-        with contextlib.suppress(OSError):  # a left-over under a name that nobody reads
+        with contextlib.suppress(OSError):  # nobody reads temporary names; a left-over does no harm
             os.unlink(temporary)
 
 
 def _link(temporary: Path, path: Path) -> None:
-    """Gives a file its name; unlike a rename, refuses to overwrite."""
+    """Give a file its name; unlike a rename, refuse to overwrite."""
     try:
         os.link(temporary, path)
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
         raise StoreError(
-            f"{path.parent} lies on a file system without hard links (a mounted bucket, a FAT"
-            " disk), on which nothing keeps two runs from overwriting each other; take a local"
-            f" disk, and {setting('gcs_bucket')} for a bucket"
+            f"{path.parent} is on a file system without hard links (a mounted bucket, a FAT"
+            " disk), where two runs could overwrite each other; use a folder on a local disk, and"
+            f" {setting('gcs_bucket')} to upload to a bucket"
         ) from None
 
 
 def publish_over(path: Path, data: Content) -> None:
-    """Writes a file or replaces it; a reader sees the old bytes or the new ones, never a mix."""
+    """Write or replace a file; a reader sees the old bytes or the new ones, never a mix."""
     publish_temporary(write_temporary(path.parent, data), path)
 
 
 def publish_all_over(files: Iterable[tuple[Path, Content]]) -> None:
-    """`publish_over` for files that belong together; their names last from the end on.
+    """Write or replace several files; all names are durable when it returns.
 
     Args:
-        files: where, in folders that exist, and the content. The next is asked for when the one
+        files: path, in a folder that exists, and content of each. The next is taken when the one
             before it is written.
 
     Raises:
@@ -109,7 +109,7 @@ def publish_all_over(files: Iterable[tuple[Path, Content]]) -> None:
 
 
 def publish_temporary(temporary: Path, path: Path) -> None:
-    """Gives a finished and synced temporary file its name, replacing what has it."""
+    """Rename a finished and synced temporary file to its name, replacing any old file."""
     _rename(temporary, path)
     sync_folder(path.parent)
 
@@ -123,13 +123,13 @@ def _rename(temporary: Path, path: Path) -> None:
 
 
 def write_temporary(folder: Path, data: Content) -> Path:
-    """A new file in `folder` with these bytes, on the disk, under a name that nobody reads."""
+    """Write a new file in `folder` under a temporary name, sync it, and return its path."""
     return _sync(_write(folder, data))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class _Written:
-    """A file under a temporary name, open, that need not be on the disk yet."""
+    """A file under a temporary name: open, and not necessarily on the disk yet."""
 
     temporary: Path
     descriptor: int
@@ -156,15 +156,15 @@ def _write(folder: Path, data: Content) -> _Written:
 
 
 def _start_sync(written: _Written) -> None:
-    """Has the system begin to write the file to the disk, which nobody waits for yet."""
+    """Ask the system to start writing the file to the disk, without waiting for it."""
     if hasattr(os, "posix_fadvise"):
-        # Linux starts to write what is not on the disk, and drops what is: nothing of a new file.
+        # Linux starts to write dirty pages and drops clean ones, which a new file does not have.
         with contextlib.suppress(OSError):
             os.posix_fadvise(written.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _sync(written: _Written) -> Path:
-    """Closes the file, which is on the disk afterwards, or gone."""
+    """Sync and close the file; after an error, remove it."""
     try:
         try:
             os.fsync(written.descriptor)
@@ -178,17 +178,17 @@ def _sync(written: _Written) -> Path:
 
 
 def _discard(written: _Written) -> None:
-    """Closes the file and takes it away, as far as that can be done."""
+    """Close and remove the file, ignoring errors."""
     with contextlib.suppress(OSError):
         os.close(written.descriptor)
     remove_if_there(written.temporary)
 
 
 def reserve(descriptor: int, size: int) -> None:
-    """Makes sure that there is room for all of a file before the first byte is written.
+    """Reserve room for all of a file before its first byte is written.
 
     Raises:
-        OSError: there is none; not where the system cannot say so.
+        OSError: there is no room. A file system that cannot reserve raises nothing.
     """
     if size and hasattr(os, "posix_fallocate"):
         try:
@@ -199,13 +199,13 @@ def reserve(descriptor: int, size: int) -> None:
 
 
 def remove_if_there(path: Path) -> None:
-    """Takes a file away; one that cannot be is left."""
+    """Remove a file; do nothing if it is missing or cannot be removed."""
     with contextlib.suppress(OSError):
         os.unlink(path)
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder, and those above it, so that they outlast a loss of power."""
+    """Make a folder and its parents, so that they outlast a loss of power."""
     if os.path.isdir(folder):
         return
     make_folder(folder.parent)
@@ -220,7 +220,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the folder's entries durable."""
+    """Make the folder's entries durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -229,9 +229,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_above(folder: Path) -> None:
-    """Makes the folder's own entry durable, and those above it as far as they may be opened.
+    """Make the entries of the folder and its parents durable, where they may be opened.
 
-    A process may have made them and been killed before it synced them.
+    Another process may have made these folders and been killed before it synced them.
     """
     for parent in folder.absolute().parents:
         try:
@@ -242,7 +242,7 @@ def sync_above(folder: Path) -> None:
 
 
 def sync_and_close(stream: IO) -> None:
-    """Ends the writing of an open file; its bytes are on the disk afterwards."""
+    """Finish writing an open file: flush, sync to the disk, close."""
     with stream:
         stream.flush()
         os.fsync(stream.fileno())

@@ -1,9 +1,9 @@
 """A run's files in a Google Cloud Storage bucket.
 
-Objects are published with `if_generation_match=0`, so a retry after a lost answer is refused with
-412 and then recognised as our own by size and crc32c; nothing is ever written twice. Transient
-failures are retried with jitter until `deadline`; what will not mend itself, such as a missing
-permission, fails at once and says what to do.
+Objects are published with `if_generation_match=0`. A retry after a lost answer is therefore refused
+with 412, and the object is recognised as our own by size and crc32c; nothing is ever written twice.
+Transient failures are retried with jitter until `deadline`; permanent ones, such as a missing
+permission, fail at once with a message that says what to do.
 
 `STORAGE_EMULATOR_HOST` works as in Google's client.
 """
@@ -32,25 +32,25 @@ from extraction.storage import Content, FileInfo, pieces
 from extraction.storage.names import check_name
 
 DEADLINE = 900.0
-"""Seconds that one operation is retried for."""
+"""Seconds for which one operation is retried."""
 
 REQUEST_TIMEOUT = (5, 60)
 """Seconds to connect, and to wait for an answer's next bytes."""
 
 REPLACE_TRIES = 20
-"""Times that a derived file is written anew because another process was quicker."""
+"""Attempts to replace a derived file while other processes keep replacing it."""
 
 SENDS = 10
-"""Times that a file is sent if it arrives damaged."""
+"""Attempts to send a file that arrives damaged."""
 
 PERMISSIONS = [f"storage.objects.{action}" for action in ("create", "get", "list", "delete")]
-"""That a run needs."""
+"""Permissions that a run needs."""
 
 PERMISSIONS_DEADLINE = 20.0
-"""Seconds that asking for them is retried for; nothing depends on the answer."""
+"""Seconds for which the question for permissions is retried; no run depends on the answer."""
 
 CHUNK = 8 << 20
-"""Bytes of one request of a resumable upload, as files above 8 MiB are."""
+"""Bytes of one request of a resumable upload; files above this size are uploaded so."""
 
 
 class GcsStorage:
@@ -58,11 +58,11 @@ class GcsStorage:
 
     Args:
         address: bucket and prefix.
-        client: of google-cloud-storage; None: by the machine's own credentials.
-        deadline: seconds that one operation is retried for.
+        client: a client of google-cloud-storage; None: one with the machine's own credentials.
+        deadline: seconds for which one operation is retried.
 
     Raises:
-        StoreError: the address is none of a bucket, or there are no credentials.
+        StoreError: the address does not name a bucket, or there are no credentials.
     """
 
     is_local = False
@@ -82,7 +82,7 @@ class GcsStorage:
         self._bucket_name = name
         self._given = client
         self._opened: tuple[int, google_storage.Client] | None = None
-        _ = self._client  # refused now, not after a while
+        _ = self._client  # so that missing credentials are refused now, not in mid-run
         retry = DEFAULT_RETRY.with_delay(initial=0.5, maximum=32.0, multiplier=2.0)
         self._options: dict[str, Any] = {
             "retry": retry.with_timeout(deadline),
@@ -92,13 +92,13 @@ class GcsStorage:
 
     @property
     def _client(self) -> google_storage.Client:
-        """The client of this process; its connections are no use in a process that is forked."""
+        """The client of this process; a forked process cannot use its parent's connections."""
         process = os.getpid()
         if self._opened is None or self._opened[0] != process:
             if self._given is not None and self._opened is not None:
                 raise StoreError(
-                    f"{self.address} was opened with a client of its own, which cannot be used in"
-                    " a forked process; open it there"
+                    f"{self.address} was opened with a client argument, and that client cannot be"
+                    " used in a forked process; call GcsStorage there"
                 )
             with self._explained():
                 self._opened = process, self._given or google_storage.Client()
@@ -109,11 +109,11 @@ class GcsStorage:
         return self._client.bucket(self._bucket_name)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what goes into a pickle: all but the client, which is made anew when needed."""
+        """Return the state to pickle: all but the client, which is opened again when needed."""
         if self._given is not None:
             raise pickle.PicklingError(
-                f"{self.address} was opened with a client of its own, which cannot be pickled;"
-                " open it by its address"
+                f"{self.address} was opened with a client argument, and that client cannot be"
+                " pickled; open the storage without one"
             )
         return vars(self) | {"_opened": None}
 
@@ -152,27 +152,30 @@ class GcsStorage:
             return b""
         try:
             return self._download(name, start=start, end=start + length - 1)
-        except api_errors.RequestRangeNotSatisfiable:  # begins at or behind the end
+        except api_errors.RequestRangeNotSatisfiable:  # begins at or after the end
             return b""
 
     def _download(self, name: str, **part: int) -> bytes:
         with self._explained(name):
             blob = self._blob(name)
-            for _ in range(2):  # damage on the way is read again, once
+            for _ in range(2):  # a download that arrives damaged is repeated once
                 with contextlib.suppress(DataCorruption):
                     return blob.download_as_bytes(checksum="crc32c", **part, **self._options)
-            raise StoreError(f"{self.address}/{name} arrives with a wrong checksum each time")
+            raise StoreError(
+                f"{self.address}/{name} arrived with a wrong checksum twice; try again, and run"
+                f" `python -m extraction verify {self.address}` if it stays so"
+            )
 
     def open_local(self, name: str) -> None:
         """See `Storage.open_local`."""
         return None
 
     def attributes(self, name: str) -> Mapping[str, str]:
-        """What `put_new` was told to keep beside a file, or raises FileNotFoundError."""
+        """See `CloudStorage.attributes`."""
         return self._stat(name).metadata or {}
 
     def info(self, name: str) -> FileInfo:
-        """Size and checksum of a file, or raises FileNotFoundError."""
+        """See `CloudStorage.info`."""
         return _info(self._stat(name))
 
     def missing_permissions(self) -> list[str]:
@@ -208,14 +211,15 @@ class GcsStorage:
             try:
                 self._upload(name, self._blob(name), content, generation)
                 return
-            except api_errors.PreconditionFailed:  # another process wrote it, or we did
+            except api_errors.PreconditionFailed:  # written by another process, or by us
                 with contextlib.suppress(FileNotFoundError):
                     if self._is(name, content):
                         return
                 # Many hosts end at once; without jitter one may lose every time.
                 time.sleep(random.uniform(0, min(0.01 * 2**tries, 2.0)))
         raise StorageUnavailableError(
-            f"{self.address}/{name} was written by others {REPLACE_TRIES} times in a row"
+            f"{self.address}/{name} was replaced by other processes {REPLACE_TRIES} times in a row;"
+            " try again"
         )
 
     def replace_all(self, files: Iterable[tuple[str, Content]]) -> None:
@@ -242,14 +246,14 @@ class GcsStorage:
             return self._whole(ask)()
 
     def _is(self, name: str, content: bytes) -> bool:
-        """Whether a file has this content."""
+        """Return whether a file has this content."""
         wanted = FileInfo(bytes=len(content), crc32c=crc32c(content))
         return self.info(name) == wanted
 
     def _upload(
         self, name: str, blob: google_storage.Blob, content: bytes, generation: int
     ) -> None:
-        # Downloads must not have it: in chunks, neither empty objects nor checksums work.
+        # Set for uploads only: chunked downloads break on empty objects and skip checksums.
         blob.chunk_size = CHUNK if len(content) > CHUNK else None
         with self._explained():
             for left in reversed(range(SENDS)):
@@ -276,9 +280,9 @@ class GcsStorage:
 
     @contextlib.contextmanager
     def _explained(self, name: str | None = None) -> Iterator[None]:
-        """Turns the client's errors into ours; a missing object is FileNotFoundError.
+        """Turn the client's errors into ours; a missing object is FileNotFoundError.
 
-        A failed precondition and a range beyond the end are the callers' own business.
+        A failed precondition and a range beyond the end pass through to the callers.
         """
         try:
             yield
@@ -288,7 +292,7 @@ class GcsStorage:
             if name is not None and "bucket does not exist" not in str(error):
                 raise FileNotFoundError(f"{self.address}/{name}") from None
             raise StoreError(
-                f"{self.address}: the bucket does not exist; create it, or mend"
+                f"{self.address}: the bucket does not exist; create it, or correct"
                 f" {setting('gcs_bucket')}"
             ) from None
         except (api_errors.Unauthorized, auth_errors.GoogleAuthError) as error:
@@ -313,9 +317,9 @@ class GcsStorage:
 
 
 def _broke_off(error: BaseException) -> bool:
-    """Return whether an answer ended early, which Google's client does not ask again for.
+    """Return whether an answer ended early, a failure that Google's client does not retry.
 
-    It fails on half of a JSON document, and takes an empty answer for bytes without a `get`.
+    The client raises JSONDecodeError for half a document, AttributeError for an empty answer.
     """
     is_empty = isinstance(error, AttributeError) and str(error).startswith("'bytes' object")
     return is_empty or isinstance(error, requests.exceptions.JSONDecodeError)

@@ -16,7 +16,7 @@ from extraction.storage.names import check_name
 from extraction.writing.disk_retry import FULL, patiently
 
 MAY_PASS = (*FULL, errno.EIO, errno.EMFILE, errno.ENFILE)
-"""Failures that are worth another try."""
+"""Error numbers that may pass, so that another attempt is worthwhile."""
 
 
 class LocalStorage:
@@ -32,23 +32,23 @@ class LocalStorage:
         scheme = scheme_of(folder)
         if scheme is not None:
             raise StoreError(
-                f"{folder} is an address of {scheme}://, and a folder on this machine is needed"
-                f" here; {setting('gcs_bucket', 'gs://bucket/prefix')} uploads a run"
+                f"{folder} is a {scheme}:// address, but a folder on this machine is needed here;"
+                f" {setting('gcs_bucket', 'gs://bucket/prefix')} uploads a run to a bucket"
             )
         self.address = str(folder)
         if not self.address.strip():
-            raise StoreError("the folder's name is empty; . is the current folder")
+            raise StoreError("the folder's name is empty; give a folder (. is the current one)")
         try:
             self.folder = Path(folder).expanduser()
             path = self.folder.absolute()
             there = next(p for p in (path, *path.parents) if p.exists())
-        except (OSError, RuntimeError) as error:  # too long a name; ~ of a user that there is not
+        except (OSError, RuntimeError) as error:  # a name too long; ~ of an unknown user
             raise StoreError(f"{folder} cannot be a folder: {error}") from None
         if not there.is_dir():
-            place = "is" if there == path else f"lies below {there}, which is"
+            place = "is" if there == path else f"is below {there}, which is"
             raise StoreError(f"{folder} {place} a file; a folder is needed there")
         if writable and not os.access(there, os.W_OK | os.X_OK):
-            raise StoreError(f"{folder} cannot be written to: no permission for {there}")
+            raise StoreError(f"{folder} cannot be written to: no permission to write in {there}")
         self._identity: tuple[int, int] | None = None
 
     def names(self, prefix: str = "") -> list[str]:
@@ -58,8 +58,8 @@ class LocalStorage:
     def infos(self, prefix: str = "") -> dict[str, FileInfo]:
         """See `Storage.infos`."""
         found = {}
-        # By inode as they lie on the disk: a folder lists them by hash, and where nothing is
-        # cached each would be a place of its own to go to.
+        # In the order of inodes, which is the order on the disk. A folder lists its entries by
+        # hash, so in that order an uncached disk would seek for each of them.
         for entry in sorted(self._entries(prefix), key=os.DirEntry.inode):
             with contextlib.suppress(FileNotFoundError):  # taken away since it was listed
                 size = entry.stat(follow_symlinks=False).st_size
@@ -67,7 +67,7 @@ class LocalStorage:
         return found
 
     def _entries(self, prefix: str) -> list[os.DirEntry]:
-        """All but folders: a link in the place of a file is told by who reads it."""
+        """Return all entries but folders; whoever reads a link instead of a file refuses it."""
         if prefix:
             regular_files.check_folders(self.folder, check_name(prefix.removesuffix("/")) + "/")
         return [
@@ -112,19 +112,19 @@ class LocalStorage:
         file_operations.remove_if_there(self.folder / name)
 
     def make_folder(self) -> None:
-        """Makes the folder if need be, and its entry durable.
+        """Make the folder if it is missing, and make its entry durable.
 
         Raises:
-            StoreError: it cannot be made.
+            StoreError: the folder cannot be made.
         """
         self._place("")
         file_operations.sync_above(self.folder)
 
     def remove_left_overs(self) -> None:
-        """Takes away temporary files that a killed process left, and makes the others durable.
+        """Remove temporary files that a killed process left, and make all others durable.
 
-        It may have been killed between naming a record and syncing the folder, and the record
-        counts from now on. Only for who holds the lock.
+        A process may have been killed between naming a commit record and syncing the folder; from
+        now on that record counts. Only the holder of the run's lock may call this.
 
         Raises:
             StorageUnavailableError: the disk fails.
@@ -136,7 +136,7 @@ class LocalStorage:
         patiently(self.address, functools.partial(file_operations.sync_above, self.folder))
 
     def temporary_files(self) -> list[Path]:
-        """Those of processes that write, or were killed."""
+        """Return the temporary files of processes that are writing or were killed."""
         return [
             Path(entry.path)
             for folder in self._folders()
@@ -145,7 +145,7 @@ class LocalStorage:
         ]
 
     def _folders(self) -> list[Path]:
-        """Of a run."""
+        """Return the folders of the run."""
         found = [self.folder]
         regular_files.check_folders(self.folder, RUN_FOLDER)
         waiting = [self.folder / RUN_FOLDER]
@@ -159,11 +159,11 @@ class LocalStorage:
         return found
 
     def _place(self, name: str) -> Path:
-        """The path of a file, in a folder that exists.
+        """Return the path of a file, in a folder that exists afterwards.
 
         Raises:
-            StoreError: it cannot be made; or the run's own folder went away meanwhile, and what
-                stands there now may be another disk.
+            StoreError: the folder cannot be made; or the run's folder disappeared or was replaced
+                (another disk may be mounted there now).
         """
         if name:
             regular_files.check_folders(self.folder, check_name(name))
@@ -174,13 +174,18 @@ class LocalStorage:
                 file_operations.make_folder(self.folder)
                 self._identity = _identity(self.folder)
             elif self._identity != _identity(self.folder):
-                raise StoreError(f"{self.folder} was replaced by another folder during the run")
+                raise StoreError(
+                    f"{self.folder} was replaced by another folder during the run; is another disk"
+                    " mounted there?"
+                )
             if folder != self.folder:
                 file_operations.make_folder(folder)
         except FileNotFoundError:
-            raise StoreError(f"{self.folder} went away during the run") from None
+            raise StoreError(
+                f"{self.folder} disappeared during the run; is its disk still mounted?"
+            ) from None
         except OSError as error:
-            if error.errno in MAY_PASS:  # as when a file is written
+            if error.errno in MAY_PASS:  # the caller retries these
                 raise
             raise StoreError(f"cannot make the folder {folder}: {error.strerror}") from None
         return path

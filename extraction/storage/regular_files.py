@@ -1,9 +1,9 @@
 """The only door for reading files that somebody else may have put there.
 
-Within a run's folder nothing is followed: a link, a FIFO, a device or a socket in the place of a
-file is refused without waiting for it or reading from it. The folder itself may be a link, since
-the user names it; so may files that the user names or that belong to a checkpoint
-(`open_regular`), as long as they lead to regular files.
+Within a run's folder no link is followed: a link, a FIFO, a device or a socket instead of a file is
+refused without waiting for it or reading from it. The folder itself may be a link, since the user
+names it. Files that the user names, and those of a checkpoint, may be links to regular files
+(`open_regular`).
 """
 
 import errno
@@ -15,7 +15,7 @@ from pathlib import Path
 from extraction.errors import UnsafeFileError
 
 NO_WAITING = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-"""Flags of `os.open`: a FIFO or a device is opened at once, to be looked at and closed."""
+"""Flags of `os.open` with which opening a FIFO or a device does not block."""
 
 WITHIN_A_RUN = NO_WAITING | os.O_NOFOLLOW
 """Flags of `os.open` for a file in a run's folder."""
@@ -40,7 +40,7 @@ def open_within(folder: str | Path, name: str) -> io.FileIO:
 
     Raises:
         FileNotFoundError: there is none.
-        UnsafeFileError: it is no regular file, or lies below a link.
+        UnsafeFileError: it is not a regular file, or a folder above it is a link.
     """
     check_folders(folder, name)
     path = os.path.join(folder, name)
@@ -58,8 +58,8 @@ def open_regular(path: str | Path) -> io.FileIO:
     """Open a file that the user named for reading, unbuffered; links to it are followed.
 
     Raises:
-        OSError: there is none, or it cannot be read.
-        UnsafeFileError: it is no regular file.
+        OSError: there is no such file, or it cannot be read.
+        UnsafeFileError: it is not a regular file.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | NO_WAITING)
@@ -72,7 +72,7 @@ def open_regular(path: str | Path) -> io.FileIO:
 
 
 def check_folders(folder: str | Path, name: str) -> None:
-    """Make sure that the folders in which a file of a run lies, or will, are folders.
+    """Check that the parent folders of a run's file, where they exist, are folders.
 
     Raises:
         UnsafeFileError: one is a link or a file.
@@ -89,10 +89,10 @@ def check_folders(folder: str | Path, name: str) -> None:
 
 
 def check_descriptor(descriptor: int, path: str | Path) -> None:
-    """Make sure that what was opened is a regular file, or close it.
+    """Check that an open descriptor is a regular file, else close it and raise.
 
     Raises:
-        UnsafeFileError: it is none.
+        UnsafeFileError: it is something else.
     """
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
@@ -101,6 +101,6 @@ def check_descriptor(descriptor: int, path: str | Path) -> None:
 
 
 def _unsafe(path: str | Path, mode: int, wanted: str = "a regular file") -> UnsafeFileError:
-    kind = _KINDS.get(stat.S_IFMT(mode), "no file")
+    kind = _KINDS.get(stat.S_IFMT(mode), "something else")
     advice = "; `cp -rL` makes a copy without links" if stat.S_ISLNK(mode) else ""
     return UnsafeFileError(f"{path} is {kind}, not {wanted}; it was not read{advice}")

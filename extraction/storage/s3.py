@@ -1,11 +1,13 @@
-"""A run's files in an S3 bucket, Amazon's or one of a service that speaks its protocol.
+"""A run's files in an S3 bucket, Amazon's or that of a compatible service.
 
-Objects are published with `If-None-Match: *`, which S3 has known since 2024: what is there already
-is refused with 412, and recognised as our own by size and crc32c. The client (obstore) sends a
-checksum with every object, uploads large ones in parts, and repeats what fails in passing.
+Objects are published with `If-None-Match: *`, which S3 has supported since 2024. If the object
+exists, S3 refuses with 412, and the object is compared with ours by size and crc32c. The client
+(obstore) sends a checksum with every object, uploads large ones in parts, and retries transient
+failures.
 
-Credentials are those of boto3 where it is installed (profiles, SSO, roles), else of the environment
-or the machine. `AWS_ENDPOINT_URL` names another service; it may be http:// for one on this machine.
+Credentials are those of boto3 where it is installed (profiles, SSO, roles), else those of the
+environment or the machine. `AWS_ENDPOINT_URL` names a compatible service; it may be an http://
+address.
 """
 
 import contextlib
@@ -23,10 +25,10 @@ from extraction.storage import Content, FileInfo, pieces
 from extraction.storage.names import check_name
 
 CRC32C = "crc32c"
-"""Attribute of every object: what S3's own listing does not tell."""
+"""Attribute of every object that holds its crc32c, which S3's listing does not tell."""
 
 TIMEOUT = "300s"
-"""For one request: a part of an object, or a page of a listing."""
+"""Time limit of one request: a part of an object, or a page of a listing."""
 
 
 class S3Storage:
@@ -36,7 +38,7 @@ class S3Storage:
         address: bucket and prefix.
 
     Raises:
-        StoreError: the address is none of a bucket.
+        StoreError: the address does not name a bucket.
     """
 
     is_local = False
@@ -48,11 +50,11 @@ class S3Storage:
         self.address = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
         self._bucket, self._prefix = bucket, prefix
         self._opened: tuple[int, S3Store] | None = None
-        _ = self._store  # refused now, not after a while
+        _ = self._store  # so that wrong settings are refused now, not in mid-run
 
     @property
     def _store(self) -> S3Store:
-        """The client of this process; its threads are none of a process that is forked."""
+        """The client of this process; a forked process cannot use its parent's threads."""
         process = os.getpid()
         if self._opened is None or self._opened[0] != process:
             with self._explained():
@@ -67,7 +69,7 @@ class S3Storage:
         return self._opened[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what goes into a pickle: all but the client, which is made anew when needed."""
+        """Return the state to pickle: all but the client, which is opened again when needed."""
         return vars(self) | {"_opened": None}
 
     def names(self, prefix: str = "") -> list[str]:
@@ -117,7 +119,7 @@ class S3Storage:
         return FileInfo(bytes=size, crc32c=attributes.get(CRC32C))
 
     def missing_permissions(self) -> list[str]:
-        """See `CloudStorage.missing_permissions`; S3 tells none before they are needed."""
+        """Return an empty list: S3 cannot be asked for permissions in advance."""
         return []
 
     def put_new(
@@ -129,7 +131,7 @@ class S3Storage:
             self._put(name, content, attributes, mode="create")
         except FileExistsError:
             wanted = FileInfo(bytes=len(content), crc32c=crc32c(content))
-            if self.info(name) != wanted:  # it is not what a lost answer was about
+            if self.info(name) != wanted:  # not our own object, whose answer was lost
                 raise
 
     def replace(self, name: str, data: Content) -> None:
@@ -154,7 +156,7 @@ class S3Storage:
             obstore.put(self._store, check_name(name), content, mode=mode, attributes=told)
 
     def _head(self, name: str) -> tuple[int, Mapping[str, str]]:
-        """Size and attributes of a file."""
+        """Return size and attributes of a file."""
         with self._explained(name):
             found = obstore.get(self._store, check_name(name), options={"head": True})
             return found.meta["size"], {str(key): value for key, value in found.attributes.items()}
@@ -183,7 +185,7 @@ class S3Storage:
 
 
 class _BehindTheEndError(Exception):
-    """A range begins at or behind the end of a file."""
+    """A range begins at or after the end of a file."""
 
 
 def _is_plain_http() -> bool:
@@ -192,7 +194,7 @@ def _is_plain_http() -> bool:
 
 
 def _of_boto3() -> dict[str, Any]:
-    """Region and credentials as boto3 finds them, if it is installed and finds any."""
+    """Return region and credentials as boto3 finds them; empty without boto3 or credentials."""
     try:
         import boto3
         from obstore.auth.boto3 import Boto3CredentialProvider

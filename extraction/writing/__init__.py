@@ -1,5 +1,6 @@
-"""From rows to durable files: `extractor` gives the public writer, `committer` commits a unit.
+"""From rows to durable files.
 
-`finalise` derives metadata.json, `upload` copies a run to its bucket, `disk_retry` waits while the
-disk is full.
+`activation_writer` and `extractor` are the public writers, `committer` commits a unit, `finalise`
+derives `metadata.json`, `upload` copies a run to its bucket, `disk_retry` retries while the disk is
+full.
 """

@@ -1,10 +1,9 @@
-"""The writer for loops of one's own: rows in, numbered batches out.
+"""The writer for your own loops: rows in, numbered batches out.
 
     with ActivationWriter("run", {"layer_6": 896, "layers.6.mlp.post": 4864}) as writer:
         writer.add(rows)
 
-Every hook point has a width of its own; all hook points of a batch hold the same rows in the same
-order.
+Each hook point has its own width; all hook points of a batch hold the same rows in the same order.
 """
 
 import contextlib
@@ -25,17 +24,17 @@ from extraction.writing.run_writer import RunWriter
 
 
 class ActivationWriter:
-    """Collects rows and writes `layer_6_batch_000001.pkl` and its siblings, and `metadata.json`.
+    """Collects rows and writes `layer_6_batch_000001.pkl`, its siblings and `metadata.json`.
 
-    Use it in a `with` block: a block that ends in order writes the rest and marks the run
-    complete; one that ends with an exception leaves what was published, all of it valid. Until the
-    first batch is written, nothing is made.
+    Use it in a `with` block. A block that ends without an error writes the remaining rows and marks
+    the run complete; one that ends with an exception leaves the published batches, all of them
+    valid. The folder is made when the first batch is written.
 
     Args:
-        address: folder of the run or `gs://bucket/prefix`; it must not hold another run. Also an
-            open back end.
-        widths: of each hook point, in the order of the metadata.
-        model_name: as it shall stand in the metadata.
+        address: folder of the run, `gs://bucket/prefix`, or an open `Storage`; it must not hold
+            another run.
+        widths: width of each hook point, by name, in the order of the metadata.
+        model_name: the model's name for the metadata.
         hidden_dim: width of the residual stream; None: the first hook point's.
         rows_per_file: rows of each hook point in a file.
         store_format: `pickle` or `safetensors`.
@@ -45,8 +44,8 @@ class ActivationWriter:
         run: settings and versions for the metadata.
 
     Raises:
-        ExistingRunError: there is a run already.
-        StoreError: the folder cannot be used, or a setting is none.
+        ExistingRunError: the folder already holds a run.
+        StoreError: the folder or a setting cannot be used.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class ActivationWriter:
         if rows_per_file < 1:
             raise StoreError(f"rows_per_file must be at least 1, not {rows_per_file}")
         if not widths:
-            raise StoreError("no hook point to write")
+            raise StoreError('widths is empty; name a hook point, as in {"layer_6": 896}')
         written_format(store_format)
         for hook_point in widths:
             check_hook_point(hook_point)
@@ -90,7 +89,7 @@ class ActivationWriter:
 
     @property
     def hook_points(self) -> tuple[str, ...]:
-        """Names, in the order of the metadata."""
+        """The names of the hook points, in the order of the metadata."""
         return tuple(self.widths)
 
     def __repr__(self) -> str:
@@ -110,22 +109,23 @@ class ActivationWriter:
             if exception_type is None:
                 self.close()
             elif self._written:
-                # The block's own exception tells more than what goes wrong here.
+                # The block's own exception says more than an error here would.
                 with contextlib.suppress(OSError, StoreError):
                     self._claim.close()
                     self._writer.write_metadata()
 
     def add(self, block: RowBlock) -> None:
-        """Take rows; write every batch that they fill.
+        """Take rows, and write every batch that is full.
 
         Raises:
-            StoreError: hook points or widths differ from the run's, it is closed, or a write
-                failed earlier.
+            StoreError: hook points or widths differ from the run's, the writer is closed, or a
+                write failed earlier.
         """
         self._check_open()
         if set(block.activations) != set(self.widths):
             raise StoreError(
-                f"rows of {sorted(block.activations)} do not fit a run of {list(self.widths)}"
+                f"the rows have the hook points {sorted(block.activations)}; this run has"
+                f" {list(self.widths)}"
             )
         for name, values in block.activations.items():
             if values.ndim != 2 or values.shape[1] != self.widths[name]:
@@ -163,22 +163,22 @@ class ActivationWriter:
 
     @property
     def rows_written(self) -> int:
-        """Rows per hook point in published files."""
+        """Rows of each hook point in published files."""
         return self._written.n_rows
 
     @property
     def batches(self) -> tuple[BatchSummary, ...]:
-        """What was committed."""
+        """The committed batches."""
         return tuple(self._written.batches())
 
     def _check_open(self) -> None:
         if self._closed:
-            raise StoreError("this writer is closed; a run cannot be added to")
+            raise StoreError("this writer is closed; open another one, with an empty folder")
         if self._failed:
-            raise StoreError("a write failed earlier; what was published stays, no more can follow")
+            raise StoreError("a write failed earlier; published batches stay, no more can be added")
 
     def _begin(self) -> None:
-        """Claim the folder when the first batch is there, so that until then nothing is made."""
+        """Claim the folder, when the first batch is about to be written."""
         if not self._begun:
             self._claim.enter_context(self._writer.begun())
             self._begun = True

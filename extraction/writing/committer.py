@@ -1,12 +1,12 @@
-"""From the rows of a unit to a batch that exists: serialise, publish, record.
+"""From the rows of a unit to a committed batch: serialise, publish, record.
 
-The files come first and the record last, so a process that dies in between leaves files that
-nobody counts; the next attempt at the unit replaces them. A full disk is waited for: the unit stays
-in memory and nothing else goes on meanwhile; then its files are written from the first one on.
+The files are written first and the commit record last, so a process that dies in between leaves
+files that nobody counts; the next attempt at the unit replaces them. While the disk is full, the
+committer waits with the unit in memory, and then writes all of its files again.
 
-One thread, the caller's, touches the disk. While it writes a file, a second one works out the
-file's checksums and the content of the next, and for large files a third one the statistics, so
-that the disk need not wait.
+Only the caller's thread touches the disk. While it writes a file, a second thread computes the
+file's checksums and the content of the next file, and for large files a third thread computes the
+statistics, so that the disk does not wait.
 """
 
 import contextlib
@@ -32,26 +32,26 @@ from extraction.storage import Buffers, Storage
 from extraction.writing.disk_retry import FULL, STALL_TIMEOUT, patiently
 
 CONTENTS = 3
-"""Most contents of files that are in memory: looked at, written, and made for later."""
+"""Most files held in memory at once: one being checksummed, one written, one serialised."""
 
 LARGE_ROWS = 4 << 20
-"""Bytes of a hook point's rows from which on a thread of its own counts their statistics. With
-small ones it would take the interpreter from the thread that writes more often than it saves time.
+"""Bytes of a hook point's rows from which a separate thread computes their statistics. For fewer,
+contention for the interpreter lock costs the writing thread more than the third thread saves.
 """
 
 
 class Committer:
-    """Writes units.
+    """Commits units.
 
     Args:
         storage: of the run.
         hook_points: names, in the order of their files.
-        file_format: one that is written.
-        dtype: that activations are stored in.
-        stall_timeout: seconds that a full disk is waited for.
+        file_format: `pickle` or `safetensors`.
+        dtype: dtype of the stored activations, `float32` or `bfloat16`.
+        stall_timeout: seconds to wait while the disk is full.
 
     Raises:
-        StoreError: the format does not hold the dtype.
+        StoreError: the format cannot store the dtype.
     """
 
     def __init__(
@@ -78,25 +78,25 @@ class Committer:
         outputs: Sequence[Mapping[str, Any]] | None = None,
         n_sequences: int | None = None,
     ) -> CommitRecord:
-        """Writes the files of a unit and its record; afterwards the batch exists.
+        """Write the files of a unit and then its commit record; afterwards the batch exists.
 
         A batch that exists already is left as it is, and its record returned.
 
         Args:
-            batch_id: of the unit, from 1.
+            batch_id: number of the unit, from 1.
             block: its rows; None if it has none.
-            outputs: the output lines of its samples, skipped ones among them; None: the run has
-                no output lines.
-            n_sequences: samples to count for it; None: all that have rows here.
+            outputs: the output lines of its samples, including skipped ones; None: the run has no
+                output lines.
+            n_sequences: samples to count for it; None: all that have rows in it.
 
         Raises:
-            StorageUnavailableError: the disk stayed full, or fails. Nothing of the unit exists
-                then; what was committed before does.
+            StorageUnavailableError: the disk stayed full, or fails. The unit does not exist then;
+                units committed before it do.
             ConflictError: another process committed the batch meanwhile.
         """
         log = CommitLog(self._storage)
         with contextlib.suppress(FileNotFoundError):
-            return log.read(batch_id)  # to write its files again would belie the record
+            return log.read(batch_id)  # its files must stay as the record says
         record = self._patiently(lambda: self._write(batch_id, block, outputs, n_sequences))
         if not self._patiently(lambda: log.put(record)) and log.read(batch_id) != record:
             raise self._overtaken(batch_id)
@@ -104,8 +104,8 @@ class Committer:
 
     def _overtaken(self, batch_id: int) -> ConflictError:
         return ConflictError(
-            f"{self._storage.address}: another process committed batch {batch_id} meanwhile;"
-            " run verify there"
+            f"{self._storage.address}: another process committed batch {batch_id} at the same time;"
+            f" run `python -m extraction verify {self._storage.address}`"
         )
 
     def _write(
@@ -115,7 +115,7 @@ class Committer:
         outputs: Sequence[Mapping[str, Any]] | None,
         n_sequences: int | None,
     ) -> CommitRecord:
-        """Writes the files of a unit, over those of an attempt that came to no record."""
+        """Write the files of a unit, replacing those of an attempt without a commit record."""
         files: dict[str, Future[CommittedFile]] = {}
         statistics: dict[str, Future[RowStatistics]] = {}
 
@@ -141,8 +141,8 @@ class Committer:
                 files[name] = helper.submit(CommittedFile.of, name, data)
                 yield name, data
 
-        # As the helper does one thing after the other, a content is there only when it has looked
-        # at the one but last, which keeps to `CONTENTS`.
+        # The helper runs its tasks in order: a file is serialised only after the file two before
+        # it was checksummed, so there are never more than `CONTENTS` in memory.
         with ThreadPoolExecutor(1, "commit") as helper, ThreadPoolExecutor(1, "count") as third:
             try:
                 self._storage.replace_all(looked_at())
@@ -170,10 +170,10 @@ class Committer:
         )
 
     def _make_room(self, batch_id: int, names: Iterable[str]) -> None:
-        """Removes the files of an attempt, which take room too.
+        """Remove the files of a failed attempt, which take room too.
 
         Raises:
-            ConflictError: another process committed the batch meanwhile: they are its files now.
+            ConflictError: another process committed the batch meanwhile; the files are now its own.
         """
         if batch_id in CommitLog(self._storage).batch_ids():
             raise self._overtaken(batch_id)
@@ -183,7 +183,7 @@ class Committer:
     def _serialised(
         self, block: RowBlock, helper: Executor
     ) -> Iterator[tuple[str, SerialisedBatch]]:
-        """Of each hook point the file's content; the helper works on the next one meanwhile."""
+        """Yield each hook point's file content, while the helper serialises the next one."""
 
         def serialise(hook: str) -> SerialisedBatch:
             return self._format.serialise(hook, block, self._dtype, self._memory)
@@ -197,7 +197,7 @@ class Committer:
 
 
 def keys_digest(block: RowBlock | None, outputs: Sequence[Mapping[str, Any]] = ()) -> str:
-    """sha256 over the keys of the rows and the generated tokens, in order."""
+    """Return the sha256 over the keys of the rows and the generated tokens, in order."""
     digest = hashlib.sha256()
     if block is not None:
         digest.update(json.dumps(block.task_ids.tolist()).encode())

@@ -1,4 +1,4 @@
-"""Writes that outlast a full disk, and a disk that fails once."""
+"""Retries of writes while the disk is full, and once when it fails."""
 
 import errno
 import logging
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STALL_TIMEOUT = 600.0
-"""Seconds that a full disk is waited for."""
+"""Seconds to wait while the disk is full."""
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 
@@ -21,19 +21,19 @@ T = TypeVar("T")
 
 
 def patiently(address: str, write: Callable[[], T], stall_timeout: float = STALL_TIMEOUT) -> T:
-    """Waits while the disk is full, and tries once more where it fails.
+    """Write, retrying while the disk is full, and once if it fails otherwise.
 
-    A write that failed is done again from its beginning, under another temporary name: after
-    a failed fsync the same file must not be trusted.
+    A failed write is repeated from its beginning, under another temporary name: after a failed
+    fsync the same file must not be trusted.
 
     Args:
-        address: of the storage, for messages.
-        write: what is to be done; it can be done again.
-        stall_timeout: seconds that a full disk is waited for, besides those that `write` takes.
+        address: address of the storage, for messages.
+        write: the write, which can be repeated.
+        stall_timeout: seconds to wait while the disk is full, without those that `write` takes.
 
     Raises:
         StorageUnavailableError: the disk stayed full, or failed twice.
-        FileExistsError: by `write`; to try again would not help.
+        FileExistsError: `write` raised it; repeating would not help.
     """
     wait, left, failed = FIRST_WAIT, stall_timeout, False
     while True:
@@ -45,8 +45,8 @@ def patiently(address: str, write: Callable[[], T], stall_timeout: float = STALL
             full = error.errno in FULL
             if (full and wait > left) or (not full and failed):
                 raise StorageUnavailableError(
-                    f"{address}: {error.strerror or error}; what is committed is whole, and a run"
-                    f" with {setting('resume', True)} goes on from there"
+                    f"{address}: {error.strerror or error}; all committed units are safe; run again"
+                    f" with {setting('resume', True)} to go on from them"
                 ) from None
             failed |= not full
             log.warning("%s: %s; trying again", address, error)

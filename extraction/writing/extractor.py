@@ -1,6 +1,6 @@
-"""Founding document 004's writer: one layer's activation at a time.
+"""The writer of founding document 004: one layer's activation at a time.
 
-`extract_layer_activation` is its call; it ends in `ActivationWriter.add`.
+`extract_layer_activation` collects the layers of a token and calls `ActivationWriter.add`.
 """
 
 import dataclasses
@@ -19,19 +19,19 @@ from extraction.writing.activation_writer import ActivationWriter
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ActivationExtractionConfig:
-    """What is captured, and where it goes.
+    """Which layers are captured, and where their rows go.
 
     Attributes:
         output_dir: folder of the run; it must not hold another.
         layers_to_extract: block numbers.
         hidden_dim: width of the residual stream.
-        model_name: as it shall stand in the metadata.
+        model_name: the model's name for the metadata.
         save_every_n_samples: rows per layer and file.
         file_format: `pickle` or `safetensors`.
         store_dtype: `float32`, or `bfloat16` where the format holds it.
-        gcs_bucket: `gs://bucket/prefix` to upload to; the folder is then emptied behind the
-            uploads.
-        upload_to_cloud: False keeps the files here although a bucket is named.
+        gcs_bucket: `gs://bucket/prefix` to upload to; each file is removed from the folder after
+            its upload.
+        upload_to_cloud: False: do not upload, although a bucket is named.
         run: settings and versions for the metadata.
     """
 
@@ -52,22 +52,22 @@ class ActivationExtractionConfig:
                 f"save_every_n_samples must be at least 1, not {self.save_every_n_samples}"
             )
         if not self.layers_to_extract:
-            raise StoreError("no layer to extract")
+            raise StoreError("layers_to_extract is empty; give block numbers, such as [6, 12]")
         if min(self.layers_to_extract) < 0:
-            raise StoreError(f"a layer is below 0 in {list(self.layers_to_extract)}")
+            raise StoreError(f"layers_to_extract has negative ones: {list(self.layers_to_extract)}")
         if len(set(self.layers_to_extract)) < len(self.layers_to_extract):
-            raise StoreError(f"a layer is named twice in {list(self.layers_to_extract)}")
+            raise StoreError(f"layers_to_extract repeats a layer: {list(self.layers_to_extract)}")
         written_format(self.file_format)
         if self.upload_to_cloud and self.gcs_bucket is None:
-            raise StoreError("upload_to_cloud needs a gcs_bucket")
+            raise StoreError("upload_to_cloud needs gcs_bucket='gs://bucket/prefix'")
 
 
 class ActivationExtractor(ActivationWriter):
     """An `ActivationWriter` for some layers of one width, which takes one layer at a time.
 
     Args:
-        config: what is captured, and where it goes.
-        storage: back end; None: the folder or address `config.output_dir`.
+        config: which layers are captured, and where their rows go.
+        storage: an open storage; None: that of the address `config.output_dir`.
 
     Raises:
         ExistingRunError: the folder already holds a run.
@@ -101,20 +101,20 @@ class ActivationExtractor(ActivationWriter):
         position: int | Sequence[int] | np.ndarray = UNKNOWN,
         token_id: int | Sequence[int] | np.ndarray = UNKNOWN,
     ) -> None:
-        """Takes one layer's activation of one token, or of one token of each of B sequences.
+        """Take one layer's activation of one token, or of one token of each of B samples.
 
         A token's row is complete when every layer of the run has been given.
 
         Args:
             layer_idx: block number.
-            activation: `[D]`, or `[B, D]` with sequences of length B for task_id and sample_idx
-                (the others may also be one value for all).
-            task_id: of the sample.
-            sample_idx: of the sample within the task.
+            activation: `[D]`, or `[B, D]` with lists of length B for task_id and sample_idx (each
+                of the other arguments may also be one value for all).
+            task_id: id of the sample's task.
+            sample_idx: number of the sample within the task.
             step: 0 for a prompt token, t for the t-th generated one; None: the number of earlier
                 rows of this sample.
-            position: of the token in its sequence, from 0; -1: not told.
-            token_id: of the token; -1: not told.
+            position: index of the token in its sample, from 0; -1: unknown.
+            token_id: id of the token; -1: unknown.
 
         Raises:
             StoreError: the layer is not one of the run's, was given twice, or shapes do not fit.
@@ -122,13 +122,15 @@ class ActivationExtractor(ActivationWriter):
         self._check_open()
         name = f"layer_{layer_idx}"
         if name not in self.hook_points:
-            raise StoreError(f"{name} is not captured by this run, {list(self.hook_points)} are")
+            raise StoreError(
+                f"layer_idx {layer_idx} is not in this run, which has {list(self.hook_points)}"
+            )
         values = np.array(activation)  # a copy: the caller may use the array again
         if values.ndim == 1:
             values = values[None]
         rows = len(values) if values.ndim == 2 else 1
         told: list[Any] = [task_id, sample_idx, step, position, token_id]
-        # One step, position or token id may stand for all rows; a task and sample for one row only.
+        # One step, position or token id may hold for all rows; one task or sample, for one row.
         spread = (1, 1, rows, rows, rows)
         columns = [
             [value] * times if np.ndim(value) == 0 else list(value)
@@ -136,11 +138,12 @@ class ActivationExtractor(ActivationWriter):
         ]
         if values.ndim != 2 or {len(column) for column in columns} != {rows}:
             raise StoreError(
-                f"an activation of shape {list(values.shape)} needs {rows} task ids, sample"
-                f" indices and so on, not {[len(column) for column in columns]}"
+                f"activation has the shape {list(values.shape)}, so task_id, sample_idx, step,"
+                f" position and token_id must have {rows} values each, not"
+                f" {[len(column) for column in columns]}"
             )
         tasks, samples = [str(task) for task in columns[0]], [int(s) for s in columns[1]]
-        # Steps not told are counted before any row is taken: the last layer's rows move the count.
+        # Count missing steps before taking any row: the last layer's rows change the count.
         count = {}
         for i, sequence in enumerate(zip(tasks, samples, strict=True)):
             if columns[2][i] is None:

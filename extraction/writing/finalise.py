@@ -1,8 +1,8 @@
-"""What is derived from the commit records, by any process, at any time.
+"""Files derived from the commit records, by any process, at any time.
 
-`metadata.json` says what the folder holds; `outputs.jsonl` joins the output lines of all batches
-in the order of the samples. Both are pure functions of `_run/`, so it does not matter which
-process writes them last, or whether it was one of the run's at all.
+`metadata.json` says what the run holds; `outputs.jsonl` joins the output lines of all batches in
+the order of the samples. Both are pure functions of `_run/`, so it does not matter which process
+writes them last, or whether that process belongs to the run.
 """
 
 import functools
@@ -24,9 +24,6 @@ from extraction.storage import Storage
 from extraction.storage.bounded import TooLargeError, get_at_most
 from extraction.writing.disk_retry import STALL_TIMEOUT, patiently
 
-"""Folder of a file for each process: `rows` that were computed again (version 0.1.0: `samples`),
-`largest_error`, null if infinite, and where rows are wrong `failed`, which says how."""
-
 
 def write_metadata(
     storage: Storage,
@@ -35,17 +32,18 @@ def write_metadata(
     *,
     stall_timeout: float = STALL_TIMEOUT,
 ) -> RunTotals:
-    """Writes `metadata.json` of all that is committed, and gives the totals.
+    """Write `metadata.json` of all committed batches, and return their totals.
 
-    Another process may commit meanwhile and write it too, and be overwritten with less. So
-    afterwards each looks again: the last to write then wrote everything.
+    Another process may commit a batch and write the file in between, and be overwritten with less.
+    So each process looks again after writing, and writes again if there is more: the last file
+    names every batch.
 
     Args:
         storage: of the run.
-        totals: of an earlier call for the same run, brought up to date; records that are in it
-            are not read again.
-        copies: where the same document is to stand besides.
-        stall_timeout: seconds that a full disk is waited for.
+        totals: those of an earlier call for the same run, which are brought up to date; their
+            commit records are not read again.
+        copies: further storages that the same document is written to.
+        stall_timeout: seconds to wait while the disk is full.
 
     Raises:
         StoreError: the folder holds no run.
@@ -69,7 +67,7 @@ def write_metadata(
 def derived_document(
     storage: Storage, identity: RunIdentity, totals: RunTotals, *, list_files: bool = True
 ) -> bytes:
-    """`metadata.json` of a run with these totals; without `list_files` as if no batch had any."""
+    """Return `metadata.json` for these totals; without `list_files` it names no batch's files."""
     batches = [
         BatchFile(
             batch_id=batch.batch_id,
@@ -105,7 +103,10 @@ def derived_document(
 
 
 def read_self_check(storage: Storage, name: str) -> dict[str, Any]:
-    """What a process found when it computed some rows again.
+    """Return what a process's self-check found when it computed some rows again.
+
+    Its fields: `rows` that were computed again (version 0.1.0: `samples`), `largest_error` (null
+    if infinite) and, where rows are wrong, `failed`, which says how.
 
     Raises:
         StoreError: the file is damaged.
@@ -122,19 +123,19 @@ def read_self_check(storage: Storage, name: str) -> dict[str, Any]:
         and isinstance(found.get("largest_error"), int | float | None)
         and isinstance(found.get("failed", ""), str)
     ):
-        raise StoreError(f"{name} is damaged: it is no object of rows and largest_error")
+        raise StoreError(f"{name} is damaged: it must be an object with rows and largest_error")
     return found
 
 
 def copy_self_checks(sources: Sequence[Storage], out: Storage) -> None:
-    """Gives a run what the self-checks of others found, so that rows marked as wrong stay so."""
+    """Copy the self-checks of other runs into a run, so that wrong rows stay marked."""
     found = [read_self_check(source, n) for source in sources for n in source.names(SELF_CHECKS)]
     for number, check in enumerate(found):
         out.replace(self_check_name(number), json.dumps(check).encode())
 
 
 def planned_batches(storage: Storage, identity: RunIdentity) -> int | None:
-    """Batches of the finished run; None while that is not known."""
+    """Return the number of batches of the finished run; None while it is not known."""
     if identity.planned_batches is not None:
         return identity.planned_batches
     try:
@@ -157,7 +158,7 @@ def close(storage: Storage, batches: int) -> None:
 
 
 def output_lines(storage: Storage, records: Iterable[CommitRecord]) -> Iterator[dict[str, Any]]:
-    """The output lines of all batches, batch by batch."""
+    """Yield the output lines of all batches, batch by batch."""
     files = [record.outputs for record in records if record.outputs is not None]
     largest = max((file.bytes for file in files), default=0)
     for _, found in read_files(storage, [file.file for file in files], largest):

@@ -1,4 +1,4 @@
-"""Where a run's files are written first, and where they go from there."""
+"""The local folder that a run's files are written to, and the bucket they are uploaded to."""
 
 import hashlib
 import os
@@ -9,18 +9,19 @@ from extraction.storage import scheme_of
 
 
 def spool_folder(address: str) -> Path:
-    """Return the folder in the user's cache where files wait for the upload to an address."""
+    """Return the folder in the user's cache where files wait to be uploaded to an address."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.sha256(address.rstrip("/").encode()).hexdigest()[:16]
     return cache / "qwen-activation-extraction" / "spool" / name
 
 
 def places(address: str | Path, upload_to: str | None) -> tuple[str | Path, str | None]:
-    """Return the local folder of a run, and where it is uploaded to, if anywhere.
+    """Return the local folder of a run, and the address it is uploaded to or None.
 
     Args:
-        address: a folder, or `gs://bucket/prefix`, whose files wait in the user's cache.
-        upload_to: `gs://bucket/prefix`, where the address is a folder.
+        address: a folder, or `gs://bucket/prefix`, for which the local folder is in the user's
+            cache.
+        upload_to: `gs://bucket/prefix` to upload to, if `address` is a folder.
 
     Raises:
         StoreError: two buckets are named.
@@ -29,7 +30,7 @@ def places(address: str | Path, upload_to: str | None) -> tuple[str | Path, str 
         return address, upload_to
     if upload_to is not None:
         raise StoreError(
-            f"{address} and {upload_to} are both in a bucket; give the folder that files wait in,"
-            " or one of the two alone"
+            f"{address} and {upload_to} are both in a bucket; give one of them alone, or a local"
+            f" folder instead of {address}"
         )
     return spool_folder(str(address)), str(address)

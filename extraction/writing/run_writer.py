@@ -1,7 +1,7 @@
-"""A run that is being written: claimed, committed to, uploaded, brought to its end.
+"""Writing a run: claim it, commit to it, upload it, finish it.
 
-With an upload the local folder is a spool, which is emptied as the files arrive, and the bucket's
-commit records are the truth; without, the folder's are.
+With an upload the local folder is a spool, from which each file is removed after its upload, and
+the bucket's commit records say which batches exist. Without an upload, the folder's records do.
 """
 
 import contextlib
@@ -25,20 +25,20 @@ SPOOL_BYTES = 8_000_000_000
 
 
 class RunWriter:
-    """One process's way to write a run.
+    """Writes the batches of one process of a run.
 
     Args:
-        address: a folder, `gs://bucket/prefix`, or an open back end.
-        identity: of the run.
-        upload_to: `gs://bucket/prefix`, where the address is a folder.
-        resume: the run may exist already, and goes on.
-        process: number of this process among those of the run.
-        spool_bytes: that may wait to be uploaded.
+        address: a folder, `gs://bucket/prefix`, or an open `Storage`.
+        identity: identity of the run.
+        upload_to: `gs://bucket/prefix` to upload to, if `address` is a folder.
+        resume: whether the run may exist already, and is then continued.
+        process: number of this process among those of the run, from 0.
+        spool_bytes: most bytes that may wait to be uploaded.
         explaining: see `check_identity`.
 
     Attributes:
-        identity: of the run; after `begun` that of the run which goes on.
-        storage: holds the truth: the bucket, or the folder.
+        identity: identity of the run; after `begun` that of the run which is continued.
+        storage: the storage whose commit records count: the bucket, or the folder.
 
     Raises:
         StoreError: the folder or the bucket cannot be used, or holds another run.
@@ -64,7 +64,7 @@ class RunWriter:
         self.storage: Storage = self._cloud or self._spool
         self.identity = identity
         self._resume, self._process, self._spool_bytes = resume, process, spool_bytes
-        identity.to_json()  # what JSON cannot hold is refused now, not after a batch
+        identity.to_json()  # refuses settings that JSON cannot hold before any batch is computed
         self._committer = Committer(
             self._spool, identity.hook_points, identity.file_format, identity.dtype
         )
@@ -83,10 +83,10 @@ class RunWriter:
 
     @contextlib.contextmanager
     def begun(self, *, first: bool = True) -> Iterator[None]:
-        """Claim the run; the end waits for all uploads.
+        """Claim the run for a `with` block, whose end waits for all uploads.
 
         Args:
-            first: this process begins the run; the others of the same run follow it.
+            first: whether this process begins the run; exactly one process does, before the others.
 
         Raises:
             ExistingRunError: another process writes there, or was quicker.
@@ -101,18 +101,21 @@ class RunWriter:
             stack.callback(lock.release)
             if first:
                 self._spool.remove_left_overs()
-        # The truth's identity first: the spool then takes on the same.
+        # First the storage whose records count; the spool then gets the same identity.
         for place in reversed(self._places()):
             found = begin(place, self.identity, exclusive=first and isinstance(place, LocalStorage))
             if found.run_id == self.identity.run_id:
                 continue
             if place is not self.storage:
                 raise ExistingRunError(
-                    f"{place.address} holds another run than {self.storage.address}; choose"
-                    f" another {setting('activations_dir')}, nothing was changed"
+                    f"{place.address} holds another run than {self.storage.address}; nothing was"
+                    f" changed; choose another {setting('activations_dir')}"
                 )
             if first and not self._resume:
-                raise ExistingRunError(f"another run was quicker to begin in {place.address}")
+                raise ExistingRunError(
+                    f"another process began a run in {place.address} at the same time; choose"
+                    f" another {setting('activations_dir')}"
+                )
             self.identity = found
         if self._cloud is not None:
             from extraction.writing.upload import Uploader  # only where there is a cloud
@@ -125,7 +128,7 @@ class RunWriter:
 
     def committed(self) -> set[int]:
         """Return the ids of batches that exist or wait to be uploaded."""
-        # The spool first: what is uploaded in between is then in one of the two.
+        # The spool first: a batch that is uploaded in between is then found in one of the two.
         return CommitLog(self._spool).batch_ids() | CommitLog(self.storage).batch_ids()
 
     def commit(
@@ -139,10 +142,10 @@ class RunWriter:
         return self._committer.commit(batch_id, block, outputs, n_sequences)
 
     def upload(self, record: CommitRecord) -> None:
-        """Make a batch of the folder exist in the bucket, if there is one, in the background.
+        """Upload a batch of the spool to the bucket in the background, if there is a bucket.
 
         Raises:
-            StoreError: what an earlier upload failed with.
+            StoreError: an earlier upload failed.
         """
         if self._uploader is not None:
             self._uploader.add(record)
@@ -150,11 +153,11 @@ class RunWriter:
     def write_metadata(
         self, totals: RunTotals | None = None, *, here_too: bool = False
     ) -> RunTotals:
-        """Write `metadata.json` of what exists, and return the totals.
+        """Write `metadata.json` of all committed batches, and return their totals.
 
         Args:
-            totals: of an earlier call, brought up to date.
-            here_too: also into the folder that files waited in.
+            totals: those of an earlier call, which are brought up to date.
+            here_too: also write it to the spool.
         """
         copies = [self._spool] if here_too and self._cloud is not None else []
         return write_metadata(self.storage, totals, copies)

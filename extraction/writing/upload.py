@@ -1,12 +1,12 @@
-"""From a local folder to the cloud: unit by unit, files first, record last.
+"""Upload from a local folder to the cloud: unit by unit, files first, commit record last.
 
 During a run the local folder is a spool: each unit is committed there, uploaded in the background,
-and taken away when the cloud holds its record. The spool is bounded, so a slow network slows the
-run down and never fills the disk. After a run `upload_folder` does the same with what is there, as
-often as one likes.
+and removed when the cloud holds its commit record. The spool is bounded, so a slow network slows
+the run down and never fills the disk. After a run `upload_folder` uploads a folder, and may be
+repeated.
 
-An object that is there already, from an attempt that was cut off, is never overwritten: if it is
-the same unit of the same run it is taken as it stands, else the upload stops and says so.
+An object that an interrupted attempt left in the cloud is never overwritten: if it belongs to the
+same unit of the same run it is kept, else the upload stops and says so.
 """
 
 import dataclasses
@@ -40,11 +40,11 @@ SPOOL_BYTES = 8 << 30
 
 
 def upload_unit(local: Storage, cloud: CloudStorage, record: CommitRecord, run_id: str) -> None:
-    """Publishes a unit's files and its record in the cloud; the local ones stay.
+    """Publish a unit's files and its commit record in the cloud; keep the local files.
 
     Raises:
-        CorruptBatchError: a local file is not what its record says.
-        ConflictError: an object of that name holds something else.
+        CorruptBatchError: a local file differs from its commit record.
+        ConflictError: the cloud holds another object of that name.
         StorageUnavailableError: the cloud cannot be reached, or refuses.
     """
     adopted: dict[str, CommittedFile] = {}
@@ -53,8 +53,10 @@ def upload_unit(local: Storage, cloud: CloudStorage, record: CommitRecord, run_i
             data = get_listed(local, file.file, file.bytes)
         except FileNotFoundError:
             if record.batch_id in CommitLog(cloud).batch_ids():
-                return  # another process uploaded it, and took it from a spool that both use
-            raise CorruptBatchError(f"{local.address}/{file.file} is missing") from None
+                return  # another process uploaded it and removed it from the spool that both share
+            raise CorruptBatchError(
+                f"{local.address}/{file.file} is missing; run verify there"
+            ) from None
         except TooLargeError:
             data = b""
         if crc32c(data) != file.crc32c:
@@ -68,16 +70,16 @@ def upload_unit(local: Storage, cloud: CloudStorage, record: CommitRecord, run_i
 
 
 def _adopt(cloud: CloudStorage, file: CommittedFile, attributes: dict[str, str]) -> CommittedFile:
-    """The object that has the name already, if an earlier attempt at this unit made it."""
+    """Return the object that has the name already, if an earlier attempt at this unit made it."""
     found = cloud.attributes(file.file)
     if found.get("run_id") != attributes["run_id"]:
         raise ConflictError(
-            f"{cloud.address}/{file.file} exists and is of run {found.get('run_id')!r}, not of"
-            f" {attributes['run_id']!r}; it was left as it is"
+            f"{cloud.address}/{file.file} exists and belongs to run {found.get('run_id')!r}, not"
+            f" to {attributes['run_id']!r}; it was left as it is; choose another prefix"
         )
     if found.get("keys_sha256") != attributes["keys_sha256"]:
         raise ConflictError(
-            f"{cloud.address}/{file.file} is from an attempt at this batch that was cut off and"
+            f"{cloud.address}/{file.file} is from an interrupted attempt at this batch that"
             " generated other tokens, as another kind of machine may; it was left as it is. When no"
             " other process of the run is alive, `python -m extraction repair --quarantine"
             f" {cloud.address}` moves it away"
@@ -102,16 +104,16 @@ def _with_files(record: CommitRecord, files: dict[str, CommittedFile]) -> Commit
 
 
 class Uploader:
-    """Uploads units in threads and empties the spool behind them.
+    """Uploads units in threads and removes them from the spool afterwards.
 
     Use it in a `with` block, whose end waits for all uploads.
 
     Args:
         spool: local folder that holds the committed units.
-        cloud: where they go.
-        run_id: of the run.
-        spool_bytes: that may wait in the spool; a larger unit waits alone.
-        threads: that upload.
+        cloud: storage that they are uploaded to.
+        run_id: id of the run.
+        spool_bytes: most bytes that may wait in the spool; a larger unit waits alone.
+        threads: number of threads that upload.
     """
 
     def __init__(
@@ -148,10 +150,10 @@ class Uploader:
             self._raise_failure()
 
     def add(self, record: CommitRecord) -> None:
-        """Hands over a committed unit; blocks while the spool is full.
+        """Queue a committed unit for upload; block while the spool is full.
 
         Raises:
-            StoreError: what an earlier upload failed with.
+            StoreError: an earlier upload failed.
         """
         size = sum(file.bytes for file in record.all_files())
         with self._changed:
@@ -167,12 +169,12 @@ class Uploader:
         self._queue.put(record)
 
     def add_left_over(self) -> None:
-        """Hands over what an earlier attempt committed to the spool and did not upload."""
+        """Queue the units that an earlier attempt committed to the spool and did not upload."""
         spool_log, in_cloud = CommitLog(self._spool), CommitLog(self._cloud).batch_ids()
         for batch_id in sorted(spool_log.batch_ids()):
             try:
                 record = spool_log.read(batch_id)
-            except FileNotFoundError:  # by now in the cloud, by another process of the run
+            except FileNotFoundError:  # another process of the run has uploaded it meanwhile
                 continue
             if batch_id in in_cloud:
                 self._empty(record)
@@ -181,7 +183,7 @@ class Uploader:
         for name in (*self._spool.names(), *self._spool.names(OUTPUTS_FOLDER)):
             parts = parse_batch_file(name)
             batch_id = parts.batch_id if parts else parse_outputs_name(name)
-            if batch_id in in_cloud:  # its record went, and then its process
+            if batch_id in in_cloud:  # killed after it removed the record
                 self._spool.remove(name)
 
     def _raise_failure(self) -> None:
@@ -191,7 +193,7 @@ class Uploader:
     def _run(self) -> None:
         while (record := self._queue.get()) is not None:
             try:
-                if self._failure is None:  # after a failure only the queue is emptied
+                if self._failure is None:  # after a failure only empty the queue
                     upload_unit(self._spool, self._cloud, record, self._run_id)
                     self._empty(record)
             except BaseException as error:
@@ -202,7 +204,7 @@ class Uploader:
                     self._changed.notify_all()
 
     def _empty(self, record: CommitRecord) -> None:
-        """Takes a unit from the spool; its record first, without which the rest is nothing."""
+        """Remove a unit from the spool, its record first: files without one do not count."""
         self._spool.remove(record_name(record.batch_id))
         for file in record.all_files():
             self._spool.remove(file.file)
@@ -211,17 +213,17 @@ class Uploader:
 def upload_folder(
     local: Storage, cloud: CloudStorage, progress: Callable[[CommitRecord], None] = lambda _: None
 ) -> RunTotals:
-    """Uploads every unit of a local folder that the cloud has not; the folder stays as it is.
+    """Upload every unit of a local folder that the cloud lacks; keep the folder as it is.
 
-    It can be repeated, and goes on where it was cut off. Objects that have gone are uploaded again
-    where the folder has them.
+    May be repeated, and continues where it was interrupted. Objects missing in the cloud are
+    uploaded again if the folder has them.
 
     Returns:
-        Totals of what is in the cloud then.
+        Totals of all batches in the cloud.
 
     Raises:
         StoreError: the folder holds no run, or the cloud another one.
-        CorruptBatchError: an object that a record in the cloud names has gone, or is another.
+        CorruptBatchError: an object that a record in the cloud names is missing or has changed.
     """
     identity = read_identity(local)
     if identity is None:
@@ -242,13 +244,13 @@ def upload_folder(
 
 
 def _check_listing(local: Storage, cloud: CloudStorage, run_id: str) -> None:
-    """Compares the cloud's listing with its records, and uploads again what has gone.
+    """Compare the cloud's listing with its commit records, and upload missing files again.
 
     Raises:
-        CorruptBatchError: an object is not what its record says, or cannot be made good.
+        CorruptBatchError: an object differs from its record, or is missing here and there.
     """
     log = CommitLog(cloud)
-    # Batches may come while this goes on: what has a record now is in the listing afterwards.
+    # Batches may be added meanwhile. List after reading the ids: then every one is in the listing.
     batch_ids = sorted(log.batch_ids())
     listed = cloud.infos() | cloud.infos(OUTPUTS_FOLDER)
     for record in log.read_all(batch_ids):
@@ -258,29 +260,29 @@ def _check_listing(local: Storage, cloud: CloudStorage, run_id: str) -> None:
                 _put_back(local, cloud, record, file, run_id)
             elif info.bytes != file.bytes or info.crc32c not in (None, file.crc32c):
                 raise CorruptBatchError(
-                    f"{place} has {info.bytes} bytes and the crc32c {info.crc32c}, by its record"
-                    f" {file.bytes} and {file.crc32c}: it was changed after it was uploaded, and"
-                    " was left as it is; take it away, and upload again"
+                    f"{place} has {info.bytes} bytes and crc32c {info.crc32c}, but its record says"
+                    f" {file.bytes} bytes and {file.crc32c}: it was changed after its upload, and"
+                    " was left as it is; remove it, and upload again"
                 )
 
 
 def _put_back(
     local: Storage, cloud: CloudStorage, record: CommitRecord, file: CommittedFile, run_id: str
 ) -> None:
-    """Uploads a file that the cloud has a record of, but no longer has."""
+    """Upload a file that a commit record in the cloud names, but the cloud no longer holds."""
     try:
         data = get_listed(local, file.file, file.bytes)
     except (FileNotFoundError, TooLargeError):
         data = None
     if data is None or CommittedFile.of(file.file, data) != file:
         raise CorruptBatchError(
-            f"{cloud.address}/{file.file} has gone, and {local.address} has no such file to upload"
+            f"{cloud.address}/{file.file} is missing, and {local.address} has no copy to upload"
             " again; its batch is lost here"
         )
     cloud.put_new(file.file, data, _attributes(record, file, run_id))
-    log.warning("%s/%s had gone and was uploaded again", cloud.address, file.file)
+    log.warning("%s/%s was missing and was uploaded again", cloud.address, file.file)
 
 
 def _attributes(record: CommitRecord, file: CommittedFile, run_id: str) -> dict[str, str]:
-    """What is kept beside an object."""
+    """Return the attributes to store with an object."""
     return {"run_id": run_id, "keys_sha256": record.keys_sha256, "sha256": file.sha256}

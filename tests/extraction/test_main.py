@@ -188,7 +188,7 @@ def test_many_problems_are_cut_short(capsys, tmp_path):
         storage.replace(f"layer_6_batch_{number + 100:06d}.pkl", b"")
     status, out, _ = run(capsys, "verify", tmp_path)
     assert status == 0
-    assert "note: 10 more, which the report as JSON lists" in out
+    assert "note: 10 more; --json FILE lists all" in out
 
 
 def test_inspect_shows_a_run(capsys, tmp_path):
@@ -198,7 +198,10 @@ def test_inspect_shows_a_run(capsys, tmp_path):
     assert out.count("sample_idx") == 1
     status, out, err = run(capsys, "inspect", tmp_path / "none")
     assert (status, out) == (2, "")
-    assert err == f"error: {tmp_path}/none: no such folder\n"
+    assert (
+        err
+        == f"error: {tmp_path}/none: no such folder; give a folder or gs://bucket/prefix of a run\n"
+    )
 
 
 def test_repair_mends(capsys, tmp_path):
@@ -248,7 +251,7 @@ def test_a_run_is_not_written_over_itself(capsys, tmp_path, spelling):
     ):
         status, _, err = run(capsys, *arguments)
         assert status == 2
-        assert "choose another place" in err
+        assert "give another folder" in err
     assert content_of(storage) == before
 
 
@@ -262,7 +265,7 @@ def test_upload_finishes_and_repeats(capsys, tmp_path, bucket):  # noqa: F811
     bucket.faults.clear()
     status, out, _ = run(capsys, "upload", tmp_path, address)
     assert status == 0
-    assert out.startswith("1 of 3 batches uploaded, the others were there: 3 batches (complete)")
+    assert out.startswith("1 of 3 batches uploaded, the others existed: 3 batches (complete)")
     writes = bucket.writes("bucket")
     status, out, _ = run(capsys, "upload", tmp_path, address)
     assert status == 0
@@ -322,7 +325,7 @@ def test_a_disk_that_fails_is_74(capsys, tmp_path, monkeypatch):
 def test_an_unknown_scheme_is_refused(capsys):
     status, _, err = run(capsys, "verify", "abfss://bucket/run")
     assert status == 2
-    assert "there is no storage for abfss://" in err
+    assert "abfss:// is not supported" in err
 
 
 def test_jax_and_the_cloud_are_not_needed(tmp_path):

@@ -1,5 +1,5 @@
-"""What `verify` checks, each idea in a file of its own.
+"""The checks of `verify`, one file each.
 
-Read in this order: `report` (what is said at the end), `records` and `metadata_file` (level 1),
+Read in this order: `report` (the result), `records` and `metadata_file` (level 1),
 `contents` (levels 2 and 3), `unique_keys` (level 3).
 """

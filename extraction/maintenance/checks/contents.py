@@ -1,11 +1,11 @@
-"""Whether a batch's files hold what its record says: levels 2 and 3 of `verify`."""
+"""Checks of a batch's files against its commit record: levels 2 and 3 of `verify`."""
 
 import dataclasses
 from collections.abc import Container
 from typing import Any
 
 import numpy as np
-import numpy.ma  # np.unique asks for it, and of two threads that load it one may fail
+import numpy.ma  # np.unique loads it lazily, which may fail in two threads at once
 
 from extraction.errors import CorruptBatchError
 from extraction.formats import ParsedBatch
@@ -38,12 +38,12 @@ class Contents:
     """What the files of one batch hold.
 
     Attributes:
-        problems: damage.
-        bytes_read: of all files.
-        widths: of each hook point's rows.
-        rows: a hash for each row's key, at level 3.
-        sequences: one for each sequence with rows, at level 3.
-        lines: one for each output line's sample, at level 3.
+        problems: the damage.
+        bytes_read: bytes of all files.
+        widths: width of each hook point's rows.
+        rows: uint64 hash of each row's key, at level 3.
+        sequences: uint64 hash of each sample with rows, at level 3.
+        lines: uint64 hash of each output line's sample, at level 3.
     """
 
     problems: list[Problem] = dataclasses.field(default_factory=list)
@@ -61,20 +61,20 @@ def check_contents(
     level: int,
     known_bad: Container[str] = (),
 ) -> Contents:
-    """Reads all files of a batch.
+    """Read and check all files of a batch.
 
     Args:
         storage: of the run.
         identity: of the run.
         record: of the batch, checked by `record_problems`.
         level: 2 or 3.
-        known_bad: files that need not be read, as they have been reported.
+        known_bad: files that are already reported, and not read again.
     """
     return _BatchCheck(storage, identity, record, level, known_bad).run()
 
 
 class _BatchCheck:
-    """One batch; keeps one hook point's rows in memory at a time."""
+    """The check of one batch; keeps one hook point's rows in memory at a time."""
 
     def __init__(
         self,
@@ -140,11 +140,11 @@ class _BatchCheck:
             bad = int((~np.isfinite(rows).all(axis=1)).sum())
             if bad != record.statistics[hook].nonfinite_rows:
                 recorded = record.statistics[hook].nonfinite_rows
-                self._add(file.file, f"{bad} rows are not finite, {recorded} by its record")
+                self._add(file.file, f"{bad} rows are not finite, but its record says {recorded}")
 
     def _check_width(self, hook: str, file: CommittedFile, batch: ParsedBatch) -> None:
         width = self._found.widths[hook] = batch.stored.shape[1]
-        # layer_i is the residual stream; other hook points have widths of their own.
+        # layer_i is the residual stream; other hook points have other widths.
         is_stream = type(layer_field(hook)) is int and self._record.n_rows > 0
         if is_stream and width != self._identity.hidden_dim:
             self._add(file.file, f"rows of {width} numbers, not {self._identity.hidden_dim}")
@@ -158,7 +158,7 @@ class _BatchCheck:
                 self._add(file.file, f"{name} differ from those of {self._keys_file}")
 
     def _read_lines(self) -> list[dict[str, Any]] | None:
-        """The output lines; None if there are none or they are damaged."""
+        """Return the output lines; None if there are none or they are damaged."""
         file = self._record.outputs
         data = None if file is None else self._read(file)
         if data is None or not self._deep:
@@ -172,14 +172,14 @@ class _BatchCheck:
         return lines
 
     def _check_keys(self, lines: list[dict[str, Any]] | None) -> None:
-        """Rows against output lines, and both against the record."""
+        """Compare rows with output lines, and both with the record."""
         record, keys = self._record, self._keys
         if keys is not None:
             self._found.rows = row_hashes(keys)
             self._found.sequences = np.unique(sequence_hashes(keys))
         if (keys is None and record.files) or (lines is None and record.outputs is not None):
-            return  # what is damaged has been told
-        # Two batches may share a sequence only where there are no output lines.
+            return  # the damage is reported already
+        # Two batches may share a sample only in a run without output lines.
         if lines is not None:
             assert record.outputs is not None
             self._found.lines = text_hashes(
@@ -188,25 +188,25 @@ class _BatchCheck:
             if len(self._found.sequences) != record.n_sequences:
                 name = self._keys_file or record.outputs.file
                 count = len(self._found.sequences)
-                self._add(name, f"{count} sequences, {record.n_sequences} by its record")
+                self._add(name, f"{count} samples, but its record says {record.n_sequences}")
             selected = self._identity.fingerprint.get("positions", "last")
             for problem in lines_against_rows(lines, keys, last_token=selected == "last"):
                 self._add(record.outputs.file, problem)
         if keys_digest(keys, lines or ()) != record.keys_sha256:
             name = self._keys_file or (record.outputs.file if record.outputs else "")
-            self._add(name, "the rows' keys and generated tokens are not those of its record")
+            self._add(name, "keys_sha256 of its rows and generated tokens differs from its record")
 
 
 def lines_against_rows(
     lines: list[dict[str, Any]], keys: RowBlock | None, *, last_token: bool
 ) -> list[str]:
-    """What output lines and rows of a batch tell differently.
+    """Return the contradictions between output lines and rows of a batch.
 
     Args:
-        lines: of all samples of the batch.
-        keys: of its rows; None if it has none.
-        last_token: each forward pass gave one row, that of the last token; else only whether a
-            sample has rows is checked.
+        lines: output lines of all samples of the batch.
+        keys: keys of its rows; None if it has none.
+        last_token: whether each forward pass gave exactly one row, that of the last token. If not,
+            steps are not checked.
     """
     steps: dict[SequenceKey, list[int]] = {}
     if keys is not None:

@@ -1,7 +1,7 @@
-"""Whether `metadata.json`, which is derived, says what the commit records say.
+"""Checks of `metadata.json`, which is derived, against the commit records.
 
-It may be older than the last batches of a run that goes on or was cut off; all it says must be
-right for those that it lists.
+It may lack the last batches of a run that is still running or was interrupted; everything in it
+must be right for the batches that it lists.
 """
 
 import json
@@ -19,7 +19,7 @@ from extraction.storage import Storage
 from extraction.writing.finalise import derived_document
 
 MOVING = {"complete", "planned_batches", "run"}
-"""Keys that change when a run goes on, beside those that follow from its batches."""
+"""Keys that may differ in the file of an unfinished run."""
 
 
 def check_metadata(
@@ -31,16 +31,16 @@ def check_metadata(
     others: Container[str],
     report: Report,
 ) -> None:
-    """Compares the file with what would be written now.
+    """Compare `metadata.json` with what would be written now.
 
     Args:
-        data: its content, read before the records were; None: there is none.
+        data: content of the file, read before the records; None: there is no file.
         storage: of the run.
         identity: of the run.
-        totals: of all records.
-        read_record: gives a whole record.
+        totals: totals of all records.
+        read_record: returns the whole record of a batch.
         others: files in the run's folder that no record names.
-        report: takes what is found.
+        report: receives the problems.
     """
     if data is None:
         if report.unfinished:
@@ -56,7 +56,7 @@ def check_metadata(
         report.add(METADATA_FILE, f"is not JSON ({error}); `repair` writes it anew")
         return
     if type(found) is not dict or type(found.get("batches")) is not list:
-        report.add(METADATA_FILE, "is no description of a run; `repair` writes it anew")
+        report.add(METADATA_FILE, "does not describe a run; `repair` writes it anew")
         return
     before = len(report.problems)
     batches = totals.batches()
@@ -72,11 +72,12 @@ def check_metadata(
     del expected["batches"]
     differing = {key for key in {*found, *expected} if found.get(key) != expected.get(key)}
     if differing - (MOVING if found.get("complete") is False else set()):
-        report.add(METADATA_FILE, f"differs from the records in {', '.join(sorted(differing))}")
+        keys = ", ".join(sorted(differing))
+        report.add(METADATA_FILE, f"differs from the records in {keys}; `repair` writes it anew")
     elif later or differing:
         report.unfinished.append(
             f"{METADATA_FILE} is older than the run ({later} batches came later); `repair`, or the"
-            f" run's own {setting('resume', True)}, brings it up to date"
+            f" same run with {setting('resume', True)}, brings it up to date"
         )
 
 
@@ -86,7 +87,7 @@ def _check_entries(
     others: Container[str],
     report: Report,
 ) -> set[str]:
-    """The files that it lists, each checked against the record that names it."""
+    """Return the files that `metadata.json` lists, checked against the records that name them."""
     by_file = {
         file: (batch.batch_id, hook, batch.n_rows)
         for batch in batches
@@ -95,20 +96,20 @@ def _check_entries(
     listed: set[str] = set()
     for entry in entries:
         if not isinstance(entry, Mapping) or type(entry.get("file")) is not str:
-            report.add(METADATA_FILE, f"lists {str(entry)[:100]}, which is no batch")
+            report.add(METADATA_FILE, f"lists {str(entry)[:100]}, which is not a batch")
             continue
         name = entry["file"]
         record = by_file.get(name)
         told = (entry.get("batch_id"), entry.get("layer"), entry.get("n_samples"))
         problem = None
         if "/" in name or "\\" in name or name in ("", ".", ".."):
-            problem = f"lists {name!r}, which is no name of a file in the folder"
+            problem = f"lists {name!r}, which is not a valid name of a file here"
         elif name in listed:
             problem = f"lists {name} twice"
         elif record is None:
             problem = f"lists {name}, which {'no record names' if name in others else 'is missing'}"
         elif told != record:
-            problem = f"says {told} of {name}, its record {record}"
+            problem = f"says {told} of {name}, but its record says {record}"
         listed.add(name)
         if problem is not None:
             batch_id = told[0] if type(told[0]) is int else None

@@ -1,4 +1,4 @@
-"""Whether a commit record says what a record of its run can say."""
+"""Checks of a commit record against itself and the run's identity."""
 
 import re
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def record_problems(record: CommitRecord, identity: RunIdentity) -> Iterator[str]:
-    """What a readable record contradicts: its types, itself or the run's identity.
+    """Yield what a readable record contradicts: its types, itself or the run's identity.
 
     Args:
-        record: any that `CommitRecord.from_json` gives.
+        record: any record that `CommitRecord.from_json` returns.
         identity: of the run.
     """
     if not (type(record.keys_sha256) is str and _SHA256.fullmatch(record.keys_sha256)):
@@ -45,7 +45,7 @@ def record_problems(record: CommitRecord, identity: RunIdentity) -> Iterator[str
             yield f"the statistics of {hook} are not those of {record.n_rows} rows"
     for file in record.activation_files():
         if "/" in file.file:
-            yield f"{file.file!r} lies in another folder"
+            yield f"{file.file!r} is in another folder"
     if record.outputs is not None and record.outputs.file.rpartition("/")[0] != OUTPUTS_FOLDER[:-1]:
         yield f"output lines in {record.outputs.file!r}, not in {OUTPUTS_FOLDER}"
 

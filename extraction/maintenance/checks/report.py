@@ -1,4 +1,4 @@
-"""What `verify` says of a run, for people and as JSON, and its exit status."""
+"""The result of `verify`, for people and as JSON, and its exit status."""
 
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
@@ -7,27 +7,27 @@ from typing import Any
 from extraction.run.totals import RunTotals
 
 GOOD, DAMAGED, FOREIGN, INCOMPLETE = 0, 1, 3, 4
-"""Exit statuses. Damage wins over what is missing."""
+"""Exit statuses. A run that is both damaged and incomplete is DAMAGED."""
 
 LEVELS = {
     1: "records and listing, no file read",
     2: "every file read, checksums compared",
     3: "every file read, sha256, keys, output lines and statistics compared",
 }
-"""What is compared at each level of the checks."""
+"""What is read and compared at each level."""
 
 LINES = 20
-"""Lines of a kind that are printed; the JSON has all."""
+"""Most lines of a kind that are printed; the JSON has all."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """One thing that is wrong.
+    """One piece of damage.
 
     Attributes:
         file: its name in the run's folder.
         problem: what is wrong with it.
-        batch_id: that it belongs to; None: to the whole run.
+        batch_id: number of its batch; None: it concerns the whole run.
     """
 
     file: str
@@ -41,19 +41,19 @@ class Problem:
 
 @dataclasses.dataclass(kw_only=True)
 class Report:
-    """What was found.
+    """The result of a verification.
 
     Attributes:
         address: of the run.
         level: of the checks, 1 to 3.
-        run_id: None if that cannot be known.
-        foreign: why nothing can be said of the folder; None: something can.
-        verdict_if_foreign: the word for it.
-        problems: damage.
-        unfinished: what is not there yet, of a run that is good as far as it goes.
-        notes: what is worth knowing and does no harm.
-        counts: batches, files, rows and so on.
-        totals: of the good records; the JSON has `counts` of it.
+        run_id: id of the run; None if it cannot be read.
+        foreign: why the folder cannot be checked; None if it can.
+        verdict_if_foreign: the verdict if it cannot be checked.
+        problems: the damage.
+        unfinished: what an unfinished run still lacks.
+        notes: harmless findings.
+        counts: numbers of batches, files, rows and so on.
+        totals: totals of the good records, from which `counts` are taken.
     """
 
     address: str
@@ -68,12 +68,12 @@ class Report:
     totals: RunTotals = dataclasses.field(default_factory=RunTotals, compare=False, repr=False)
 
     def add(self, file: str, problem: str, batch_id: int | None = None) -> None:
-        """Notes damage."""
+        """Add a piece of damage."""
         self.problems.append(Problem(file=file, problem=problem, batch_id=batch_id))
 
     @property
     def verdict(self) -> str:
-        """In one word."""
+        """The verdict in one word: good, incomplete, damaged, foreign or unverifiable."""
         if self.foreign is not None:
             return self.verdict_if_foreign
         if self.problems:
@@ -82,13 +82,13 @@ class Report:
 
     @property
     def exit_status(self) -> int:
-        """Of the command."""
+        """Exit status of the command."""
         if self.foreign is not None:
             return FOREIGN
         return {"damaged": DAMAGED, "incomplete": INCOMPLETE, "good": GOOD}[self.verdict]
 
     def document(self) -> dict[str, Any]:
-        """The JSON report."""
+        """Return the report as a JSON object."""
         return {
             "address": self.address,
             "run_id": self.run_id,
@@ -103,7 +103,7 @@ class Report:
         }
 
     def lines(self) -> Iterator[str]:
-        """The report for people."""
+        """Yield the report's lines for people."""
         if self.foreign is not None:
             yield f"{self.address}: {self.foreign}"
         elif self.counts:
@@ -123,13 +123,13 @@ def _some(label: str, lines: Sequence[str]) -> Iterator[str]:
     for line in lines[:LINES]:
         yield f"  {label}: {line}"
     if len(lines) > LINES:
-        yield f"  {label}: {len(lines) - LINES:,} more, which the report as JSON lists"
+        yield f"  {label}: {len(lines) - LINES:,} more; --json FILE lists all"
 
 
 def missing_numbers(planned: int, there: Collection[int]) -> tuple[int, str]:
-    """How many of the numbers from 1 to `planned` are not there, and which, as `1, 4-6`.
+    """Return how many numbers from 1 to `planned` are missing, and which, as `1, 4-6`.
 
-    Ten ranges are named at most. Time and memory follow what is there, whatever is planned.
+    At most ten ranges are named. Time and memory depend on `there` only, not on `planned`.
     """
     gaps: list[tuple[int, int]] = []
     last = 0

@@ -1,7 +1,7 @@
-"""Whether keys are unique over a run of any size, with eight bytes for each.
+"""Check that keys are unique in a run of any size, with eight bytes of memory for each.
 
-Each key is hashed to 64 bits; where two agree the keys themselves are read again and compared, so
-no batch is accused wrongly.
+Each key is hashed to 64 bits. If two hashes are equal, the keys themselves are read again and
+compared, so a collision is never reported as a duplicate.
 """
 
 import hashlib
@@ -17,15 +17,14 @@ Key = tuple
 SequenceKey = tuple[str, int]
 
 REPORTED = 100
-"""Pairs of batches with common keys that are looked into; more tell nothing new."""
+"""Most pairs of batches with equal hashes whose keys are read and reported."""
 
 _UNKNOWN_PLACES = 1 << 40
-"""Steps stand beyond all positions where the position is not known."""
+"""Added to a step that replaces an unknown position, so that it equals no position."""
 
 
 def row_keys(block: RowBlock) -> list[Key]:
-    """`(task_id, sample_idx, position)` of each row; where the position is not known the step
-    stands in its place, as a word."""
+    """Return `(task_id, sample_idx, position)` of each row; "step 3" if its position is unknown."""
     places = [
         f"step {step}" if position == UNKNOWN else position
         for step, position in zip(block.step.tolist(), block.position.tolist(), strict=True)
@@ -34,19 +33,19 @@ def row_keys(block: RowBlock) -> list[Key]:
 
 
 def row_hashes(block: RowBlock) -> np.ndarray:
-    """`[R]` uint64, one for each of `row_keys`."""
+    """Return `[R]` uint64, the hash of each of `row_keys`."""
     position = block.position.astype(np.int64)
     place = np.where(position == UNKNOWN, _UNKNOWN_PLACES + block.step.astype(np.int64), position)
     return _mixed(sequence_hashes(block) + _mixed(place.view(np.uint64)))
 
 
 def sequence_hashes(block: RowBlock) -> np.ndarray:
-    """`[R]` uint64, one for each row's `(task_id, sample_idx)`."""
+    """Return `[R]` uint64, the hash of each row's `(task_id, sample_idx)`."""
     return text_hashes(block.task_ids.tolist(), block.sample_idx)
 
 
 def text_hashes(texts: Sequence[str], numbers: np.ndarray | Sequence[int]) -> np.ndarray:
-    """`[R]` uint64, one for each pair of a text and a number."""
+    """Return `[R]` uint64, the hash of each pair of a text and a number."""
     distinct = {text: _text_hash(text) for text in dict.fromkeys(texts)}
     hashed = np.array([distinct[text] for text in texts], np.uint64)
     return _mixed(hashed + _mixed(np.asarray(numbers, np.int64).view(np.uint64)))
@@ -58,7 +57,7 @@ def _text_hash(text: str) -> int:
 
 
 def _mixed(numbers: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser: a bijection that leaves no pattern."""
+    """Apply SplitMix64's finaliser, a bijection of uint64 whose outputs look random."""
     numbers = numbers + np.uint64(0x9E3779B97F4A7C15)
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -66,32 +65,32 @@ def _mixed(numbers: np.ndarray) -> np.ndarray:
 
 
 class KeyIndex(Generic[BatchT]):
-    """The keys of many batches; tells which stand twice."""
+    """The key hashes of many batches; finds duplicates."""
 
     def __init__(self) -> None:
         self._batches: list[BatchT] = []
         self._hashes: list[np.ndarray] = []
 
     def add(self, batch: BatchT, hashes: np.ndarray) -> None:
-        """Takes the hashes of a batch's keys, in order."""
+        """Add the hashes of a batch's keys, in order."""
         self._batches.append(batch)
         self._hashes.append(hashes)
 
     def distinct(self) -> int:
-        """How many different hashes there are."""
+        """Return the number of distinct hashes."""
         return len(np.unique(np.concatenate([np.zeros(0, np.uint64), *self._hashes])))
 
     def duplicates(
         self, keys_of: Callable[[BatchT], Sequence[Key]]
     ) -> Iterator[tuple[Key, BatchT, BatchT, int]]:
-        """A key that two batches share, or that one holds twice.
+        """Yield the pairs of batches that share a key; a batch that repeats one pairs with itself.
 
         Args:
-            keys_of: gives a batch's keys, in the order of their hashes.
+            keys_of: returns a batch's keys, in the order of their hashes.
 
         Yields:
-            An example, the two batches, the earlier first, and how many keys they share; at most
-            `REPORTED` such pairs.
+            One of the keys, the two batches (the earlier first), and the number of shared keys; at
+            most `REPORTED` pairs.
         """
         if not self._hashes:
             return
@@ -117,7 +116,7 @@ class KeyIndex(Generic[BatchT]):
 
 
 def _again(keys: Iterable[Key]) -> list[Key]:
-    """Keys that come a second time."""
+    """Return the keys that occur a second time."""
     seen: set[Key] = set()
     again = []
     for key in keys:

@@ -110,7 +110,7 @@ def test_the_hook_points_that_are_asked_for(tmp_path):
 def test_a_run_that_goes_on_or_is_empty_is_told(tmp_path):
     write_ragged_run(tmp_path / "run", planned=5)
     done = export(tmp_path / "run", tmp_path / "a.npz", "npz")
-    assert "the run is not complete; rows may follow in it" in done.notes
+    assert "the run is not complete; it may still get rows, which this export lacks" in done.notes
     write_ragged_run(tmp_path / "empty", batches=(), lines=())
     with pytest.raises(StoreError, match="holds no rows yet"):
         export(tmp_path / "empty", tmp_path / "b.npz", "npz")
@@ -130,7 +130,7 @@ def test_the_command_tells_what_it_wrote(capsys, tmp_path):
     )
     status, text, err = run(capsys, *arguments)
     assert (status, text) == (2, "")
-    assert err == f"error: {out} exists already; choose another place for the export\n"
+    assert err == f"error: {out} exists already; give another name for the export, or remove it\n"
 
 
 def test_the_command_has_the_targets_flags(capsys, tmp_path):

@@ -122,7 +122,7 @@ def test_rows_without_a_position_follow_in_their_order(tmp_path):
     ("options", "words"),
     [
         ({}, "to='huggingface' needs context_size: rows of the run"),
-        ({"context_size": 10}, "has 9 rows, which do not fill a context of 10"),
+        ({"context_size": 10}, "has 9 rows, too few for a context of 10"),
         ({"context_size": 0}, "context_size must be a whole number from 1, not 0"),
         ({"context_size": 2, "names": "x"}, "names must be transformer_lens or canonical"),
     ],

@@ -19,7 +19,7 @@ from tests.extraction.exports.ragged_runs import (
 from tests.extraction.known_runs import FORMS
 
 LAST_BATCHES = (((EVERY, 4), (GENERATED, 4)), ((LAST, 1),))
-TWO_WIDTHS = "rows of one width, and these are layer_6 4, layers.6.mlp.neurons 7; choose hook_p"
+TWO_WIDTHS = "rows of one width, but the widths are layer_6 4, layers.6.mlp.neurons 7; choose"
 
 
 def maps(folder, n_hook_points, n_positions, width, seq_len):
@@ -92,10 +92,10 @@ def test_hook_points_stand_in_the_order_asked_for(tmp_path, monkeypatch):
     ("options", "words"),
     [
         ({}, TWO_WIDTHS),
-        ({"hook_points": [6]}, r"from 1 to 5 rows, .* n_positions=1 takes the last 1 of each"),
+        ({"hook_points": [6]}, r"from 1 to 5 rows, .* n_positions=1 exports the last 1 of each"),
         (
             {"hook_points": [6], "n_positions": 4},
-            r"fewer than 4 rows of long \(sample_idx 3\), tâsk \(sample_idx 1\); n_positions=1",
+            r"fewer than 4 rows: long \(sample_idx 3\), tâsk \(sample_idx 1\); n_positions=1",
         ),
         ({"n_positions": 0}, "n_positions must be a whole number from 1, not 0"),
         ({"pad_token_id": 1 << 24}, "pad_token_id must be from 0 to 16777215, not 16777216"),

@@ -88,7 +88,7 @@ def test_places_that_cannot_be(tmp_path):
     (tmp_path / "file").touch()
     for out, words in (
         ("gs://bucket/x", "local path"),
-        (".", "no name"),
+        (".", "does not name"),
         (tmp_path / "file" / "x", "which is a file"),
     ):
         with pytest.raises(StoreError, match=words):

@@ -40,7 +40,7 @@ def test_bfloat16_is_refused(tmp_path):
 def test_without_output_lines_the_tokens_of_rows_are_known(tmp_path):
     write_ragged_run(tmp_path / "run", lines=None)
     done = export(tmp_path / "run", tmp_path / "acts.npz", "npz", hook_points=[6])
-    assert "samples without an output line, of which the tokens of rows are known: 3" in done.notes
+    assert "samples without an output line, with only the tokens of rows: 3" in done.notes
     with np.load(tmp_path / "acts.npz") as loaded:
         assert loaded["input_ids"].tolist() == [
             [11, 12, 13, 14, 21],

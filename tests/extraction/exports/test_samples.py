@@ -29,7 +29,7 @@ def test_every_row_is_known_by_its_sample_and_place(tmp_path, monkeypatch, step)
 def test_a_row_twice_is_refused(tmp_path):
     write_ragged_run(tmp_path, batches=(((EVERY, 0), (EVERY, 1)), ((EVERY, 1),)), lines=None)
     with pytest.raises(
-        StoreError, match=r"the same position of tâsk \(sample_idx 0\); verify at level 3"
+        StoreError, match=r"the same position in tâsk \(sample_idx 0\); .* --level 3"
     ):
         samples_of(ActivationDataset(tmp_path, 6))
 

@@ -34,9 +34,7 @@ def test_some_samples_without_a_line(tmp_path):
     write_ragged_run(tmp_path, lines=((EVERY, SKIPPED), (LAST,)))
     tokens = Tokens(RunRows(tmp_path))
     assert tokens.lengths.tolist() == [6, 5, 3]
-    assert tokens.notes == [
-        "samples without an output line, of which the tokens of rows are known: 1"
-    ]
+    assert tokens.notes == ["samples without an output line, with only the tokens of rows: 1"]
 
 
 def test_tokens_that_are_none_are_refused(tmp_path):
@@ -44,5 +42,5 @@ def test_tokens_that_are_none_are_refused(tmp_path):
         broken = type(GENERATED)(**vars(GENERATED) | {"generated": (1, 2, token)})
         folder = tmp_path / str(number)
         write_ragged_run(folder, lines=((EVERY,), (broken, LAST)))
-        with pytest.raises(CorruptBatchError, match="has tokens that are none"):
+        with pytest.raises(CorruptBatchError, match="token ids that are not int32"):
             Tokens(RunRows(folder))

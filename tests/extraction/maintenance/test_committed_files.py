@@ -20,7 +20,7 @@ def test_what_is_published_is_vouched_for_and_can_be_repeated(storage):
         assert (file.file, file.bytes) == ("x", 6)
         assert (file.crc32c, file.sha256) == (crc32c(b"onetwo"), sha256(b"onetwo"))
     assert read_committed(storage, file) == b"onetwo"
-    with pytest.raises(ConflictError, match="x exists and is another file"):
+    with pytest.raises(ConflictError, match="x exists with other content"):
         publish_once(storage, "x", b"other!")
     assert storage.get("x") == b"onetwo"
 

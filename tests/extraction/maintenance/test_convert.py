@@ -85,7 +85,7 @@ def test_the_dtype_is_kept_where_the_format_holds_it(tmp_path, dtype, to, expect
 @pytest.mark.parametrize("to", ["pickle", "npz"])
 def test_a_format_that_cannot_hold_bfloat16_is_refused(tmp_path, to):
     source = write_run(tmp_path / "in", "raw")
-    with pytest.raises(StoreError, match="cannot hold bfloat16"):
+    with pytest.raises(StoreError, match="cannot store bfloat16"):
         convert(source, LocalStorage(tmp_path / "out"), to, "bfloat16")
     assert not (tmp_path / "out").exists()
 

@@ -157,7 +157,7 @@ def test_duplicate_keys_are_refused_before_anything_is_written(tmp_path):
     three = write_run(tmp_path / "3", units=1, planned=2, first=100)
     Committer(three, HOOKS).commit(2, *sample_rows(1))
     with pytest.raises(
-        StoreError, match=r"the key .*sk_1\", 4, 2\], and 5 more stands in"
+        StoreError, match=r"the key .*sk_1\", 4, 2\], and 5 more occurs in"
     ) as error:
         merge(LocalStorage(tmp_path / "out"), [one, three])
     assert f"{one.address} (batch 2) and in {three.address} (batch 2)" in str(error.value)

@@ -111,7 +111,7 @@ def test_a_bucket_where_nothing_can_be_deleted_is_found_out(bucket):  # noqa: F8
     passed, lines = run("gs://bucket/a")
     assert not passed
     assert "storage.objects.create, storage.objects.get" in failed(lines)
-    assert "everything is taken away again" in failed(lines)
+    assert "all files are removed again" in failed(lines)
 
 
 def test_a_bucket_where_nothing_can_be_written_is_found_out(bucket):  # noqa: F811

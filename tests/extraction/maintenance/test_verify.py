@@ -397,7 +397,7 @@ def test_a_wrong_keys_digest_is_named(tmp_path):
     storage = write_run(tmp_path)
     edit_json(storage, RECORD, lambda record: record.update(keys_sha256="0" * 64))
     assert verify(storage, 2).exit_status == GOOD
-    assert_damaged(storage, 3, "layer_6_batch_000002.pkl", "keys and generated tokens", 2)
+    assert_damaged(storage, 3, "layer_6_batch_000002.pkl", "rows and generated tokens", 2)
 
 
 @pytest.mark.parametrize("file_format", ["pickle", "raw"])
@@ -436,7 +436,7 @@ def test_keys_must_be_unique_within_a_batch(tmp_path):
 
     recommit(storage, twice)
     assert verify(storage, 2).exit_status == GOOD
-    assert_damaged(storage, 3, RECORD, "1 keys (task_id, sample_idx, position) of rows stand", 2)
+    assert_damaged(storage, 3, RECORD, "1 keys (task_id, sample_idx, position) of rows occur", 2)
     assert "in batch 2: ('tâsk_1', 6, 3)" in verify(storage, 3).problems[0].problem
 
 
@@ -486,7 +486,7 @@ def test_other_selectors_may_have_other_numbers_of_rows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [(b"{", "line 1 is not JSON"), (b'{"task_id": 3}', "no output line")]
+    ("text", "words"), [(b"{", "line 1 is not JSON"), (b'{"task_id": 3}', "not an output line")]
 )
 def test_output_lines_must_parse(tmp_path, text, words):
     storage = write_run(tmp_path)
@@ -504,7 +504,7 @@ def test_sequences_must_be_counted_right(tmp_path):
     edit_json(storage, RECORD, lambda record: record.update(n_sequences=1))
     write_metadata(storage)
     assert verify(storage, 2).exit_status == GOOD
-    assert_damaged(storage, 3, "_run/commits/", "4 sequences have rows")
+    assert_damaged(storage, 3, "_run/commits/", "4 samples have rows")
 
 
 def test_a_batch_must_count_its_sequences_right(tmp_path):
@@ -512,7 +512,7 @@ def test_a_batch_must_count_its_sequences_right(tmp_path):
     edit_json(storage, RECORD, lambda record: record.update(n_sequences=2))
     write_metadata(storage)
     name = "layer_6_batch_000002.pkl"
-    assert_damaged(storage, 3, name, "3 sequences, 2 by its record", 2)
+    assert_damaged(storage, 3, name, "3 samples, but its record says 2", 2)
 
 
 # Records.
@@ -542,7 +542,7 @@ def drop_layer(record):
 RECORD_CHANGES = {
     "another number": (set_in("batch_id", value=7), "record of batch 7"),
     "rows as text": (set_in("n_rows", value="6"), "no commit record"),
-    "a file outside": (set_in("files", "layer_12", "file", value="../x"), "no name of a file"),
+    "a file outside": (set_in("files", "layer_12", "file", value="../x"), "not a valid name"),
     "a file in another folder": (set_in("files", "layer_12", "file", value="a/x"), "folder"),
     "lines in another folder": (set_in("outputs", "file", value="x.jsonl"), "output lines in"),
     "no checksum": (set_in("files", "layer_12", "crc32c", value=""), "crc32c"),
@@ -601,7 +601,7 @@ def test_other_files_among_the_records_do_no_harm(tmp_path):
 
 def test_batches_beyond_the_plan_are_named(tmp_path):
     storage = write_run(tmp_path, units=3, planned=2)
-    assert_damaged(storage, 1, record_name(3), "2 batches only", 3)
+    assert_damaged(storage, 1, record_name(3), "only 2 batches", 3)
 
 
 def test_a_damaged_closing_is_named(tmp_path):
@@ -681,7 +681,7 @@ METADATA_DAMAGES = {
     "truncated": (lambda data: data[: len(data) // 2], "not JSON"),
     "not JSON": (lambda data: b"layer: 6", "not JSON"),
     "deep": (lambda data: b"[" * 100_000, "not JSON"),
-    "a list": (lambda data: b"[]", "no description"),
+    "a list": (lambda data: b"[]", "does not describe"),
     "bytes": (lambda data: b"\xff\xfe", "not JSON"),
 }
 
@@ -708,13 +708,13 @@ def set_entry(**fields):
 METADATA_CHANGES = {
     "a missing file": (set_entry(file="layer_6_batch_000009.pkl"), "which is missing"),
     "a file twice": (lambda d: d["batches"].append(d["batches"][2]), "twice"),
-    "a file outside": (set_entry(file="../x"), "no name of a file"),
-    "an absolute file": (set_entry(file="/etc/passwd"), "no name of a file"),
+    "a file outside": (set_entry(file="../x"), "not a valid name"),
+    "an absolute file": (set_entry(file="/etc/passwd"), "not a valid name"),
     "a wrong n_samples": (set_entry(n_samples=7), "says (2, 'layer_6', 7)"),
     "a wrong layer": (set_entry(layer="layer_12"), "'layer_12'"),
     "a wrong batch": (set_entry(batch_id=1), "says (1,"),
-    "no file": (lambda d: d["batches"][2].pop("file"), "no batch"),
-    "an entry of text": (lambda d: d["batches"].append("x"), "no batch"),
+    "no file": (lambda d: d["batches"][2].pop("file"), "not a batch"),
+    "an entry of text": (lambda d: d["batches"].append("x"), "not a batch"),
     "a batch less": (lambda d: d["batches"].pop(), "total_samples"),
     "total_samples": (lambda d: d.update(total_samples=19), "total_samples"),
     "total_sequences": (lambda d: d.update(total_sequences=8), "total_sequences"),

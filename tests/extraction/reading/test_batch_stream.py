@@ -220,7 +220,7 @@ def test_a_stream_without_end_goes_on_in_new_orders(folder):
 def test_batches_that_can_never_be_filled_are_refused_in_a_stream_without_end(folder):
     dataset = ActivationDataset(folder, 6)
     stream = dataset.batches(ROWS + 1, drop_last=True, epochs=None)
-    with pytest.raises(StoreError, match="no batch can be made"):
+    with pytest.raises(StoreError, match="rows for one batch"):
         next(stream)
     assert list(dataset.batches(ROWS + 1, drop_last=True, epochs=3)) == []
 
@@ -258,11 +258,11 @@ def test_numpys_numbers_serve_as_settings(folder):
         ({"shuffle_seed": 2}, "shuffle_seed"),
         ({"shuffle_seed": None}, "shuffle_seed"),
         ({"pool_rows": 9}, "pool_rows"),
-        ({"version": 2}, "no position"),
-        ({"epoch": -1}, "no position"),
-        ({"row": "1"}, "no position"),
-        ({"row": True}, "no position"),
-        ({"rows": None}, "no position"),
+        ({"version": 2}, "start must be"),
+        ({"epoch": -1}, "start must be"),
+        ({"row": "1"}, "start must be"),
+        ({"row": True}, "start must be"),
+        ({"rows": None}, "start must be"),
         ({"row": ROWS + 1}, "row 24 of 23"),
         ({"rows": ROWS + 1}, "of 24"),
         ({"batches": [[1, 7]]}, "batch 7"),
@@ -279,7 +279,7 @@ def test_a_position_of_something_else_is_refused(folder, change, words):
 
 @pytest.mark.parametrize("start", [{}, {"epoch": 0, "row": 0}, [], "position", 7])
 def test_what_is_no_position_is_refused(folder, start):
-    with pytest.raises(StoreError, match="no position"):
+    with pytest.raises(StoreError, match="start must be"):
         ActivationDataset(folder, 6).batches(2, start=start)
 
 

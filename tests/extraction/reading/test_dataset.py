@@ -163,8 +163,8 @@ def test_bfloat16_without_ml_dtypes_is_refused_with_the_way_out(runs, monkeypatc
         (7, "no layer_7"),
         ("layer_7", "no layer_7"),
         ([6, 7], "no layer_7"),
-        ([], "no layer"),
-        (None, "name a layer"),
+        ([], "list of layers is empty"),
+        (None, "layer is needed"),
         ([6, "layer_6"], "twice"),
         (-1, "no layer_-1"),
         (6.0, "a layer is a number"),
@@ -173,7 +173,7 @@ def test_bfloat16_without_ml_dtypes_is_refused_with_the_way_out(runs, monkeypatc
 def test_a_layer_that_is_not_there_is_refused(folder, layer, words):
     with pytest.raises(StoreError, match=words) as refusal:
         ActivationDataset(folder, layer)
-    if words in ("no layer_7", "name a layer"):
+    if words in ("no layer_7", "layer is needed"):
         assert "layer_6, layer_12" in str(refusal.value)
 
 

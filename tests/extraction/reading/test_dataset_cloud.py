@@ -151,5 +151,5 @@ def test_an_outage_is_never_taken_for_damage(run):
 def test_a_prefix_without_a_run_is_refused(bucket):
     with pytest.raises(StoreError, match=r"gs://bucket/nothing holds no run"):
         ActivationDataset("gs://bucket/nothing")
-    with pytest.raises(StoreError, match="no storage for abfss://"):
+    with pytest.raises(StoreError, match="abfss:// is not supported"):
         ActivationDataset("abfss://bucket/run")

@@ -220,7 +220,10 @@ def test_a_file_of_another_layer_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"batch_id": 9}, r"same batches: \[2, 9\]"), ({"n_samples": 1}, "not as many rows")],
+    [
+        ({"batch_id": 9}, r"same batches: .* \[2, 9\]"),
+        ({"n_samples": 1}, "different numbers of rows"),
+    ],
 )
 def test_layers_that_cannot_be_aligned_are_read_one_at_a_time(tmp_path, changes, words):
     folder = edited(write_as_the_founding_document(tmp_path / "run"), **changes)

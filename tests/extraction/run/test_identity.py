@@ -124,7 +124,7 @@ def test_what_does_not_decide_the_rows_may_differ(tmp_path):
 def test_a_run_without_its_identity_is_never_touched(tmp_path, name, resume):
     write(tmp_path, name)
     before = bytes_of(tmp_path)
-    with pytest.raises(ExistingRunError, match=rf"{name}.*no _run/run\.json"):
+    with pytest.raises(ExistingRunError, match=rf"{name}.*without _run/run\.json"):
         check_identity(LocalStorage(tmp_path), identity(), resume=resume)
     assert bytes_of(tmp_path) == before
 

@@ -63,7 +63,7 @@ def test_rows_of_another_width_or_hook_point_are_refused(tmp_path):
     block = rows_of(0, 2)
     with pytest.raises(StoreError, match=r"norm has shape \[2, 3\], not \[rows, 2\]"):
         writer.add(_with(block, norm=np.zeros((2, 3), np.float32)))
-    with pytest.raises(StoreError, match="do not fit a run of"):
+    with pytest.raises(StoreError, match="this run has"):
         writer.add(_with(block, other=np.zeros((2, 3), np.float32)))
     assert not (tmp_path / "run").exists()
 
@@ -76,11 +76,11 @@ def _with(block: RowBlock, **activations: np.ndarray) -> RowBlock:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"widths": {}}, "no hook point"),
+        ({"widths": {}}, "name a hook point"),
         ({"widths": {"../x": 3}}, "x"),
         ({"rows_per_file": 0}, "rows_per_file must be at least 1"),
         ({"store_format": "hdf5"}, "there is no format .hdf5."),
-        ({"store_dtype": "bfloat16"}, "pickle files cannot hold bfloat16"),
+        ({"store_dtype": "bfloat16"}, "pickle files cannot store bfloat16"),
         ({"upload_to": "bucket/x"}, "must look like gs://bucket/prefix"),
         ({"run": {"x": {1, 2}}}, "JSON"),
     ],

@@ -176,7 +176,7 @@ class Overtaken(LocalStorage):
 
 def test_files_that_another_committed_meanwhile_are_left(tmp_path, no_waiting):
     committer = Committer(Overtaken(tmp_path), HOOKS, "raw", stall_timeout=5)
-    with pytest.raises(ConflictError, match="batch 1 meanwhile"):
+    with pytest.raises(ConflictError, match="batch 1 at the same time"):
         committer.commit(1, known_block(0, 4, (6, 12)), LINES)
     (record,) = CommitLog(LocalStorage(tmp_path)).records()
     assert_vouches(tmp_path, record)

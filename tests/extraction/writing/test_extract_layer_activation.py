@@ -163,7 +163,7 @@ def test_a_layer_given_twice_is_refused(tmp_path):
 
 def test_a_layer_that_is_not_captured_is_refused(tmp_path):
     extractor = make_extractor(tmp_path, (6, 12))
-    with pytest.raises(StoreError, match="layer_7 is not captured"):
+    with pytest.raises(StoreError, match="layer_idx 7 is not in this run"):
         extractor.extract_layer_activation(7, known_values(0, 1)[0], "task", 0)
 
 

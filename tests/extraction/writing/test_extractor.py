@@ -129,7 +129,7 @@ def test_rows_out_are_rows_in(blocks, save_every, layers):
 @pytest.mark.parametrize("layers", [(6,), (12,), (6, 12, 18)])
 def test_add_refuses_other_hook_points(tmp_path, layers):
     extractor = make_extractor(tmp_path, LAYERS)
-    with pytest.raises(StoreError, match="do not fit"):
+    with pytest.raises(StoreError, match="this run has"):
         extractor.add(known_block(0, 2, layers))
     extractor.close()
     assert read_metadata(tmp_path)["total_samples"] == 0
@@ -219,7 +219,7 @@ def test_a_run_begun_while_another_ended_overwrites_nothing(tmp_path):
     first.add(known_block(0, 2))
     first.close()  # the lock is free again
     before = bytes_of(tmp_path)
-    with pytest.raises(ExistingRunError, match="quicker"):
+    with pytest.raises(ExistingRunError, match="at the same time"):
         second.add(known_block(50, 2))
     assert bytes_of(tmp_path) == before
 

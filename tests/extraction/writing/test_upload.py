@@ -114,7 +114,7 @@ def test_another_object_of_that_name_is_left_alone(tmp_path, fake_gcs, whose, wh
     metadata = {key: this[key] if value == "this" else value for key, value in whose.items()}
     name = FILES[which].format(1)
     fake_gcs.put("bucket", f"run/{name}", b"theirs", metadata=metadata)
-    words = "exists and is of run" if metadata.get("run_id") != made.run_id else "other tokens"
+    words = "exists and belongs to run" if metadata.get("run_id") != made.run_id else "other tokens"
     with pytest.raises(ConflictError, match=f"{name} .*{words}.*left as it is"):
         upload_folder(LocalStorage(tmp_path), cloud_of(fake_gcs))
     found = objects(fake_gcs)[name]

@@ -127,7 +127,7 @@ def test_tasks_of_a_folder(filled, tmp_path):
         ("gs://bucket/data/none.json", InputError, "there is no such file or folder"),
         ("gs://bucket/empty/", InputError, "there is no such file or folder"),
         ("gs://nobody/tasks.json", StoreError, "the bucket does not exist"),
-        ("abfss://bucket/tasks.json", StoreError, "no storage for abfss://"),
+        ("abfss://bucket/tasks.json", StoreError, "abfss:// is not supported"),
     ],
 )
 def test_what_is_no_tasks_file_there_is_refused(filled, address, kind, message):
