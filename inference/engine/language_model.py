@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -143,7 +144,7 @@ class LanguageModel:
 
 
 def load_model(
-    model_path: str,
+    model_path: str | os.PathLike[str],
     *,
     dtype: str = "auto",
     revision: str | None = None,
@@ -163,6 +164,7 @@ def load_model(
         ModelError: no such checkpoint, one this package cannot compute, or one that does not fit.
         InputError: its tokenizer is damaged.
     """
+    model_path = os.fspath(model_path)
     checkpoint, computed = open_checkpoint(model_path, revision), compute_dtype(dtype)
     layout = plan_workers(checkpoint.config, mesh_shape, computed.itemsize).layout
     return LanguageModel(

@@ -1,0 +1,69 @@
+"""Shows a real model's activations, from a checkpoint to checked files.
+
+    python -m examples.demo FOLDER
+
+It makes SmolLM2, dequantised (`examples/smollm2.py`), runs three addresses of presidents through
+it, keeps every token's activations after two of its 30 blocks, checks the files and shows them.
+Each step is a command that it prints first, with the seconds that it took afterwards.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+TEXT = "examples/text/state_of_the_union.jsonl"
+"""From the repository's folder, in which the demo runs."""
+
+LAYERS = ("5", "15")
+
+
+def steps(folder: Path) -> list[tuple[str, list[str]]]:
+    """Return what the demo does: a title and a command each, after `python -m`."""
+    model, run = str(folder / "smollm2"), str(folder / "activations")
+    extract = [
+        *("inference.distributed_inference_with_activations", "--model_path", model),
+        *("--dataset", TEXT, "--id_field", "id", "--sample_limit", "3"),
+        *("--context_length", "512", "--positions", "all", "--layers_to_extract", *LAYERS),
+        *("--max_new_tokens", "0", "--format", "safetensors"),
+        *("--output_dir", str(folder / "outputs"), "--activations_dir", run),
+    ]
+    return [
+        ("the model, about 5 s", ["examples.smollm2", model]),
+        ("19,000 tokens through it, about 30 s", extract),
+        ("are the files whole? about 1 s", ["extraction", "verify", run]),
+        ("what is in them? about 1 s", ["extraction", "inspect", run]),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the steps; the status of the first that fails, or 0."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="new folder for the model and the run")
+    folder = parser.parse_args(arguments).folder
+    todo = steps(folder)
+    for number, (title, command) in enumerate(todo, 1):
+        print(f"\n[{number} of {len(todo)}] {title}", flush=True)
+        print(f"$ python -m {shlex.join(command)}", flush=True)
+        begun = time.monotonic()
+        status = subprocess.run([sys.executable, "-m", *command]).returncode
+        print(f"({time.monotonic() - begun:.1f} s)", flush=True)
+        if status:
+            return status
+    print(
+        f"""
+Next, after `source .venv/bin/activate`:
+  in Python   from extraction import ActivationDataset
+              dataset = ActivationDataset("{folder}/activations", layer=15)
+              dataset, dataset[0:4]   # rows are float32 [n, 576]
+  your model  the second command above with your own --model_path and --dataset
+  all flags   python -m inference.distributed_inference_with_activations --help"""
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
