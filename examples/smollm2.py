@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(arguments)
     try:
         convert(flags.gguf or find_gguf(), flags.folder, flags.dtype)
-    except GgufError as error:
+    except (GgufError, OSError) as error:
         print(f"error: {error}")
         return 2
     print(f"SmolLM2-135M-Instruct, dequantised to {flags.dtype}: {flags.folder}")
