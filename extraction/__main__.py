@@ -230,6 +230,7 @@ def _export(settings: argparse.Namespace, progress: ProgressLine) -> int:
         hook_points=hook_points,
         dtype=settings.dtype,
         progress=progress,
+        **command_flags.row_filters_of(settings),
         **{name: value for name, value in named.items() if value is not None},
     )
     print(

@@ -1,6 +1,7 @@
 """The flags of the commands of `python -m extraction`, one function for each command."""
 
 import argparse
+from typing import Any
 
 from extraction.exports import DTYPES, TARGETS
 from extraction.exports import flags as export_flags
@@ -101,8 +102,45 @@ def export(command: argparse.ArgumentParser) -> None:
         help="dtype of the activations (default: the run's own, or float32 if --to cannot hold it);"
         " only pt holds bfloat16, which rounds a float32 run",
     )
+    row_filters(command)
     for name, flag in export_flags().items():
         command.add_argument(f"--{name}", **flag)
+
+
+def row_filters(command: argparse.ArgumentParser) -> None:
+    """Add the flags of commands that read rows: which ones they leave out."""
+    command.add_argument(
+        "--max_norm_multiple",
+        type=float,
+        metavar="M",
+        help="leave out rows whose norm is above M times the median norm of their hook point,"
+        " at any hook point, such as 10, which leaves attention sinks out (default: none)",
+    )
+    command.add_argument(
+        "--exclude_special",
+        type=int,
+        nargs="*",
+        metavar="ID",
+        help="leave out rows of special tokens: of those that the run records, or of the token ids"
+        " that follow, such as --exclude_special 151643 151644 (default: none)",
+    )
+    command.add_argument(
+        "--skip_first",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out the rows of the first N positions of each sample (default: 0)",
+    )
+
+
+def row_filters_of(settings: argparse.Namespace) -> dict[str, Any]:
+    """Return arguments of `ActivationDataset.batches` from the flags of `row_filters`."""
+    special = settings.exclude_special
+    return {
+        "max_norm_multiple": settings.max_norm_multiple,
+        "exclude_special": False if special is None else special or True,
+        "skip_first": settings.skip_first,
+    }
 
 
 def upload(command: argparse.ArgumentParser) -> None:

@@ -45,6 +45,7 @@ from inference.engine.plan import WINDOW, Unit
 from inference.engine.prepare import Prepared
 from inference.engine.pretrained import TOKENIZER_FILES, Pretrained
 from inference.errors import SelfCheckError
+from inference.inputs.prompt_tokens import special_ids
 from inference.inputs.samples import Sample, separator_ids
 from inference.inputs.tasks import tasks_digest
 from inference.outputs import OutputsFile, write_submission
@@ -269,6 +270,7 @@ def describe(command: str, settings: ExtractionSettings, pretrained: Pretrained)
             else 0,
             "behind_a_document": list(separator_ids(settings, tokenizer)),
         },
+        "special_token_ids": None if tokenizer is None else sorted(special_ids(tokenizer)),
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
 

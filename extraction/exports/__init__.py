@@ -33,6 +33,7 @@ from extraction.exports.pt import Pt
 from extraction.exports.run_rows import RunRows
 from extraction.exports.target import Target
 from extraction.progress import Progress, silent
+from extraction.reading.row_filters import RowFilters
 from extraction.setting_names import setting
 from extraction.storage import Storage
 
@@ -54,7 +55,8 @@ class Exported:
 
     Attributes:
         samples: number of samples that have rows.
-        rows: number of rows of each hook point in the run; `notes` say if some are left out.
+        rows: number of rows of each hook point, without those that filters leave out; `notes` say
+            how many, and if the form leaves out more.
         hook_points: canonical names of the exported hook points.
         notes: what the user should know, a sentence each.
     """
@@ -73,6 +75,9 @@ def export(
     hook_points: Sequence[int | str] | None = None,
     dtype: str | None = None,
     progress: Progress = silent,
+    max_norm_multiple: float | None = None,
+    exclude_special: bool | Sequence[int] = False,
+    skip_first: int = 0,
     **options: Any,
 ) -> Exported:
     """Writes the rows of a run in another form.
@@ -87,6 +92,11 @@ def export(
         dtype: float32 or bfloat16; None: the run's own, or float32 where the target cannot hold it.
             float32 rows become bfloat16 only if it is given here.
         progress: called with the progress of the export.
+        max_norm_multiple: leave out rows whose norm is above this many times the median norm of
+            their hook point, at any of the hook points.
+        exclude_special: leave out rows of special tokens: True for those that the run records, or
+            token ids.
+        skip_first: leave out rows at positions below this number.
         options: options of the target, the fields of its class.
 
     Raises:
@@ -107,7 +117,13 @@ def export(
             )
     path = local_place(out)
     refuse_existing(path)  # before all keys are read
-    run = RunRows(source, hook_points, dtype, target.dtypes, progress)
+    filters = RowFilters(
+        max_norm_multiple=max_norm_multiple,
+        exclude_special=exclude_special,
+        skip_first=skip_first,
+    )
+    chosen = dataclasses.asdict(filters) if filters else None
+    run = RunRows(source, hook_points, dtype, target.dtypes, progress, chosen)
     notes = _notes(run)
     with new_place(path) as place:
         notes = [*target.write(run, place), *notes]
@@ -143,7 +159,7 @@ def _target(to: str, options: dict[str, Any]) -> Target:
 
 def _notes(run: RunRows) -> list[str]:
     without_rows = sum(sample is None for sample, _, _ in run.sequences())
-    notes = []
+    notes = run.left_out_notes()
     if without_rows:
         notes.append(f"samples that have no rows, left out: {without_rows:,}")
     if run.info.complete is False:

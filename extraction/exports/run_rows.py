@@ -4,8 +4,9 @@ Every file is read once for its rows; before that, the files of one hook point a
 keys. A few batches are in memory at a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +15,12 @@ from extraction.exports.samples import samples_of
 from extraction.formats.float_types import bfloat16_bits
 from extraction.maintenance.committed_files import read_outputs
 from extraction.progress import Progress, silent
-from extraction.reading.dataset import ActivationDataset, open_run
+from extraction.reading.dataset import ActivationDataset
 from extraction.reading.frameworks import Rows
+from extraction.reading.listed_run import open_run
 from extraction.reading.run_contents import chosen_hook_points
 from extraction.run.records import CommitLog
+from extraction.setting_names import setting
 from extraction.storage import Storage
 
 CHUNK_BYTES = 16 << 20
@@ -33,6 +36,7 @@ class RunRows:
         dtype: dtype to yield rows in, float32 or bfloat16; None: the run's own.
         dtypes: dtypes that the export can hold; a run of any other is read as float32.
         progress: called with the progress of reading.
+        filters: rows to leave out, arguments of `ActivationDataset.batches`.
 
     Attributes:
         address: address of the run.
@@ -41,6 +45,7 @@ class RunRows:
         widths: width of each hook point's rows.
         dtype: dtype of the rows that are yielded.
         samples: samples of the rows.
+        left_out: number of rows that each filter leaves out, by its name, and of all `together`.
 
     Raises:
         StoreError: there is no run, no such hook point, or there are no rows.
@@ -54,6 +59,7 @@ class RunRows:
         dtype: str | None = None,
         dtypes: Sequence[str] = ("float32",),
         progress: Progress = silent,
+        filters: Mapping[str, Any] | None = None,
     ):
         run = open_run(source)
         storage, captured = run.storage, run.description.hook_points
@@ -74,22 +80,39 @@ class RunRows:
             raise StoreError(f"{self.address} got rows while it was opened; repeat the export")
         if not len(keys):
             raise StoreError(f"{self.address} holds no rows yet; export it when it has some")
+        self._filters = filters or {}
+        kept = self._dataset.kept_rows(**self._filters) if filters else None
+        self.left_out = {} if kept is None else kept.left_out
+        if kept is not None and not len(kept.numbers):
+            raise StoreError(
+                f"the filters leave none of the {len(keys):,} rows of {self.address}:"
+                f" {', '.join(self.left_out_notes())}"
+            )
         self.info = self._dataset.info
         self.widths = {hook: self.info.width[hook] for hook in self.hook_points}
-        self.samples = samples_of(keys, progress)
+        self.samples = samples_of(keys, progress, None if kept is None else kept.numbers)
         self._storage, self._progress = storage, progress
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self.samples.sample)
+
+    def left_out_notes(self) -> list[str]:
+        """What filters left out, for the user."""
+        return [
+            f"rows that {setting(name)} leaves out: {count:,}"
+            for name, count in self.left_out.items()
+            if name in self._filters
+        ]
 
     def stream(self) -> Iterator[tuple[slice, Rows]]:
-        """Yield all rows, some at a time: their numbers, and `[rows, width]` of each hook point.
+        """Yield the rows that are kept, some at a time: their numbers among those that are kept,
+        and `[rows, width]` of each hook point.
 
         The arrays are float32, or uint16 bits for bfloat16.
         """
         size = max(1, CHUNK_BYTES // (4 * sum(self.widths.values())))
         first = 0
-        with self._dataset.batches(size) as batches:
+        with self._dataset.batches(size, **self._filters) as batches:
             for batch in batches:
                 rows = {hook: self._bits(values) for hook, values in batch.items()}
                 count = len(rows[self.hook_points[0]])

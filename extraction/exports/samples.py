@@ -25,7 +25,7 @@ SampleKey = tuple[str, int]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Samples:
-    """The N samples of a run that have rows, in the order of their first rows, and its R rows.
+    """N samples of a run that have rows, in the order of their first rows, and their R rows.
 
     Attributes:
         numbers: each sample's number from 0, by its key, in order.
@@ -73,24 +73,29 @@ class Samples:
         return names + (f" and {len(found) - NAMED:,} more" if len(found) > NAMED else "")
 
 
-def samples_of(dataset: ActivationDataset, progress: Progress = silent) -> Samples:
+def samples_of(
+    dataset: ActivationDataset,
+    progress: Progress = silent,
+    chosen: np.ndarray | None = None,
+) -> Samples:
     """Return the samples of a run; read the files of one hook point.
 
     Args:
         dataset: rows of that hook point.
         progress: called with the progress of reading.
+        chosen: `[R]` int64, ascending numbers of the rows to take; None for all.
 
     Raises:
         StoreError: two rows of a sample have the same position.
         CorruptBatchError: a file is damaged.
     """
-    total = len(dataset)
+    total = len(dataset) if chosen is None else len(chosen)
     numbers: dict[SampleKey, int] = {}
     sample = np.empty(total, np.int64)
     step, position, token_id = (np.empty(total, np.int32) for _ in range(3))
     for first in range(0, total, STEP):
         chunk = slice(first, min(first + STEP, total))
-        keys = dataset.keys(chunk)
+        keys = dataset.keys(chunk if chosen is None else chosen[chunk])
         pairs = zip(keys.task_ids.tolist(), keys.sample_idx.tolist(), strict=True)
         sample[chunk] = [numbers.setdefault(pair, len(numbers)) for pair in pairs]
         step[chunk], position[chunk], token_id[chunk] = keys.step, keys.position, keys.token_id

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from extraction.maintenance.committed_files import read_batch, read_outputs, rea
 from extraction.maintenance.rewrite import BatchToRewrite, rewrite
 from extraction.progress import Progress, silent
 from extraction.reading.read_ahead import in_order, threads_for
+from extraction.reading.run_contents import token_ids
 from extraction.run.identity import RunIdentity, check_identity, read_identity
 from extraction.run.records import CommitLog
 from extraction.run.totals import RunTotals
@@ -142,6 +144,16 @@ def _merged_identity(sources: Sequence[Source]) -> RunIdentity:
         for key, value in first.fingerprint.items()
         if all(source.identity.fingerprint.get(key, ABSENT.get(key)) == value for source in sources)
     }
+    special = {token_ids(source.identity.run) for source in sources}
+    run: dict[str, Any] = {
+        "command": "merge",
+        "sources": [
+            {"address": source.storage.address, "run": dict(source.identity.run)}
+            for source in sources
+        ],
+    }
+    if len(special) == 1 and None not in special:
+        run["special_token_ids"] = [*(special.pop() or ())]
     return RunIdentity.new(
         model_name=first.model_name,
         hook_points=first.hook_points,
@@ -155,13 +167,7 @@ def _merged_identity(sources: Sequence[Source]) -> RunIdentity:
         ),
         fingerprint=common
         | {"merged_from": [[source.identity.run_id, source.batches] for source in sources]},
-        run={
-            "command": "merge",
-            "sources": [
-                {"address": source.storage.address, "run": dict(source.identity.run)}
-                for source in sources
-            ],
-        },
+        run=run,
     )
 
 

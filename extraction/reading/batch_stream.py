@@ -11,6 +11,7 @@ import operator
 import os
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from typing import Any
@@ -67,9 +68,12 @@ class BatchStream(Iterator[Any]):
         run_id: id of the run; None if it is not known.
         start: the `position` of another stream, to continue from there.
         part: number of the part of the run that it reads, from 0, and the number of parts.
+        filters: the filters of the source, for positions; None if it has none.
 
     Attributes:
         order: the order of the rows.
+        left_out: number of rows that each filter left out so far, by its name, and of all
+            `together`; a shuffle buffer counts when the stream reaches it.
 
     Raises:
         StoreError: the position is of another run, or of a stream with other settings; or there is
@@ -84,8 +88,11 @@ class BatchStream(Iterator[Any]):
         run_id: str | None,
         start: Mapping[str, Any] | None = None,
         part: tuple[int, int] = (0, 1),
+        filters: Mapping[str, Any] | None = None,
     ):
         self._source = source
+        self._filters = filters
+        self.left_out: Counter[str] = Counter()
         self._run_id = run_id
         self._settings = settings
         self._part = _checked_part(part)
@@ -120,7 +127,7 @@ class BatchStream(Iterator[Any]):
             _pools(order, self._epoch, self._row, settings.epochs),
             self._threads,
         )
-        self._generator = _cut(pools, source, settings, self._row)
+        self._generator = _cut(pools, source, settings, self._row, self.left_out)
 
     def __iter__(self) -> "BatchStream":
         return self
@@ -180,7 +187,9 @@ class BatchStream(Iterator[Any]):
             "shuffle_seed": seed,
             "pool_rows": None if seed is None else self._settings.pool_rows,
         }
-        return ordering if self._part == (0, 1) else ordering | {"part": list(self._part)}
+        if self._part != (0, 1):
+            ordering["part"] = list(self._part)
+        return ordering if self._filters is None else ordering | {"filters": self._filters}
 
     def _restore(
         self, start: Mapping[str, Any], known: Mapping[int, StoredBatch]
@@ -191,7 +200,7 @@ class BatchStream(Iterator[Any]):
         numbers = [number for number in found if type(number) is int and number >= 0]
         if len(numbers) < len(keys) or numbers[0] != POSITION_VERSION:
             raise StoreError(f"start must be a stream's position, not {str(start)[:200]}")
-        expected = {"run_id": self._run_id, "part": None, **self._ordering()}
+        expected = {"run_id": self._run_id, "part": None, "filters": None, **self._ordering()}
         refuse_other_position(start, expected, "another stream")
         self._epoch, self._row = numbers[2], numbers[3]
         return [known[batch_id] for batch_id in ids_of(start.get("batches"), known)]
@@ -202,6 +211,7 @@ def _cut(
     source: RowSource,
     settings: StreamSettings,
     skip: int,
+    left_out: Counter[str],
 ) -> Generator[tuple[Rows, int, int]]:
     """Yield batches, each with epoch and row of the position after it.
 
@@ -213,11 +223,13 @@ def _cut(
         source: source of the rows.
         settings: settings of the stream.
         skip: rows of the first epoch before the position.
+        left_out: takes what filters left out of each pool.
     """
     size = settings.batch_size
     batch: Rows = {}  # the batch that is being filled
     count = given = 0
     for pool, filled in pools:
+        left_out.update(filled.left_out)
         at = filled.start(max(0, skip - pool.first_row))
         while at < len(filled):
             take = min(size - count, len(filled) - at)

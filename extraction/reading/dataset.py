@@ -14,6 +14,7 @@ batch 4 before batch 3; `refresh` puts what is new behind what was there, so wit
 `ActivationDataset` a row's number never changes. Another one, opened later, counts by batch id.
 """
 
+import dataclasses
 import functools
 import logging
 from collections import Counter
@@ -29,23 +30,29 @@ from extraction.formats.float_types import to_float32
 from extraction.hook_point_names import few
 from extraction.reading.batch_stream import BatchStream, StreamSettings
 from extraction.reading.buffer_pool import RecycledMemory, TakeMemory
-from extraction.reading.frameworks import Rows, presenter, with_dtype
-from extraction.reading.listed_run import ListedRun
+from extraction.reading.frameworks import presenter, with_dtype
+from extraction.reading.listed_run import open_run
 from extraction.reading.read_ahead import threads_for
+from extraction.reading.row_filters import (
+    TOGETHER,
+    KeptRows,
+    ReadBatch,
+    RowFilter,
+    RowFilters,
+    above_limit,
+    limits_of,
+)
 from extraction.reading.row_numbers import EVERY, Place, RowNumbers, is_number
 from extraction.reading.run_contents import (
-    CommittedRun,
-    RunContents,
     StoredBatch,
     chosen_hook_points,
 )
 from extraction.reading.run_info import RunInfo
 from extraction.reading.shuffle_buffer import RowSource
-from extraction.reading.stored_files import StoredFiles
-from extraction.run.identity import read_identity
+from extraction.reading.stored_files import StoredFiles, listing_problems
 from extraction.run.rows import RowBlock
-from extraction.run.statistics import MAX_NORM_MULTIPLE, RowStatistics, row_norms
-from extraction.storage import Storage, open_storage
+from extraction.run.statistics import MAX_NORM_MULTIPLE, RowStatistics, StatisticsSum
+from extraction.storage import Storage
 
 if TYPE_CHECKING:
     from extraction.reading.torch_batches import TorchBatches
@@ -175,7 +182,10 @@ class ActivationDataset:
         """
         rows = len(self)
         new = self._run.new_batches(self.hook_points, self._known.keys())
-        problems = self._problems(new) if new else {}
+        known = list(self._known.values())
+        problems = (
+            listing_problems(self._storage, known, new, with_crc32c=self._verify) if new else {}
+        )
         if problems and not self._skip:
             raise CorruptBatchError(next(iter(problems.values())))
         self._known |= {batch.batch_id: batch for batch in new}
@@ -245,6 +255,9 @@ class ActivationDataset:
         epochs: int | None = 1,
         start: Mapping[str, Any] | None = None,
         part: tuple[int, int] = (0, 1),
+        max_norm_multiple: float | None = None,
+        exclude_special: bool | Sequence[int] = False,
+        skip_first: int = 0,
     ) -> BatchStream:
         """All rows there are now, in batches; every row once in each epoch.
 
@@ -264,16 +277,29 @@ class ActivationDataset:
             part: `(index, parts)`: of `parts` streams with the same settings, each in a process of
                 its own, this one reads the files that no other reads in that epoch. All together
                 give every row once. Each has a `position` of its own.
+            max_norm_multiple: leave out rows whose norm is above this many times the median norm of
+                their hook point, or not finite: 10 leaves attention sinks out, mostly. Of several
+                hook points, at any of them. The stream's `left_out` counts them.
+            exclude_special: leave out the rows of special tokens; True: of those that the run
+                records, or their token ids.
+            skip_first: leave out rows at positions below this number.
 
         Returns:
-            An iterator over `[batch_size, width]`, or dictionaries of such, with a `position`.
+            An iterator over `[batch_size, width]`, or dictionaries of such, with a `position` and
+            `left_out`.
 
         Raises:
-            StoreError: an argument does not fit.
+            StoreError: an argument does not fit; the run does not tell what a filter needs.
             CorruptBatchError: while it is read: a file is damaged.
         """
+        asked = RowFilters(
+            max_norm_multiple=max_norm_multiple,
+            exclude_special=exclude_special,
+            skip_first=skip_first,
+        )
+        filters = self._filters(asked, start)
         source = RowSource(
-            read=functools.partial(self._read, memory=RecycledMemory().take),
+            read=functools.partial(self._read, memory=RecycledMemory().take, filters=filters),
             present=presenter(framework, self._asked, self._single, self._bits),
             widths=self._widths(),
             dtype=self._dtype,
@@ -287,7 +313,9 @@ class ActivationDataset:
             epochs=epochs,
         )
         batches = self._numbers.batches if start is None else list(self._known.values())
-        return BatchStream(source, batches, settings, self._run.description.run_id, start, part)
+        told = None if filters is None else filters.position()
+        run_id = self._run.description.run_id
+        return BatchStream(source, batches, settings, run_id, start, part, told)
 
     def torch(
         self,
@@ -297,6 +325,9 @@ class ActivationDataset:
         pool_rows: int = POOL_ROWS,
         drop_last: bool = False,
         start: Mapping[str, Any] | None = None,
+        max_norm_multiple: float | None = None,
+        exclude_special: bool | Sequence[int] = False,
+        skip_first: int = 0,
     ) -> "TorchBatches":
         """Return a torch `IterableDataset` of batches, for `DataLoader(..., batch_size=None)`.
 
@@ -317,7 +348,11 @@ class ActivationDataset:
             shuffle_seed: see `batches`; the order depends on the number of workers too.
             pool_rows: see `batches`; two pools are in memory for each worker.
             drop_last: leave the last batch of each worker out if it is not full.
-            start: what `TorchBatches.position` gave, to go on from there.
+            start: what `TorchBatches.position` gave, to go on from there. With a filter there are
+                no positions.
+            max_norm_multiple: see `batches`.
+            exclude_special: see `batches`.
+            skip_first: see `batches`.
 
         Raises:
             ImportError: torch is not installed.
@@ -326,7 +361,51 @@ class ActivationDataset:
         from extraction.reading.torch_batches import TorchBatches
 
         asked = {"shuffle_seed": shuffle_seed, "pool_rows": pool_rows, "drop_last": drop_last}
-        return TorchBatches(self, batch_size, asked, start, countable=not self._skip)
+        filters = RowFilters(
+            max_norm_multiple=max_norm_multiple,
+            exclude_special=exclude_special,
+            skip_first=skip_first,
+        )
+        if filters:
+            asked |= dataclasses.asdict(filters)
+        countable = not self._skip and not filters
+        return TorchBatches(self, batch_size, asked, start, countable=countable)
+
+    def kept_rows(
+        self,
+        *,
+        max_norm_multiple: float | None = None,
+        exclude_special: bool | Sequence[int] = False,
+        skip_first: int = 0,
+    ) -> KeptRows:
+        """Return the numbers of the rows that filters keep, for `[]`; reads all rows.
+
+            kept = acts.kept_rows(max_norm_multiple=10, skip_first=1)
+            acts[kept.numbers], acts.keys(kept.numbers), kept.left_out
+
+        Args:
+            max_norm_multiple: see `batches`.
+            exclude_special: see `batches`.
+            skip_first: see `batches`.
+
+        Raises:
+            StoreError: an argument does not fit; the run does not tell what a filter needs.
+            CorruptBatchError: a file is damaged.
+        """
+        asked = RowFilters(
+            max_norm_multiple=max_norm_multiple,
+            exclude_special=exclude_special,
+            skip_first=skip_first,
+        )
+        filters = self._filters(asked, None)
+        if filters is None:
+            return KeptRows(np.arange(len(self)), {TOGETHER: 0})
+        numbers, left_out = [np.zeros(0, np.int64)], Counter()
+        for first, batch_id, parsed in self._all_rows():
+            kept = filters.kept(parsed, self._name(batch_id))
+            numbers.append(first + kept.numbers)
+            left_out.update(kept.left_out)
+        return KeptRows(np.concatenate(numbers), dict(left_out))
 
     def outlier_rows(self, factor: float = MAX_NORM_MULTIPLE) -> Any:
         """Numbers of the rows whose norm is beyond `factor` times the median, or not finite.
@@ -338,36 +417,63 @@ class ActivationDataset:
         Returns:
             `[found]` int64 in ascending order, or a dictionary of such.
         """
-        statistics = self.info.statistics
-        medians = {h: statistics[h]["median_norm"] for h in self.hook_points if h in statistics}
-        if len(medians) < len(self.hook_points):
-            parts: dict[str, list[RowStatistics]] = {hook: [] for hook in self.hook_points}
-            for _, rows in self._all_rows():
-                for hook, values in rows.items():
-                    parts[hook].append(RowStatistics.of(values))
-            medians = {h: RowStatistics.merge(part).median_norm() for h, part in parts.items()}
+        medians = self._medians()
         found = {hook: [np.zeros(0, np.int64)] for hook in self.hook_points}
-        for first, rows in self._all_rows():
-            for hook, values in rows.items():
-                norms = row_norms(values)
+        for first, _, parsed in self._all_rows():
+            for hook, batch in parsed.items():
                 median = medians[hook]
-                # Of a run whose rows are all infinite there is no median.
-                limit = np.inf if median is None else factor * median
-                found[hook].append(first + np.flatnonzero(~(norms < np.inf) | (norms > limit)))
+                limit = None if median is None else factor * median
+                above = above_limit(to_float32(batch.stored, batch.dtype), limit)
+                found[hook].append(first + np.flatnonzero(above))
         return self._as_asked({hook: np.concatenate(each) for hook, each in found.items()})
 
-    def _all_rows(self) -> Iterator[tuple[int, Rows]]:
-        """Of each batch the number of its first row, and float32 rows that hold until the next."""
+    def _medians(self) -> dict[str, float | None]:
+        """The median norm of each hook point; None: no row is finite."""
+        statistics = self.info.statistics
+        if all(hook in statistics for hook in self.hook_points):
+            return {hook: statistics[hook]["median_norm"] for hook in self.hook_points}
+        sums = {hook: StatisticsSum() for hook in self.hook_points}
+        for _, _, parsed in self._all_rows():
+            for hook, batch in parsed.items():
+                sums[hook].add(RowStatistics.of(to_float32(batch.stored, batch.dtype)))
+        totals = {hook: each.total() for hook, each in sums.items()}
+        return {h: each.median_norm() if each.values else None for h, each in totals.items()}
+
+    def _filters(self, asked: RowFilters, start: Mapping[str, Any] | None) -> RowFilter | None:
+        """What applies the filters that are asked for; None: there are none."""
+        if not asked:
+            return None
+        limits: dict[str, float | None] = {}
+        if asked.max_norm_multiple is not None:
+            limits = limits_of(start, self.hook_points) or {
+                hook: None if median is None else asked.max_norm_multiple * median
+                for hook, median in self._medians().items()
+            }
+        recorded = self._run.description.special_token_ids
+        return RowFilter(asked, limits, asked.special_ids(recorded, self._storage.address))
+
+    def _name(self, batch_id: int) -> str:
+        return f"batch {batch_id} of {self._storage.address}"
+
+    def _all_rows(self) -> Iterator[tuple[int, int, dict[str, ParsedBatch]]]:
+        """Of each batch the number of its first row, its id, and what holds until the next."""
         memory = RecycledMemory().take
         for first, batch in self._numbers:
             parsed = self._parsed(batch, memory)
             if parsed is not None:
-                yield first, {hook: to_float32(p.stored, p.dtype) for hook, p in parsed.items()}
+                yield first, batch.batch_id, parsed
 
-    def _read(self, batch: StoredBatch, memory: TakeMemory) -> Rows | None:
-        """All rows of a batch for a stream; None: it is damaged, and left out."""
+    def _read(
+        self, batch: StoredBatch, memory: TakeMemory, filters: RowFilter | None
+    ) -> ReadBatch | None:
+        """The rows of a batch for a stream; None: it is damaged, and left out."""
         parsed = self._parsed(batch, memory)
-        return None if parsed is None else {h: self._values(p) for h, p in parsed.items()}
+        if parsed is None:
+            return None
+        rows = {hook: self._values(part) for hook, part in parsed.items()}
+        if filters is None:
+            return ReadBatch(rows=rows)
+        return ReadBatch.of(rows, filters.kept(parsed, self._name(batch.batch_id)))
 
     def _parsed(self, batch: StoredBatch, memory: TakeMemory) -> dict[str, ParsedBatch] | None:
         try:
@@ -383,30 +489,6 @@ class ActivationDataset:
         if self.skipped.setdefault(batch_id, problem) is problem:
             log.warning("batch %d is left out: %s", batch_id, problem)
 
-    def _problems(self, batches: Sequence[StoredBatch]) -> dict[int, str]:
-        """What a listing of the files tells of damage, by batch id."""
-        there = self._storage.infos()
-        listed = Counter(file.name for b in self._known.values() for file in b.all_files())
-        listed.update(file.name for b in batches for file in b.all_files())
-        problems: dict[int, str] = {}
-        for batch in batches:
-            for file in batch.all_files():
-                found, place = there.get(file.name), f"{self._storage.address}/{file.name}"
-                if listed[file.name] > 1:
-                    raise StoreError(f"{place} is named by more than one batch or layer")
-                if found is None:
-                    problem = "is missing"
-                elif file.bytes not in (None, found.bytes):
-                    problem = f"is {found.bytes} bytes, not {file.bytes}"
-                elif batch.rows > found.bytes:
-                    problem = f"is {found.bytes} bytes, too few for {batch.rows} rows"
-                elif self._verify and found.crc32c and file.crc32c not in (None, found.crc32c):
-                    problem = f"has the crc32c {found.crc32c}, not {file.crc32c}"
-                else:
-                    continue
-                problems.setdefault(batch.batch_id, f"{place} {problem}")
-        return problems
-
     def _as_asked(self, result: dict[str, np.ndarray]) -> Any:
         """The only array, or a dictionary by the names asked with."""
         if self._single:
@@ -420,18 +502,3 @@ class ActivationDataset:
         """Rows in the dtype asked for; bits of bfloat16 stay bits until the very end."""
         stored = parsed.stored[rows]
         return stored if self._stored else to_float32(stored, parsed.dtype)
-
-
-def open_run(source: str | Path | Storage) -> RunContents:
-    """What a run holds.
-
-    Args:
-        source: folder, `gs://bucket/prefix`, `s3://bucket/prefix`, or an open back end.
-
-    Raises:
-        StoreError: there is no run that can be read.
-    """
-    is_address = isinstance(source, str | Path)
-    storage = open_storage(source, writable=False) if is_address else source
-    identity = read_identity(storage)
-    return ListedRun(storage) if identity is None else CommittedRun(storage, identity)

@@ -7,6 +7,7 @@ checksums, so damage is noticed only if it breaks the structure of a file.
 import contextlib
 import math
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from types import NoneType
 from typing import Any
 
@@ -14,16 +15,35 @@ from extraction.documents import is_count, read_json
 from extraction.errors import StoreError, UnsafeNameError
 from extraction.formats import FORMATS
 from extraction.reading.run_contents import (
+    CommittedRun,
+    RunContents,
     RunDescription,
     RunProgress,
     StoredBatch,
     StoredFile,
     known_format,
+    token_ids,
 )
+from extraction.run.identity import read_identity
 from extraction.run.metadata import get_metadata
 from extraction.run_layout import METADATA_FILE, RUN_FILE
-from extraction.storage import Storage
+from extraction.storage import Storage, open_storage
 from extraction.storage.names import check_hook_point, check_name
+
+
+def open_run(source: str | Path | Storage) -> RunContents:
+    """What a run holds.
+
+    Args:
+        source: folder, `gs://bucket/prefix`, `s3://bucket/prefix`, or an open back end.
+
+    Raises:
+        StoreError: there is no run that can be read.
+    """
+    is_address = isinstance(source, str | Path)
+    storage = open_storage(source, writable=False) if is_address else source
+    identity = read_identity(storage)
+    return ListedRun(storage) if identity is None else CommittedRun(storage, identity)
 
 
 class ListedRun:
@@ -47,6 +67,7 @@ class ListedRun:
                 hidden_dim=_count(document["hidden_dim"]),
                 file_format=known_format(document.get("format", "pickle"), METADATA_FILE),
                 dtype=_dtype(document.get("dtype")),
+                special_token_ids=token_ids(document.get("run")),
             )
         self._document = document
 

@@ -9,6 +9,7 @@ import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from extraction.documents import is_count
 from extraction.errors import StoreError
 from extraction.formats import FORMATS
 from extraction.hook_point_names import few, nearest, spellings
@@ -69,6 +70,7 @@ class RunDescription:
         hidden_dim: width of the residual stream.
         file_format: format of the batches, a name in `FORMATS`.
         dtype: dtype of the stored activations; None if the folder does not say.
+        special_token_ids: ids of the special tokens; None if the folder does not say.
     """
 
     run_id: str | None
@@ -77,6 +79,7 @@ class RunDescription:
     hidden_dim: int
     file_format: str
     dtype: str | None
+    special_token_ids: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,6 +134,7 @@ class CommittedRun:
             hidden_dim=identity.hidden_dim,
             file_format=known_format(identity.file_format, RUN_FILE),
             dtype=identity.dtype,
+            special_token_ids=token_ids(identity.run),
         )
         self._identity = identity
         self._log = CommitLog(storage)
@@ -221,6 +225,12 @@ def _layer_name(layer: Any) -> str:
         return f"layer_{operator.index(layer)}"
     except TypeError:
         raise StoreError(f"a layer is a number or a hook point's name, not {layer!r}") from None
+
+
+def token_ids(run: Any) -> tuple[int, ...] | None:
+    """Return the ids of special tokens from how a run was made; None: it does not tell them."""
+    ids = run.get("special_token_ids") if isinstance(run, Mapping) else None
+    return tuple(ids) if isinstance(ids, list | tuple) and all(map(is_count, ids)) else None
 
 
 def known_format(name: Any, place: str) -> str:

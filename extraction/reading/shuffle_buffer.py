@@ -5,7 +5,7 @@ with fresh memory each time, page faults would take as long as reading.
 """
 
 import dataclasses
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 
@@ -13,8 +13,12 @@ import numpy as np
 
 from extraction.reading.frameworks import Rows
 from extraction.reading.reading_threads import ReadingThreads
+from extraction.reading.row_filters import ReadBatch
 from extraction.reading.row_order import Pool, RowOrder
 from extraction.reading.run_contents import StoredBatch
+
+Filled = tuple[np.ndarray, Mapping[str, int]]
+"""Where in its pool the rows of a batch went, and how many were left out, by filters' names."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,14 +26,14 @@ class RowSource:
     """The source of a stream's rows.
 
     Attributes:
-        read: returns all rows of a batch; None if it is damaged and skipped.
+        read: returns the rows of a batch; None if it is damaged and skipped.
         present: converts a batch to what the user gets.
         widths: width of each hook point's rows.
         dtype: dtype of the rows that `read` returns.
         threads: number of threads that read.
     """
 
-    read: Callable[[StoredBatch], Rows | None]
+    read: Callable[[StoredBatch], ReadBatch | None]
     present: Callable[[Rows], object]
     widths: Mapping[str, int]
     dtype: np.dtype
@@ -48,11 +52,13 @@ class FilledPool:
         rows: the rows that could be read.
         numbers: index of each row in the buffer; None if no row was skipped.
         own: whether the arrays stay valid when the next buffer is filled.
+        left_out: number of rows that filters left out, by the filters' names.
     """
 
     rows: Rows
     numbers: np.ndarray | None = None
     own: bool
+    left_out: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def __len__(self) -> int:
         return len(next(iter(self.rows.values())))
@@ -95,13 +101,14 @@ def _single_pools(
 ) -> Iterator[tuple[Pool, FilledPool]]:
     """Yield buffers of one batch each, with the arrays that were read."""
 
-    def finished(pool: Pool, future: Future[Rows | None]) -> tuple[Pool, FilledPool]:
-        rows = future.result()
-        if rows is None:
-            rows = {hook: np.empty((0, width)) for hook, width in source.widths.items()}
-        return pool, FilledPool(rows=rows, own=True)
+    def finished(pool: Pool, future: Future[ReadBatch | None]) -> tuple[Pool, FilledPool]:
+        read = future.result()
+        if read is None:
+            return pool, FilledPool(rows=source.empty(0), own=True)
+        left_out = Counter(read.left_out)
+        return pool, FilledPool(rows=read.rows, numbers=read.kept, own=True, left_out=left_out)
 
-    waiting: deque[tuple[Pool, Future[Rows | None]]] = deque()
+    waiting: deque[tuple[Pool, Future[ReadBatch | None]]] = deque()
     for pool in pools:
         (batch,) = pool.batches
         waiting.append((pool, threads.submit(source.read, batches[batch])))
@@ -120,37 +127,40 @@ def _mixed_pools(
 ) -> Iterator[tuple[Pool, FilledPool]]:
     """Yield buffers of several batches, whose rows are copied to their places as they arrive."""
 
-    def fill(batch: int, arrays: Rows, places: np.ndarray) -> bool:
-        rows = source.read(batches[batch])
-        if rows is None:
-            return False
-        for hook, values in rows.items():
+    def fill(batch: int, arrays: Rows, places: np.ndarray) -> Filled:
+        read = source.read(batches[batch])
+        if read is None:
+            return places[:0], {}
+        if read.kept is not None:
+            places = places[read.kept]
+        for hook, values in read.rows.items():
             arrays[hook][places] = values
-        return True
+        return places, read.left_out
 
     def finished(
-        pool: Pool, arrays: Rows, places: list[np.ndarray], futures: list[Future[bool]]
+        pool: Pool, arrays: Rows, futures: list[Future[Filled]]
     ) -> tuple[Pool, FilledPool]:
-        read = [future.result() for future in futures]
-        if all(read):
+        filled = [future.result() for future in futures]
+        left_out = Counter()
+        for _, counts in filled:
+            left_out.update(counts)
+        if sum(len(places) for places, _ in filled) == pool.rows:
             rows = {hook: values[: pool.rows] for hook, values in arrays.items()}
-            return pool, FilledPool(rows=rows, own=False)
-        good = [place for place, whole in zip(places, read, strict=True) if whole]
-        numbers = np.sort(np.concatenate([np.zeros(0, np.int64), *good]))
+            return pool, FilledPool(rows=rows, own=False, left_out=left_out)
+        numbers = np.sort(np.concatenate([places for places, _ in filled]))
         rows = {hook: values[numbers] for hook, values in arrays.items()}
-        return pool, FilledPool(rows=rows, numbers=numbers, own=True)
+        return pool, FilledPool(rows=rows, numbers=numbers, own=True, left_out=left_out)
 
     most = min(sum(order.sizes), max(order.pool_rows, *order.sizes, 0))  # of any epoch
     free: list[Rows] = []
-    filling: deque[tuple[Pool, Rows, list[np.ndarray], list[Future[bool]]]] = deque()
+    filling: deque[tuple[Pool, Rows, list[Future[Filled]]]] = deque()
     for pool in pools:
         arrays = free.pop() if free else source.empty(most)
-        places = order.places(pool)
         futures = [
-            threads.submit(fill, batch, arrays, place)
-            for batch, place in zip(pool.batches, places, strict=True)
+            threads.submit(fill, batch, arrays, places)
+            for batch, places in zip(pool.batches, order.places(pool), strict=True)
         ]
-        filling.append((pool, arrays, places, futures))
+        filling.append((pool, arrays, futures))
         if len(filling) == 2:
             yield finished(*filling[0])
             free.append(filling.popleft()[1])

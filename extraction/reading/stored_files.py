@@ -15,14 +15,14 @@ import functools
 import mmap
 import os
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import google_crc32c
 import numpy as np
 
-from extraction.errors import CorruptBatchError, UnsafeFileError
+from extraction.errors import CorruptBatchError, StoreError, UnsafeFileError
 from extraction.formats import FORMATS, ParsedBatch
 from extraction.formats.batch import Buffer
 from extraction.reading.buffer_pool import TakeMemory, fresh_memory
@@ -227,6 +227,47 @@ class StoredFiles:
     def _check_crc32c(self, file: StoredFile, found: int) -> None:
         if self._checked(file) and f"{found:08x}" != file.crc32c:
             raise CorruptBatchError(f"its crc32c is {found:08x}, not {file.crc32c}: it is damaged")
+
+
+def listing_problems(
+    storage: Storage,
+    known: Sequence[StoredBatch],
+    batches: Sequence[StoredBatch],
+    *,
+    with_crc32c: bool,
+) -> dict[int, str]:
+    """What a listing of the files tells of damage, by batch id.
+
+    Args:
+        storage: of the run.
+        known: batches that were looked at before.
+        batches: to look at.
+        with_crc32c: compare the checksums of a listing that has them.
+
+    Raises:
+        StoreError: a file is named by two of the batches.
+    """
+    there = storage.infos()
+    listed = Counter(file.name for b in known for file in b.all_files())
+    listed.update(file.name for b in batches for file in b.all_files())
+    problems: dict[int, str] = {}
+    for batch in batches:
+        for file in batch.all_files():
+            found, place = there.get(file.name), f"{storage.address}/{file.name}"
+            if listed[file.name] > 1:
+                raise StoreError(f"{place} is named by more than one batch or layer")
+            if found is None:
+                problem = "is missing"
+            elif file.bytes not in (None, found.bytes):
+                problem = f"is {found.bytes} bytes, not {file.bytes}"
+            elif batch.rows > found.bytes:
+                problem = f"is {found.bytes} bytes, too few for {batch.rows} rows"
+            elif with_crc32c and found.crc32c and file.crc32c not in (None, found.crc32c):
+                problem = f"has the crc32c {found.crc32c}, not {file.crc32c}"
+            else:
+                continue
+            problems.setdefault(batch.batch_id, f"{place} {problem}")
+    return problems
 
 
 def _fill(stream, data: np.ndarray, checked: bool) -> int:

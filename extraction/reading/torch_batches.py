@@ -113,7 +113,9 @@ class TorchBatches(IterableDataset):
                 number of batches does not determine the rows.
         """
         if not self._countable:
-            raise StoreError("position() needs on_bad='raise', since skipped rows are not counted")
+            raise StoreError(
+                "position() needs on_bad='raise' and no filters, since skipped rows are not counted"
+            )
         parts = max(1, operator.index(num_workers))
         epoch, lengths, before = self._pass(parts)
         total, whole = before + operator.index(given), sum(lengths)

@@ -30,6 +30,12 @@ def test_the_code_runs(demo_checkpoint, tmp_path, capsys):
     assert special & set(found["words"].token_ids[0])
     assert found["run"].n_samples == 30
     assert found["position"]["epoch"] == 2
+    keys = found["rows"].keys()
+    left = np.isin(keys.token_id, list(special)) | (keys.position < 1)
+    assert found["metadata"]["run"]["special_token_ids"] == sorted(special)
+    assert not set(found["kept"].numbers.tolist()) & set(np.flatnonzero(left).tolist())
+    assert found["kept"].left_out["skip_first"] == 30
+    assert found["stream"].left_out == found["kept"].left_out
     joined = ActivationDataset(tmp_path / "all", "layers.2.mlp")
     assert set(joined.keys().task_ids) == {f"text {i}" for i in range(40)}
     assert "good" in printed
