@@ -206,7 +206,7 @@ def test_filters_that_leave_nothing_end_at_once(folder):
     dataset = ActivationDataset(folder, 3)
     assert list(dataset.batches(5, skip_first=100)) == []
     assert dataset.kept_rows(skip_first=100).numbers.tolist() == []
-    with pytest.raises(StoreError, match="no batch"):
+    with pytest.raises(StoreError, match="one batch"):
         next(dataset.batches(5, skip_first=100, epochs=None))
 
 
