@@ -53,7 +53,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for: JAX takes seconds, and a refusal needs none of it."""
+    """Import a name on first use: JAX takes seconds to import, and a refusal does not need it."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

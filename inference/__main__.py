@@ -1,4 +1,4 @@
-"""The commands of this package, each a module of its own; its `--help` lists the flags.
+"""A list of the commands of this package; each is a module, and its `--help` lists its flags.
 
     python -m inference.distributed_inference_with_activations   all devices of one or many hosts
     python -m inference.simple_extraction_inference              one sample at a time
@@ -18,7 +18,7 @@ from extraction.command_parser import BAD_INPUT, CommandParser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints which commands there are; exit status 0 if asked for by --help, else 2."""
+    """Print the commands; return 0 if --help was given, else 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = CommandParser(
         prog="python -m inference",

@@ -73,7 +73,7 @@ class Captured:
         return f"Captured({len(self)} rows of {len(self.token_ids)} inputs, {self.activations!r})"
 
     def __getitem__(self, hook_point: str) -> np.ndarray:
-        """`[rows, width]` of a hook point, by any of its names.
+        """Return `[rows, width]` of a hook point, by any of its names.
 
         Raises:
             NotCapturedError: it is none of those captured; the nearest are named.
@@ -81,7 +81,7 @@ class Captured:
         return self.activations[hook_point]
 
     def dense(self, hook_point: str) -> tuple[np.ndarray, np.ndarray]:
-        """`[inputs, slots, width]`, and the mask `[inputs, slots]` of where there is a row.
+        """Return `[inputs, slots, width]`, and a mask `[inputs, slots]` of where there is a row.
 
         What is no row is zero.
         """
@@ -107,7 +107,7 @@ def capture(
     tokens_per_batch: int = 4096,
     random_seed: int = 0,
 ) -> Captured:
-    """Runs inputs and gives the activations of chosen tokens.
+    """Run inputs and return the activations of chosen tokens.
 
     Args:
         model: to run.
@@ -214,7 +214,7 @@ def capture(
 def _tasks(
     inputs: Inputs, attention_mask: np.ndarray | None
 ) -> tuple[list[PromptTask], list[np.ndarray] | None]:
-    """The inputs as tasks, and with a mask the columns of the tokens of each."""
+    """Return the inputs as tasks and, with a mask, the columns of each input's tokens."""
     if isinstance(inputs, str | bytes | Mapping | Set):
         raise InputError(
             f"inputs must be a list of texts, chats or token ids, not one {type(inputs).__name__}"

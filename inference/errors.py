@@ -1,8 +1,8 @@
-"""What the commands refuse."""
+"""Exceptions of the commands."""
 
 
 class InputError(ValueError):
-    """A setting or an input file that cannot be used: what, where, and what would be right."""
+    """A setting or input file that cannot be used: what, where, and what would be right."""
 
 
 class SelfCheckError(RuntimeError):

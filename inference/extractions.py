@@ -1,4 +1,4 @@
-"""A data set's activations into a folder of runs, from Python.
+"""Extraction of a data set's activations into a folder of runs, from Python.
 
     run = extract(model, texts, "./store", ["layers.*.mlp"], positions=["all"])
     run.run_id, run.n_samples, run.open("layers.0.mlp")
@@ -47,7 +47,7 @@ SETTLED = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class ExtractedRun:
-    """A run that is written and verified.
+    """A run that was written and verified.
 
     Attributes:
         run_id: its name below the base folder, 32 hexadecimal digits.
@@ -70,25 +70,25 @@ class ExtractedRun:
 
     @property
     def n_samples(self) -> int:
-        """Inputs that have rows; one that is cut into pieces counts once for each."""
+        """Number of inputs with rows; an input that is cut into pieces counts once for each."""
         return self.metadata["total_sequences"]
 
     @property
     def n_rows(self) -> int:
-        """Rows of each hook point."""
+        """Number of rows of each hook point."""
         return self.metadata["total_samples"]
 
     @property
     def n_batches(self) -> int:
-        """Files of each hook point."""
+        """Number of files of each hook point."""
         return len({batch["batch_id"] for batch in self.metadata["batches"]})
 
     def open(self, hook_point: int | str | None = None) -> ActivationDataset:
-        """Open the rows of a hook point, by any of its names; of the only one without a name."""
+        """Open the rows of a hook point, by any of its names; None for the only hook point."""
         return ActivationDataset(self.address, hook_point)
 
     def outputs(self) -> list[dict[str, Any]]:
-        """The line of each sample: `task_id`, `prompt_token_ids`, ..."""
+        """Return the output line of each sample: `task_id`, `prompt_token_ids`, ..."""
         text = (self.folder / OUTPUTS / OUTPUTS_FILE).read_text(encoding="utf-8")
         return [json.loads(line) for line in text.split("\n") if line]
 
@@ -107,7 +107,7 @@ def extract(
     verify_level: int = 2,
     **settings: Any,
 ) -> ExtractedRun:
-    """Extracts, verifies, and tells what was written.
+    """Extract activations, verify them, and return the runs.
 
     Args:
         model: loaded; its parameters are used as they are.
@@ -179,7 +179,7 @@ def extract(
 
 
 def _write_inputs(path: Path, data: Any, settings: DistributedSettings) -> None:
-    """Writes them as JSON Lines, a record for each, of the fields that are read.
+    """Write the inputs as JSON Lines, one record each, with the fields that are read.
 
     Raises:
         InputError: they are no list of inputs, one cannot be written, or others are there already.
@@ -208,7 +208,7 @@ def _write_inputs(path: Path, data: Any, settings: DistributedSettings) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """An array as a list."""
+    """Return an array as a list."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if hasattr(value, "__array__"):  # of jax or torch

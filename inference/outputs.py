@@ -49,7 +49,7 @@ def output_line(
     finish_reason: str,
     reason: str | None = None,
 ) -> dict[str, Any]:
-    """A sample's line.
+    """Return a sample's output line.
 
     Args:
         sample: it.
@@ -72,7 +72,7 @@ def output_line(
 
 
 def skipped_line(sample: "Sample", reason: str) -> dict[str, Any]:
-    """The line of a sample that could not run."""
+    """Return the output line of a sample that could not run."""
     return output_line(sample, [], None, "skipped", reason)
 
 
@@ -103,7 +103,7 @@ class OutputsFile:
         return self
 
     def write(self, line: dict[str, Any]) -> None:
-        """Adds a sample's line."""
+        """Add a sample's line."""
         self._stream.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def __exit__(
@@ -123,7 +123,7 @@ class OutputsFile:
 def write_submission(
     tasks: Sequence["Task"], outputs_file: Path, settings: "ExtractionSettings"
 ) -> str | None:
-    """Writes `submission.json` beside `outputs.jsonl` and returns the score, for ARC tasks only.
+    """Write `submission.json` beside `outputs.jsonl` and return the score, for ARC tasks only.
 
     Nothing is written where no answer can be: with at most one new token.
     """

@@ -1,4 +1,4 @@
-"""The end of a run, for people: warnings, what each number counts, and what to do next."""
+"""The summary at the end of a run: warnings, labelled numbers, and what to do next."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ HOOK_POINTS_SHOWN = 12
 
 @dataclasses.dataclass(kw_only=True)
 class Work:
-    """What this process ran and committed.
+    """The work of this process: what it ran and committed.
 
     Attributes:
         samples: that ran.
@@ -35,7 +35,7 @@ class Work:
     compiling: float = 0.0
 
     def add(self, lines: Sequence[Mapping[str, Any]], rows: int) -> None:
-        """Counts a unit.
+        """Count a unit.
 
         Args:
             lines: its output lines.
@@ -49,13 +49,13 @@ class Work:
 
     @property
     def running(self) -> float:
-        """Seconds without those of loading and compiling."""
+        """Seconds without loading and compiling."""
         return max(self.seconds - self.loading - self.compiling, 1e-9)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What the end of a command tells.
+    """The content of the summary.
 
     Attributes:
         samples: of the run.
@@ -84,7 +84,7 @@ class Summary:
     score: str | None
 
     def lines(self) -> Iterator[str]:
-        """The lines to print."""
+        """Yield the lines to print."""
         totals = self.totals
         if self.skipped:
             text = f"{self.skipped:,} of {self.samples:,} samples are skipped; {self.outputs} says"

@@ -1,4 +1,4 @@
-"""A run of units, as both commands have it: refused or resumed, committed, finished.
+"""A run of units, for both commands: refuse or resume, commit, finish.
 
     check      the folder or bucket can be used, and holds no run or this one
     begin      lock, `_run/run.json`, what an earlier attempt left behind
@@ -63,7 +63,7 @@ REFRESH_SECONDS, REFRESH_SHARE = 60.0, 20.0
 
 
 class UnitRun:
-    """Where a command's units go.
+    """A run that a command commits its units to.
 
     Args:
         command: its name.
@@ -121,7 +121,7 @@ class UnitRun:
 
     @property
     def storage(self) -> Storage:
-        """Holds the truth: the bucket, or the folder."""
+        """The storage whose commit records count: the bucket, or the folder."""
         return self._writer.storage
 
     def begin(self, stack: contextlib.ExitStack, *, first: bool = True) -> None:
@@ -150,7 +150,7 @@ class UnitRun:
         self._refresh_metadata()
 
     def _refresh_metadata(self) -> None:
-        """Now and then, so that who looks into a running run sees what there is."""
+        """Rewrite `metadata.json` from time to time, for readers of a running run."""
         if self._process == 0 and time.monotonic() > self._next_refresh:
             started = time.monotonic()
             self._writer.write_metadata(self._totals)
@@ -158,7 +158,7 @@ class UnitRun:
             self._next_refresh = time.monotonic() + max(REFRESH_SECONDS, REFRESH_SHARE * took)
 
     def finish(self, self_check: Mapping[str, Any] | None, stop: StopFlag) -> RunTotals:
-        """Derives what can be derived, and gives the totals; call it when all is uploaded.
+        """Write the derived files and return the totals; call it after all uploads.
 
         Args:
             self_check: what this process found, for the metadata: `rows`, `largest_error`, and
@@ -181,7 +181,7 @@ class UnitRun:
         return totals
 
     def _write_outputs(self, stop: StopFlag, stopped: str) -> None:
-        """Joins the units' output lines in the order of the samples, a window at a time."""
+        """Join the units' output lines in the order of the samples, a window at a time."""
         with self._outputs as outputs:
             for window, members in groupby(self.units, key=lambda u: u.samples[0] // WINDOW):
                 stop.check(stopped)
@@ -199,7 +199,7 @@ class UnitRun:
                     self.storage.replace(name, path.read_bytes())
 
     def _note_self_check(self, found: Mapping[str, Any]) -> None:
-        """Adds it to what earlier attempts found, so that a mark stays."""
+        """Store the self-check's result beside those of earlier attempts, which stay."""
         name = self_check_name(self._process)
         known = name in self.storage.names(SELF_CHECKS)
         before = read_self_check(self.storage, name) if known else {}
@@ -214,7 +214,7 @@ class UnitRun:
         self.storage.replace(name, json.dumps(document).encode())
 
     def refuse_failed_check(self) -> None:
-        """Raises SelfCheckError if this run's rows are marked as wrong, by now or before."""
+        """Raise SelfCheckError if a self-check of this or an earlier attempt failed."""
         if self._failed_check:
             raise SelfCheckError(
                 f"{self._failed_check}; the rows in {self.storage.address} are kept, and marked in"
@@ -222,7 +222,7 @@ class UnitRun:
             )
 
     def summary(self, totals: RunTotals, details: Sequence[tuple[str, str]] = ()) -> Summary:
-        """What was written, for the end of a command.
+        """Return the summary for the end of a command.
 
         Args:
             totals: that `finish` gave.
@@ -244,7 +244,7 @@ class UnitRun:
 
 
 def describe(command: str, settings: ExtractionSettings, pretrained: Pretrained) -> dict[str, Any]:
-    """How a run is made, so that any row of it can be computed again."""
+    """Return how a run is made, so that any row of it can be computed again."""
     folder = pretrained.checkpoint.folder
     tokenizer = pretrained.tokenizer
     template = getattr(tokenizer, "chat_template", None)
@@ -281,7 +281,7 @@ def _fingerprint(
     pretrained: Pretrained,
     samples: Sequence[Sample],
 ) -> dict[str, Any]:
-    """What decides the rows. Tokenizer, template and tasks file decide by way of the samples."""
+    """Return the settings that change the rows, and a digest of the samples."""
     digest = hashlib.sha256()
     for s in samples:
         entry = [s.task_id, s.sample_idx, s.prompt, s.token_ids, dict(s.extra)]

@@ -1,21 +1,21 @@
-"""Runs on machines that are not here, from one file of settings.
+"""Start runs on other machines, from one file of settings.
 
-    python -m launch create SETTINGS     ask for a TPU slice, which runs the run by itself
-    python -m launch run    SETTINGS     the same, and watch over it: ask anew when it is taken
-                                         away, take it away at the end, check what is there
-    python -m launch status SETTINGS     the slice, its workers, the run
-    python -m launch logs   SETTINGS     what the workers wrote
-    python -m launch delete SETTINGS     take the slice away
+    python -m launch create SETTINGS     create a TPU slice, which runs the run by itself
+    python -m launch run    SETTINGS     the same, and watch it: create another slice when one is
+                                         preempted, delete it at the end, verify the run
+    python -m launch status SETTINGS     show the slice, its workers and the run
+    python -m launch logs   SETTINGS     print the logs of the workers
+    python -m launch delete SETTINGS     delete the slice
     python -m launch gke    SETTINGS     start the run on a Kubernetes cluster
     python -m launch sky    SETTINGS     write a SkyPilot task; recommended for spot slices
-    python -m launch slurm  SETTINGS     queue it with SLURM
+    python -m launch slurm  SETTINGS     queue the run with SLURM
     python -m launch local  SETTINGS     run it here, as several processes
-    python -m launch plan   SETTINGS     what it will take; has its own --help
+    python -m launch plan   SETTINGS     plan time, memory and size; has its own --help
 
 --dry_run prints the exact commands and manifests instead. Exit status 0: done; 1: the limits are
-used up, or the run is not whole; 2: refused, with one message; 5: a self-check disagrees; 74: the
-cloud could not be reached; 130 and 143: stopped by ctrl-C or SIGTERM. docs/launch.md goes through
-it step by step.
+used up, or the run is not whole; 2: refused, with one message; 5: a self-check failed; 74: the
+cloud could not be reached; 130 and 143: stopped by ctrl-C or SIGTERM. docs/launch.md explains it
+step by step.
 """
 
 if __name__ == "__main__":
@@ -42,10 +42,10 @@ from qwen_hooks.errors import ModelError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and gives its exit status.
+    """Run a command and return its exit status.
 
     Args:
-        arguments: instead of the process's own.
+        arguments: words of the command line; None: those of this process.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["plan"]:
@@ -76,10 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tell_clean_up(settings: RunSettings | None, flags: argparse.Namespace) -> None:
-    """After a command that may have left a slice behind."""
+    """Print how to delete a slice, after a command that may have left one."""
     if settings is not None and flags.command in ("create", "run") and not flags.dry_run:
         print(
-            f"to take the slice away, if there is one: {pasted(delete_command(settings))}\n"
+            f"to delete the slice, if there is one: {pasted(delete_command(settings))}\n"
             f"or: {pasted(['python', '-m', 'launch', 'delete', str(flags.settings)])}",
             file=sys.stderr,
         )

@@ -1,7 +1,7 @@
-"""Commands of other programs: lists of arguments, never lines of a shell.
+"""Running commands of other programs, as lists of arguments, never through a shell.
 
-Each has a time limit. What fails in passing is tried again; what will not mend itself, such as a
-missing permission, fails at once with the program's own words.
+Each command has a time limit. Transient failures are retried; permanent ones, such as a missing
+permission, fail at once with the program's own message.
 """
 
 import dataclasses
@@ -21,27 +21,27 @@ PAUSE = 2.0
 """Seconds before the second try; each further pause is twice as long."""
 
 TIME_LIMIT = 600.0
-"""Seconds that one try may take."""
+"""Most seconds of one try."""
 
 GRACE = 5.0
-"""Seconds that a program has to end when it is stopped."""
+"""Seconds that a program has to end after it is stopped, before it is killed."""
 
 PERMANENT = re.compile(
     r"PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|FAILED_PRECONDITION|\b40[013]\b"
     r"|active account|not have permission|reauthentication|AccessDenied|unrecognized arguments"
     r"|invalid_grant|bucket does not exist|Unable to read file"
 )
-"""In what gcloud says when trying again is of no use."""
+"""Parts of gcloud's messages for errors that a retry cannot solve."""
 
 MISSING = re.compile(r"NOT_FOUND|matched no objects|was not found|\b404\b")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a command said.
+    """The result of a command.
 
     Attributes:
-        status: 0: it did what it was asked.
+        status: exit status; 0: success.
         out: standard output.
         error: standard error.
     """
@@ -52,22 +52,22 @@ class Answer:
 
     @property
     def is_missing(self) -> bool:
-        """What it was asked about does not exist."""
+        """Whether it failed because the thing it was about does not exist."""
         return self.status != 0 and bool(MISSING.search(self.error))
 
     @property
     def is_permanent(self) -> bool:
-        """It would say the same again."""
+        """Whether the same command would fail again."""
         return self.status == 2 or bool(PERMANENT.search(self.error))
 
 
 def pasted(command: Sequence[str]) -> str:
-    """A command as a line that a shell reads as the same arguments."""
+    """Return a command as a line that a shell reads as the same arguments."""
     return shlex.join(command)
 
 
 def once(command: Sequence[str]) -> Answer:
-    """Runs a command once.
+    """Run a command once.
 
     Raises:
         InputError: there is no such program.
@@ -83,21 +83,21 @@ def once(command: Sequence[str]) -> Answer:
             errors="replace",
         )
     except FileNotFoundError:
-        raise InputError(f"{command[0]} is not installed, or not on PATH") from None
+        raise InputError(f"{command[0]} is not installed, or not on PATH; install it") from None
     with process:
         try:
             out, error = process.communicate(timeout=TIME_LIMIT)
         except subprocess.TimeoutExpired:
             _end(process)
             return Answer(status=124, out="", error=f"gave no answer within {TIME_LIMIT:.0f} s")
-        except BaseException:  # ctrl-C among them
+        except BaseException:  # including ctrl-C
             _end(process)
             raise
     return Answer(status=process.returncode, out=out, error=error)
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Ends a program, if it may be in order."""
+    """Terminate a program, and kill it if it does not end."""
     process.terminate()
     try:
         process.wait(GRACE)
@@ -109,16 +109,16 @@ def _end(process: subprocess.Popen[str]) -> None:
 def run(
     command: Sequence[str], say: Callable[[str], None], *, missing_is_fine: bool = False
 ) -> Answer:
-    """Runs a command until it works.
+    """Run a command, and retry it until it works.
 
     Args:
-        command: that does no harm when it is repeated.
-        say: told of each failure.
-        missing_is_fine: an answer that there is no such thing is an answer.
+        command: a command that may be repeated.
+        say: called with a line about each failure.
+        missing_is_fine: return the answer, and do not raise, if the thing does not exist.
 
     Raises:
-        InputError: it is refused, for good.
-        StorageUnavailableError: it did not work in several tries.
+        InputError: the command failed permanently.
+        StorageUnavailableError: the command failed in every try.
     """
     answer = once(command)
     for number in range(1, TRIES):
@@ -137,7 +137,7 @@ def run(
 
 
 def _short(command: Sequence[str]) -> str:
-    """The words of a command up to its first flag or address."""
+    """Return the words of a command up to its first flag or address."""
     words: list[str] = []
     for word in command[:6]:
         if word.startswith("-") or ":" in word:

@@ -1,4 +1,4 @@
-"""The end of a run: what `verify` says of it, and how it compares with its plan."""
+"""The end of a run: verify it, and compare it with its plan."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from launch.settings import RunSettings
 
 
 def is_whole(settings: RunSettings) -> bool:
-    """Whether all of a run is there already.
+    """Return whether a run is complete and whole already.
 
     Raises:
         StorageUnavailableError: the place cannot be reached.
@@ -21,11 +21,11 @@ def is_whole(settings: RunSettings) -> bool:
 
 
 def check_run(settings: RunSettings, say: Callable[[str], None]) -> Report:
-    """Verifies what a run has left, where its records are: a folder's files, a bucket's listing.
+    """Verify a run, and compare it with its plan.
 
     Args:
-        settings: of the run.
-        say: told what was found, and how it compares with the plan.
+        settings: settings of the run.
+        say: called with each line of the report and of the comparison.
 
     Raises:
         StorageUnavailableError: the place cannot be reached.
@@ -38,7 +38,7 @@ def check_run(settings: RunSettings, say: Callable[[str], None]) -> Report:
         say(f"against the plan of {plan}:")
         try:
             lines = compare(read_plan(plan), stored(report.totals))
-        except (InputError, StoreError) as error:  # the run is good without it
+        except (InputError, StoreError) as error:  # a plan that cannot be read does not matter
             lines = [str(error)]
         for line in lines:
             say(line)
@@ -48,5 +48,5 @@ def check_run(settings: RunSettings, say: Callable[[str], None]) -> Report:
 
 
 def run_storage(settings: RunSettings) -> Storage:
-    """Where the records of a run are: its bucket, or its folder."""
+    """Return the storage of a run's commit records: its bucket, or its folder."""
     return open_storage(settings.extraction.cloud() or settings.extraction.activations_dir)

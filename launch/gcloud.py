@@ -1,4 +1,4 @@
-"""Every `gcloud` command that is run, here or on a worker, and what its answers mean."""
+"""All `gcloud` commands, for this machine or a worker, and the parsing of their output."""
 
 import dataclasses
 import json
@@ -11,10 +11,10 @@ from launch.commands import Command
 from launch.settings import SECRET, MachineSettings, RunSettings, bucket, on_machine
 
 ATTEMPT_LABEL, SOURCE_LABEL = "launch-attempt", "launch-source"
-"""Labels of a node: which attempt it is, and which version of the program it runs."""
+"""Labels of a node: name of its attempt, and version of the program it runs."""
 
 UNIT = "qwen-launch"
-"""The systemd unit of a worker."""
+"""Name of the systemd unit of a worker."""
 
 JOURNAL = f"sudo journalctl --no-pager --lines=60 --unit=google-startup-scripts --unit={UNIT}"
 START_AGAIN = "sudo google_metadata_script_runner startup"
@@ -25,16 +25,16 @@ def _place(machine: MachineSettings) -> Command:
 
 
 def create(settings: RunSettings, script: Path, attempt: str, source: str) -> Command:
-    """Asks for a slice.
+    """Return the command that requests a slice.
 
     Args:
-        settings: of the run.
-        script: that every worker runs whenever it starts; without commas in its path.
+        settings: settings of the run.
+        script: script that every worker runs whenever it starts; no commas in its path.
         attempt: name of the attempt.
         source: beginning of the archive's sha256.
 
     Raises:
-        InputError: the machine is none that is known.
+        InputError: the slice is not known.
     """
     machine = on_machine(settings)
     slice_ = known_machine(machine.slice)
@@ -51,7 +51,7 @@ def create(settings: RunSettings, script: Path, attempt: str, source: str) -> Co
         f"--runtime-version={machine.runtime_version or slice_.runtime_version}",
         f"--metadata-from-file=startup-script={script}",
         f"--labels={ATTEMPT_LABEL}={attempt},{SOURCE_LABEL}={source}",
-        # An hour more than is waited for here, for requests that nobody watches.
+        # An hour more than `launch run` waits, for requests that nobody watches.
         f"--valid-until-duration={round(settings.limits.wait_hours * 3600) + 3600}s",
         *([] if machine.provisioning == "on-demand" else [f"--{machine.provisioning}"]),
         *(f"{flag}={value}" for flag, value in optional.items() if value is not None),
@@ -60,7 +60,7 @@ def create(settings: RunSettings, script: Path, attempt: str, source: str) -> Co
 
 
 def describe(settings: RunSettings) -> Command:
-    """Tells the state of the slice, as JSON."""
+    """Return the command that prints the state of the slice as JSON."""
     return [
         *("gcloud", "compute", "tpus", "queued-resources", "describe", settings.name),
         *_place(on_machine(settings)),
@@ -69,7 +69,7 @@ def describe(settings: RunSettings) -> Command:
 
 
 def delete(settings: RunSettings) -> Command:
-    """Takes the slice away, whatever runs on it."""
+    """Return the command that deletes the slice, whatever runs on it."""
     return [
         *("gcloud", "compute", "tpus", "queued-resources", "delete", settings.name),
         *_place(on_machine(settings)),
@@ -78,7 +78,7 @@ def delete(settings: RunSettings) -> Command:
 
 
 def ssh(settings: RunSettings, worker: int, remote: str) -> Command:
-    """Runs a line of shell on a worker; it must be one of this module's constants."""
+    """Return the command that runs a shell line, one of this module's constants, on a worker."""
     return [
         *("gcloud", "compute", "tpus", "tpu-vm", "ssh", settings.name),
         *_place(on_machine(settings)),
@@ -89,22 +89,22 @@ def ssh(settings: RunSettings, worker: int, remote: str) -> Command:
 
 
 def upload(path: str, address: str) -> Command:
-    """Copies a file into the bucket."""
+    """Return the command that copies a file to the bucket."""
     return ["gcloud", "storage", "cp", "--quiet", path, address]
 
 
 def download(address: str, path: str) -> Command:
-    """Copies a file from the bucket."""
+    """Return the command that copies a file from the bucket."""
     return ["gcloud", "storage", "cp", "--quiet", address, path]
 
 
 def cat(address: str) -> Command:
-    """Prints files of the bucket; the address may hold a `*`."""
+    """Return the command that prints files of the bucket; the address may contain `*`."""
     return ["gcloud", "storage", "cat", "--quiet", address]
 
 
 def read_secret(name: str) -> Command:
-    """Prints a secret; runs on workers only.
+    """Return the command that prints a secret; only workers run it.
 
     Args:
         name: `projects/P/secrets/S`, or a version of it.
@@ -119,24 +119,24 @@ def read_secret(name: str) -> Command:
 
 
 def launch_folder(settings: RunSettings) -> str:
-    """Where launch keeps its own files, beside the run's."""
+    """Return the prefix of launch's own files, below the run's prefix."""
     return f"{bucket(settings)}/_launch"
 
 
 def attempt_folder(settings: RunSettings, attempt: str) -> str:
-    """Where the workers of an attempt report: `worker-N.status` and `worker-N.log`."""
+    """Return the prefix of an attempt's reports: `worker-N.status` and `worker-N.log`."""
     return f"{launch_folder(settings)}/attempt-{attempt}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resource:
-    """The slice, as described.
+    """The slice, as `describe` printed it.
 
     Attributes:
-        state: in Google's words, or what was said instead.
-        attempt: which attempt it is; None: `launch` did not make it.
-        source: which version of the program it runs.
-        detail: why it failed, if it says so.
+        state: Google's name of the state, or the output if there is none.
+        attempt: name of its attempt; None: `launch` did not create it.
+        source: version of the program it runs.
+        detail: reason of a failure, if there is one.
     """
 
     state: str
@@ -146,7 +146,7 @@ class Resource:
 
 
 def parse_resource(text: str) -> Resource:
-    """What `describe` printed."""
+    """Return the slice from the output of `describe`."""
     try:
         found = json.loads(text)
         state = found["state"]["state"]
@@ -165,13 +165,13 @@ def parse_resource(text: str) -> Resource:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """A worker's last line about itself.
+    """A worker's last report about itself.
 
     Attributes:
-        phase: installing, running, stopped (the machine goes away) or exited.
-        line: the whole of it; another one means that the worker lives.
-        code: exit status, where it has exited.
-        exited_in: the phase that it exited in.
+        phase: installing, running, stopped (the machine is being deleted) or exited.
+        line: the whole line; a new line means that the worker is alive.
+        code: exit status, if it has exited.
+        exited_in: the phase in which it exited.
     """
 
     phase: str
@@ -181,9 +181,9 @@ class Report:
 
 
 def parse_reports(text: str, attempt: str) -> dict[int, Report]:
-    """The reports of an attempt's workers, by their numbers.
+    """Return the reports of an attempt's workers, by worker number.
 
-    A line is `ATTEMPT WORKER SECONDS PHASE`, and after `exited` the exit status and in which phase.
+    A line is `ATTEMPT WORKER SECONDS PHASE`; after `exited` follow the exit status and the phase.
     """
     found = {}
     for line in text.splitlines():

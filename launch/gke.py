@@ -1,8 +1,8 @@
 """A run on Google Kubernetes Engine: a JobSet of one job, with a pod for each host of the slice.
 
-GKE wants as many pods as the slice has hosts, all chips of a host in each, and node selectors that
-name the slice; it then tells JAX in each pod who it is. JobSet restarts all pods when one fails.
-What a pod runs is one fixed text; a run's values are its arguments.
+GKE needs as many pods as the slice has hosts, each with all chips of a host, and node selectors
+that name the slice; it then tells JAX in each pod its process number. JobSet restarts all pods when
+one fails. A pod runs one fixed script; the values of a run are its arguments.
 """
 
 from typing import Any
@@ -37,14 +37,14 @@ exec {FOLDER}/venv/bin/python -m {MODULE} "$@"
 
 
 def manifest(settings: RunSettings, archive: Archive) -> dict[str, Any]:
-    """The JobSet.
+    """Return the JobSet.
 
     Args:
-        settings: of the run.
-        archive: the program, which lies in the bucket by then.
+        settings: settings of the run.
+        archive: the program, which must be in the bucket when the pods start.
 
     Raises:
-        InputError: the machine is none that is known, or the run has no bucket.
+        InputError: the slice is not known, or the run has no bucket.
     """
     machine = on_machine(settings)
     slice_ = known_machine(machine.slice)
@@ -110,7 +110,7 @@ def manifest(settings: RunSettings, archive: Archive) -> dict[str, Any]:
         "metadata": {
             "name": settings.name,
             "namespace": gke.namespace,
-            # One slice, not parts of two.
+            # All pods on one slice.
             "annotations": {
                 "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
             },
@@ -133,19 +133,19 @@ def manifest(settings: RunSettings, archive: Archive) -> dict[str, Any]:
 
 
 def literal(words: Command) -> Command:
-    """Arguments that Kubernetes does not expand: it reads `$(NAME)` in them, and `$$` as `$`."""
+    """Return arguments escaped for Kubernetes, which expands `$(NAME)` and turns `$$` into `$`."""
     return [word.replace("$", "$$") for word in words]
 
 
 def manifest_text(settings: RunSettings, archive: Archive) -> str:
-    """The JobSet as YAML."""
+    """Return the JobSet as YAML."""
     return yaml.dump(
         manifest(settings, archive), sort_keys=False, allow_unicode=True, Dumper=_Dumper
     )
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes out what stands twice, and texts of several lines as such."""
+    """A YAML dumper without aliases, and with block style for texts of several lines."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -160,22 +160,22 @@ _Dumper.add_representer(str, _text)
 
 
 def apply(file: str) -> Command:
-    """Starts the run of a manifest."""
+    """Return the command that starts the run of a manifest."""
     return ["kubectl", "apply", f"--filename={file}"]
 
 
 def delete(settings: RunSettings) -> Command:
-    """Takes the run away."""
+    """Return the command that deletes the run."""
     return ["kubectl", "delete", "jobset", settings.name, *_in_namespace(settings)]
 
 
 def status(settings: RunSettings) -> Command:
-    """Shows the run and its pods."""
+    """Return the command that shows the run and its pods."""
     return ["kubectl", "get", "jobset,pods", *_in_namespace(settings), *_selector(settings)]
 
 
 def logs(settings: RunSettings) -> Command:
-    """Prints what all pods wrote."""
+    """Return the command that prints the logs of all pods."""
     return [
         "kubectl", "logs", *_in_namespace(settings), *_selector(settings),
         f"--container={CONTAINER}", "--prefix", "--tail=-1", "--max-log-requests=256",

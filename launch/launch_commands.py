@@ -17,12 +17,12 @@ from launch.settings import RunSettings, bucket, on_machine
 
 
 def say(line: str) -> None:
-    """Prints a line with the time."""
+    """Print a line with the time."""
     print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 
 
 def show(comment: str, *lines: Sequence[str]) -> None:
-    """Prints commands so that they can be pasted."""
+    """Print commands in a form that can be pasted into a shell."""
     print(f"# {comment}")
     for line in lines:
         print(pasted(line))
@@ -30,7 +30,7 @@ def show(comment: str, *lines: Sequence[str]) -> None:
 
 
 def create(settings: RunSettings, flags: argparse.Namespace) -> int:
-    """Ask for a TPU slice, which runs the run by itself; nobody needs to watch."""
+    """Create a TPU slice, which runs the run by itself; nobody needs to watch."""
     archive = make_archive()
     if flags.dry_run:
         attempt = pod_run.attempt_name()
@@ -43,12 +43,12 @@ def create(settings: RunSettings, flags: argparse.Namespace) -> int:
         return 0
     say(pod_run.clean_up_hint(settings))
     attempt = pod_run.create(settings, archive, say)
-    say(f"asked for; attempt {attempt}. `launch status` tells how it goes")
+    say(f"requested; attempt {attempt}. `launch status` shows its progress")
     return 0
 
 
 def run(settings: RunSettings, flags: argparse.Namespace) -> int:
-    """Ask for a TPU slice and watch over it to the end."""
+    """Create a TPU slice and watch the run to its end."""
     if not flags.dry_run:
         return pod_run.run_on_pod(settings, say)
     create(settings, flags)
@@ -63,13 +63,13 @@ def run(settings: RunSettings, flags: argparse.Namespace) -> int:
         gcloud.ssh(settings, 0, gcloud.JOURNAL),
         gcloud.ssh(settings, 0, gcloud.START_AGAIN),
     )
-    show("when it is taken away, fails or is done", gcloud.delete(settings))
+    show("when it is preempted, fails or is done", gcloud.delete(settings))
     show("at the end", ["python", "-m", "extraction", "verify", bucket(settings)])
     return 0
 
 
 def status(settings: RunSettings, flags: argparse.Namespace) -> int:
-    """The slice, its workers, and what the bucket holds of the run."""
+    """Show the slice, its workers, and the run in the bucket."""
     if flags.dry_run:
         show(
             "the slice, and the workers of its attempt",
@@ -94,10 +94,10 @@ def status(settings: RunSettings, flags: argparse.Namespace) -> int:
 
 
 def logs(settings: RunSettings, flags: argparse.Namespace) -> int:
-    """What the workers wrote, of the present attempt or the one that is named."""
+    """Print the logs of the workers, of the present or of a given attempt."""
     attempt, workers = flags.attempt, known_machine(on_machine(settings).slice).hosts
     if flags.follow and flags.worker is None and workers > 1:
-        raise InputError(f"--follow needs --worker N, 0 to {workers - 1}")
+        raise InputError(f"--follow needs --worker N, a number from 0 to {workers - 1}")
     if flags.dry_run:
         show("the logs of an attempt", _log_command(settings, attempt or "TIME", flags.worker))
         return 0
@@ -123,9 +123,9 @@ def _log_command(settings: RunSettings, attempt: str, worker: int | None) -> com
 
 
 def delete(settings: RunSettings, flags: argparse.Namespace) -> int:
-    """Take the slice away, whatever runs on it; what is in the bucket stays."""
+    """Delete the slice, whatever runs on it; the files in the bucket stay."""
     if flags.dry_run:
-        show("take the slice away", gcloud.delete(settings))
+        show("delete the slice", gcloud.delete(settings))
         return 0
     pod_run.delete(settings, say)
     print(f"{settings.name}: there is no slice")
@@ -149,7 +149,7 @@ def gke_run(settings: RunSettings, flags: argparse.Namespace) -> int:
         commands.run(upload, say)
         print(commands.run(gke.apply(str(file)), say).out, end="")
     show("watch", gke.status(settings), gke.logs(settings))
-    show("take away", gke.delete(settings))
+    show("delete", gke.delete(settings))
     return 0
 
 
@@ -179,13 +179,13 @@ def sky_run(settings: RunSettings, flags: argparse.Namespace) -> int:
     file.write_text(text, encoding="utf-8")
     if flags.dry_run:
         print(text)
-    show("start it, and watch over it", skypilot.start(settings, str(file)))
+    show("start it and watch it", skypilot.start(settings, str(file)))
     show("at the end", ["python", "-m", "extraction", "verify", bucket(settings)])
     return 0
 
 
 def local_run(settings: RunSettings, flags: argparse.Namespace) -> int:
-    """Run the run here, as several processes with virtual devices."""
+    """Run the run on this machine, as several processes with virtual devices."""
     if flags.dry_run:
         values = [f"{name}={value}" for name, value in local.environment(flags.devices).items()]
         port = local.free_port()
@@ -201,45 +201,49 @@ def local_run(settings: RunSettings, flags: argparse.Namespace) -> int:
 
 
 def _quiet(line: str) -> None:
-    """For commands whose answer is all that is wanted."""
+    """Print nothing, for commands whose only output is the answer."""
 
 
 def _no_flags(parser: argparse.ArgumentParser) -> None:
-    """For commands without flags of their own."""
+    """Add no flags."""
 
 
 def _log_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--worker", type=_number, help="of this worker only")
-    parser.add_argument("--attempt", help="of this one; default: the present one")
+    parser.add_argument("--worker", type=_number, help="number of the worker (default: all)")
+    parser.add_argument("--attempt", help="name of the attempt (default: the present one)")
     parser.add_argument(
-        "--follow", action="store_true", help="go on printing; needs --worker if there are several"
+        "--follow", action="store_true", help="keep printing new lines; needs --worker"
     )
 
 
 def _local_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--processes", type=_number, default=4, help="(default: 4)")
-    parser.add_argument("--devices", type=_number, default=1, help="of each (default: 1)")
+    parser.add_argument(
+        "--processes", type=_number, default=4, help="number of processes (default: 4)"
+    )
+    parser.add_argument(
+        "--devices", type=_number, default=1, help="virtual devices of each process (default: 1)"
+    )
 
 
 def _number(text: str) -> int:
-    """A whole number of a flag."""
+    """Return the whole number of a flag's value."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"a whole number is needed, not {text!r}")
     return int(text)
 
 
 def _check_machine(settings: RunSettings) -> None:
-    """Refuses what no slice could run, before anything is asked for."""
+    """Refuse settings that no slice can run, before anything is created."""
     known_machine(on_machine(settings).slice)
 
 
 def _check_nothing(settings: RunSettings) -> None:
-    """For runs that need no machine."""
+    """Check nothing, for runs that need no machine."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A command: what it does, what it needs, and its own flags."""
+    """A command: its function, its check of the settings, and its own flags."""
 
     run: Callable[[RunSettings, argparse.Namespace], int]
     check: Callable[[RunSettings], None] = _check_machine

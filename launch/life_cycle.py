@@ -1,11 +1,11 @@
-"""What to do next with a slice: a pure function from what is known and what is seen to an action.
+"""The next action for a slice: a pure function of what is remembered and what is seen.
 
-    asked for -> granted -> installing -> running -> all exited with 0 -> deleted -> checked
+    requested -> granted -> installing -> running -> all exited with 0 -> deleted -> verified
                     |            |           |
-                    +------------+-----------+--> suspended, failed, silent: deleted, asked for anew
+                    +------------+-----------+--> suspended, failed, silent: deleted, replaced
 
-The states of a queued resource are Google's own. One that is not known here ends the run with a
-message; nothing waits without a limit.
+The states of a queued resource are Google's own. An unknown state ends the run with a message;
+every wait has a limit.
 """
 
 import dataclasses
@@ -31,22 +31,22 @@ QUEUED = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
 GOING = ("SUSPENDING", "DELETING")
 
 GOING_LIMIT = 30 * 60.0
-"""Seconds that a slice may take to go away."""
+"""Most seconds that deleting a slice may take."""
 
 UNSEEN_LIMIT = 5 * 60.0
-"""Seconds that a slice may not be found, after it was asked for or while its workers report."""
+"""Most seconds that a slice may be missing after its request or while its workers report."""
 
 FAILED = 1
 """Exit status when the limits are used up."""
 
 
 def decide(state: State, seen: Seen, workers: int, limits: Limits) -> tuple[State, Action]:
-    """What to do next, and what to remember.
+    """Return the new state and the next action.
 
     Args:
-        state: what is remembered.
-        seen: what there is.
-        workers: of the slice.
+        state: the state remembered so far.
+        seen: the slice and the reports as seen now.
+        workers: number of workers of the slice.
         limits: when to give up.
     """
     state = remember(state, seen)
@@ -55,7 +55,7 @@ def decide(state: State, seen: Seen, workers: int, limits: Limits) -> tuple[Stat
     name, age = seen.resource.state, seen.time - state.since
     if name in GOING:
         if age < GOING_LIMIT:
-            return state, Wait(f"the slice goes away ({name})")
+            return state, Wait(f"the slice is being deleted ({name})")
         if name == "DELETING":
             return state, End(f"the slice has been {name} for {_span(age)}", FAILED)
         return _again(state, f"it has been {name} for {_span(age)}")
@@ -65,29 +65,27 @@ def decide(state: State, seen: Seen, workers: int, limits: Limits) -> tuple[Stat
         return state, End(f"the slice was deleted, but it is still there ({name})", FAILED)
     if name in QUEUED:
         if age < limits.wait_hours * 3600:
-            return state, Wait(f"asked for ({name})")
+            return state, Wait(f"requested ({name})")
         why = f"no slice was granted within {_span(age)} ({name}); try another zone or provisioning"
         return _leave(state, why, FAILED)
     if name == "SUSPENDED":
-        return _again(state, "it was taken away (SUSPENDED)")
+        return _again(state, "the slice was preempted (SUSPENDED)")
     if name == "FAILED":
         detail = f": {seen.resource.detail}" if seen.resource.detail else ""
-        return _again(state, f"it could not be had (FAILED{detail})")
+        return _again(state, f"the slice was not granted (FAILED{detail})")
     if name == "ACTIVE":
         return _active(state, seen, workers, limits)
-    return state, End(
-        f"the slice is in a state that is not known here: {name}. Nothing was changed", FAILED
-    )
+    return state, End(f"the slice is in an unknown state: {name}. Nothing was changed", FAILED)
 
 
 def _gone(state: State, seen: Seen, workers: int, limits: Limits) -> tuple[State, Action]:
-    """There is no slice."""
+    """Decide when there is no slice."""
     if state.goal is Goal.CHECK:
         return state, Check()
     if state.goal is Goal.END:
         return state, End(state.reason, state.status)
     if state.goal is None and state.attempt is not None:
-        # Worker 0 takes the slice away when its part is over.
+        # Worker 0 deletes the slice when it has ended.
         codes = {number: report.code for number, (report, _) in state.lives.items()}
         if _all_done(codes, workers):
             return dataclasses.replace(state, goal=Goal.CHECK), Check()
@@ -95,10 +93,10 @@ def _gone(state: State, seen: Seen, workers: int, limits: Limits) -> tuple[State
         if final is not None:
             return state, End(_why_final(state, final), final)
         if seen.time - state.since < UNSEEN_LIMIT:
-            return state, Wait("there is no slice to be seen")
+            return state, Wait("the slice is not found")
         failed = next((number for number, code in codes.items() if code), None)
         if failed is None:
-            why = "the slice is gone, and none of its workers said that it failed"
+            why = "the slice is gone, but none of its workers reported a failure"
             return state, End(why, FAILED)
         state = dataclasses.replace(state, reason=_failure(state, failed))
     spent = _spent(state, limits)
@@ -115,7 +113,7 @@ def _gone(state: State, seen: Seen, workers: int, limits: Limits) -> tuple[State
 
 
 def _active(state: State, seen: Seen, workers: int, limits: Limits) -> tuple[State, Action]:
-    """The slice is there: what do its workers say?"""
+    """Decide when there is a slice, by the reports of its workers."""
     lives = state.lives
     codes = {number: report.code for number, (report, _) in lives.items()}
     if _all_done(codes, workers):
@@ -154,22 +152,22 @@ def _active(state: State, seen: Seen, workers: int, limits: Limits) -> tuple[Sta
 def _wake(
     state: State, workers: Sequence[int], why: str, seen: Seen, limits: Limits
 ) -> tuple[State, Action]:
-    """First the silent workers are started again, then everything is."""
+    """Start silent workers again; if they were started again before, replace the slice."""
     if state.woken:
         return _again(state, f"{why}, also after they were started again")
-    # All get the time anew that a start may take.
+    # Every worker gets the full time to start again.
     lives = {number: (report, seen.time) for number, (report, _) in state.lives.items()}
     state = dataclasses.replace(state, woken=True, since=seen.time, lives=lives)
     return state, Wake(tuple(workers), why)
 
 
 def _again(state: State, why: str) -> tuple[State, Action]:
-    """Delete the slice and ask for another, if the limits allow."""
+    """Delete the slice and request another, if the limits allow."""
     return _leave(state, why, 0, Goal.CREATE)
 
 
 def _leave(state: State, why: str, status: int, goal: Goal = Goal.END) -> tuple[State, Action]:
-    """Delete the slice, and then its goal."""
+    """Delete the slice, and then continue with a goal."""
     state = dataclasses.replace(state, goal=goal, reason=why, status=status, chosen=state.looked)
     return state, Delete(why)
 
@@ -184,7 +182,7 @@ def _failure(state: State, number: int) -> str:
 
 
 def _final(codes: Mapping[int, int | None]) -> int | None:
-    """The status of a worker that would end so again, or None."""
+    """Return the exit status of a worker that would end the same way again, or None."""
     return next((code for code in codes.values() if code in FINAL), None)
 
 
@@ -195,14 +193,14 @@ def _why_final(state: State, status: int) -> str:
 
 
 def _spent(state: State, limits: Limits) -> str:
-    """Why no more may be spent, or nothing."""
+    """Return why no more may be spent, or an empty text."""
     hours = state.active / 3600
     if hours >= limits.hours:
-        return f"slices ran for {hours:.1f} hours, of {limits.hours:g} that are allowed"
+        return f"slices ran for {hours:.1f} hours; limits.hours allows {limits.hours:g}"
     if limits.dollars is not None and limits.dollars_per_hour is not None:
         dollars = hours * limits.dollars_per_hour
         if dollars >= limits.dollars:
-            return f"slices cost about ${dollars:.0f}, of ${limits.dollars:g} that are allowed"
+            return f"slices cost about ${dollars:.0f}; limits.dollars allows ${limits.dollars:g}"
     return ""
 
 

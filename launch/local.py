@@ -1,7 +1,7 @@
-"""Several processes on this machine, as on a pod: to try a run without one.
+"""Run several processes on this machine, as on a pod, to try a run without one.
 
-Each has CPU devices of its own, virtual ones, and a log. One that dies ends a JAX job, so the
-others are stopped then, and all start again and resume.
+Each process has its own virtual CPU devices and a log. A JAX job cannot go on without one of its
+processes, so when one dies the others are stopped, and all start again and resume.
 """
 
 import contextlib
@@ -28,16 +28,16 @@ from launch.settings import RunSettings, extraction_flags
 from launch.worker_script import MODULE
 
 LOOK = 5.0
-"""Seconds between two looks at what is committed, at least."""
+"""Least seconds between two counts of the committed units."""
 
 GRACE = 20.0
-"""Seconds that processes have to stop in order."""
+"""Seconds that processes have to stop, before they are killed."""
 
 Say = Callable[[str], None]
 
 
 def process_command(settings: RunSettings, number: int, processes: int, port: int) -> Command:
-    """Of one of the processes."""
+    """Return the command of one of the processes."""
     command = [sys.executable, "-m", MODULE, *extraction_flags(settings.extraction)]
     if processes == 1:
         return command
@@ -50,23 +50,23 @@ def process_command(settings: RunSettings, number: int, processes: int, port: in
 
 
 def environment(devices: int) -> dict[str, str]:
-    """What a process gets besides this one's."""
+    """Return the environment variables that a process gets besides this one's."""
     flags = os.environ.get("XLA_FLAGS", "")
     count = f"--xla_force_host_platform_device_count={devices}"
     return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{flags} {count}".strip()}
 
 
 def run_here(settings: RunSettings, processes: int, devices: int, say: Say) -> int:
-    """Runs a run to its end; its exit status.
+    """Run a run to its end, and return its exit status.
 
     Args:
-        settings: of the run.
-        processes: to start.
-        devices: of each.
-        say: told of what goes on.
+        settings: settings of the run.
+        processes: number of processes to start.
+        devices: number of devices of each.
+        say: called with a line about each event.
 
     Raises:
-        Interrupted: by ctrl-C or SIGTERM; the processes have been told, and have ended.
+        Interrupted: ctrl-C or SIGTERM came; the processes were stopped and have ended.
     """
     folder = Path(settings.extraction.output_dir) / "logs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def run_here(settings: RunSettings, processes: int, devices: int, say: Say) -> i
 
 
 def _run_once(settings: RunSettings, processes: int, devices: int, folder: Path, say: Say) -> int:
-    """Starts all processes and waits for them; the first exit status that is not 0, or 0."""
+    """Start all processes, wait for them, and return the first exit status that is not 0, or 0."""
     port = free_port()
     started: list[subprocess.Popen] = []
     kill_all = functools.partial(stop_all, started, signal.SIGKILL, 0.0)
@@ -98,7 +98,7 @@ def _run_once(settings: RunSettings, processes: int, devices: int, folder: Path,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # ctrl-C is for this process, which tells them
+                start_new_session=True,  # only this process gets ctrl-C, and stops the others
             )
             started.append(process)
             say(f"process {number} is {process.pid}")
@@ -125,8 +125,8 @@ def _run_once(settings: RunSettings, processes: int, devices: int, folder: Path,
 
 
 def _tell_progress(settings: RunSettings, progress: Progress) -> None:
-    """Tells how many units of a run are committed."""
-    with contextlib.suppress(StoreError):  # the processes say what is wrong, if it lasts
+    """Report how many units of a run are committed."""
+    with contextlib.suppress(StoreError):  # the processes report it, if it lasts
         storage = run_storage(settings)
         identity = read_identity(storage)
         if identity is not None:
@@ -135,7 +135,7 @@ def _tell_progress(settings: RunSettings, progress: Progress) -> None:
 
 
 def stop_all(processes: Sequence[subprocess.Popen], number: signal.Signals, grace: float) -> None:
-    """Sends a signal to all that run; who still does after the grace, in seconds, is killed."""
+    """Send a signal to all running processes; kill those that still run after `grace` seconds."""
     running = [process for process in processes if process.poll() is None]
     for process in running:
         process.send_signal(number)
@@ -149,13 +149,13 @@ def stop_all(processes: Sequence[subprocess.Popen], number: signal.Signals, grac
 
 
 def _status(process: subprocess.Popen) -> int:
-    """As a shell tells it."""
+    """Return the exit status as a shell reports it."""
     code = process.returncode
     return 128 - code if code < 0 else code
 
 
 def free_port() -> int:
-    """Of this machine."""
+    """Return a free port of this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]

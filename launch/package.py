@@ -1,10 +1,10 @@
-"""The program as one archive, by which every worker runs exactly this version of it.
+"""The program as one archive, so that every worker runs exactly this version of it.
 
     qwen_hooks/ inference/ extraction/ launch/ tensor_files/   as they are on this machine
-    requirements.txt                             what they need
+    requirements.txt                             their requirements
     constraints.txt                              the versions that are installed on this machine
 
-The same files make the same bytes here, so the archive is named by its sha256.
+The same files always give the same bytes, so the archive is named by its sha256.
 """
 
 import dataclasses
@@ -31,12 +31,12 @@ SUFFIXES = (".py", ".typed", ".json", ".sh", ".jinja")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Archive:
-    """A version of the program.
+    """An archive of the program.
 
     Attributes:
-        data: a tar.gz.
-        sha256: of the data.
-        python: version that it is to run on, such as 3.11.
+        data: bytes of a tar.gz file.
+        sha256: sha256 of the data.
+        python: version of Python to run it with, such as 3.11.
     """
 
     data: bytes
@@ -45,18 +45,18 @@ class Archive:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """Name of its file."""
         return f"source-{self.sha256[:16]}.tar.gz"
 
 
 def make_archive(extra: str = "tpu") -> Archive:
-    """Of the packages that run here.
+    """Return an archive of the packages that run here.
 
     Args:
-        extra: of the project, that the workers need besides: `tpu`.
+        extra: extra of the project that the workers need, `tpu`.
 
     Raises:
-        InputError: it cannot be told what they need.
+        InputError: the requirements cannot be found.
     """
     requirements = list(required(extra))
     files = dict(_sources())
@@ -72,7 +72,7 @@ def make_archive(extra: str = "tpu") -> Archive:
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
-    """A tar.gz without times, owners or anything else that differs from machine to machine."""
+    """Return a tar.gz without times, owners or anything else that differs between machines."""
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name in sorted(files):
@@ -84,10 +84,10 @@ def pack(files: Mapping[str, bytes]) -> bytes:
 
 
 def required(extra: str) -> Iterator[str]:
-    """Requirements of the project: of the checkout that runs, else of what is installed.
+    """Yield the requirements of the project: those of this checkout, else of the installed package.
 
     Raises:
-        InputError: there is neither.
+        InputError: there is neither a checkout nor an installed package.
     """
     checkout = ROOT / "pyproject.toml"
     if checkout.exists():
@@ -99,8 +99,8 @@ def required(extra: str) -> Iterator[str]:
         lines = importlib.metadata.requires(PROJECT) or []
     except importlib.metadata.PackageNotFoundError:
         raise InputError(
-            f"{ROOT} holds no pyproject.toml and {PROJECT} is not installed, so it is not known"
-            " what the workers need"
+            f"{ROOT} holds no pyproject.toml and {PROJECT} is not installed, so the workers'"
+            f" requirements are not known; run `pip install {PROJECT}`, or use a checkout"
         ) from None
     for line in sorted(lines):
         requirement = Requirement(line)
@@ -110,7 +110,7 @@ def required(extra: str) -> Iterator[str]:
 
 
 def installed(requirements: Iterable[str]) -> dict[str, str]:
-    """Versions here of what is required, and of all that this needs in turn."""
+    """Return the installed versions of the requirements, and of all that they require."""
     found: dict[str, str] = {}
     waiting = [Requirement(line) for line in requirements]
     seen: set[tuple[str, str]] = set()
@@ -124,7 +124,7 @@ def installed(requirements: Iterable[str]) -> dict[str, str]:
             try:
                 distribution = importlib.metadata.distribution(name)
             except importlib.metadata.PackageNotFoundError:
-                continue  # of another platform, such as libtpu on a laptop
+                continue  # for another platform, such as libtpu on a laptop
             found[name] = distribution.version
             for line in distribution.requires or []:
                 needed = Requirement(line)

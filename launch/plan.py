@@ -1,13 +1,13 @@
-"""What a run would be, before it is one: rows, bytes, files, programs, memory, hours, dollars.
+"""Plan a run before it runs: rows, bytes, files, programs, memory, hours, dollars.
 
     python -m launch plan --model_path /path/to/model --tasks_file arc_tasks.json \
         --gcs_bucket gs://bucket/run [any other flag of the distributed command] \
         [--machine v5e-64] [--calibrate 3] [--prices prices.json] [--json plan.json]
     python -m launch plan run.yaml [any of these flags]
 
-With a settings file the flags are those of its `extraction`, and the machine is its own. Tasks are
-read and tokenised, and what the command would refuse is refused here, with exit status 2. Nothing
-is written but the file of `--json`.
+With a settings file the flags come from its `extraction`, and the machine from its `machine`. Tasks
+are read and tokenised, and whatever the command would refuse is refused here, with exit status 2.
+Only the file of `--json` is written.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ from launch.settings import extraction_flags, on_machine, read_settings
 
 
 def _flags_of_file(path: Path) -> list[str]:
-    """What a settings file says, as flags."""
+    """Return the settings of a file as flags."""
     settings = read_settings(path)
     flags = extraction_flags(dataclasses.replace(settings.extraction, plan=None))
     if settings.machine is not None:
-        on_machine(settings)  # what `launch run` would refuse
+        on_machine(settings)  # refuses what `launch run` would refuse
         flags.append(f"--machine={settings.machine.slice}")
     return flags
 

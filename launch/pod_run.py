@@ -1,6 +1,6 @@
-"""Watches over a run on a TPU slice: looks, decides (`life_cycle`), acts, until the end.
+"""Watch a run on a TPU slice: look, decide (`life_cycle`), act, until the end.
 
-It may be stopped and started again at any time: what it needs to know stands in the slice's labels
+It may be stopped and started again at any time: all that it needs to know is in the slice's labels
 and in the bucket.
 """
 
@@ -29,19 +29,19 @@ Say = Callable[[str], None]
 
 
 def clean_up_hint(settings: RunSettings) -> str:
-    """How to leave nothing behind that costs money."""
-    return f"to take the slice away: {pasted(gcloud.delete(settings))}"
+    """Return a line that says how to delete the slice."""
+    return f"to delete the slice: {pasted(gcloud.delete(settings))}"
 
 
 def run_on_pod(settings: RunSettings, say: Say) -> int:
-    """Runs a run to its end; its exit status.
+    """Run a run to its end, and return its exit status.
 
     Args:
-        settings: of the run.
-        say: told of what goes on.
+        settings: settings of the run.
+        say: called with a line about each event.
 
     Raises:
-        InputError: a setting is wrong, or Google refuses what it is asked.
+        InputError: a setting is wrong, or Google refuses a request.
         StorageUnavailableError: Google cannot be reached.
     """
     workers = known_machine(on_machine(settings).slice).hosts
@@ -65,14 +65,14 @@ def run_on_pod(settings: RunSettings, say: Say) -> int:
                 said = why
                 time.sleep(POLL)
             case Create(why):
-                say(f"asking for a slice ({state.attempts} of {settings.limits.attempts}): {why}")
+                say(f"requesting slice {state.attempts} of {settings.limits.attempts}: {why}")
                 state = dataclasses.replace(state, attempt=create(settings, archive, say))
             case Delete(why):
-                say(f"taking the slice away: {why}")
+                say(f"deleting the slice: {why}")
                 _tell_failures(settings, state, say)
                 delete(settings, say)
             case Wake(silent, why):
-                say(f"{why}; starting again")
+                say(f"{why}; starting them again")
                 _wake(settings, silent, say)
             case Check():
                 whole = check_run(settings, say).verdict == "good"
@@ -86,25 +86,25 @@ def run_on_pod(settings: RunSettings, say: Say) -> int:
 
 
 def _join(resource: gcloud.Resource, archive: Archive, say: Say) -> State:
-    """Goes on with a slice that is there."""
+    """Return the state for continuing with a slice that exists."""
     if resource.attempt is None:
         raise InputError(
-            "there is a slice of this name, and launch did not make it; choose another name"
+            "a slice of this name exists that launch did not create; choose another name"
         )
-    say(f"the slice is there already, attempt {resource.attempt}")
+    say(f"the slice exists already, attempt {resource.attempt}")
     if resource.source != archive.sha256[:16]:
-        say("it runs another version of the program than is here; delete it first to run this one")
+        say("it runs another version of the program; to run this version, delete the slice first")
     return State(attempts=1, attempt=resource.attempt)
 
 
 def look(settings: RunSettings, say: Say) -> gcloud.Resource | None:
-    """The slice as it is now; None: there is none."""
+    """Return the slice as it is now; None if there is none."""
     answer = commands.run(gcloud.describe(settings), say, missing_is_fine=True)
     return None if answer.is_missing else gcloud.parse_resource(answer.out)
 
 
 def read_reports(settings: RunSettings, attempt: str | None, say: Say) -> dict[int, gcloud.Report]:
-    """What the workers of an attempt said last."""
+    """Return the last report of each worker of an attempt."""
     if attempt is None:
         return {}
     address = f"{gcloud.attempt_folder(settings, attempt)}/worker-*.status"
@@ -113,12 +113,12 @@ def read_reports(settings: RunSettings, attempt: str | None, say: Say) -> dict[i
 
 
 def attempt_name() -> str:
-    """Of an attempt that begins now; no two have the same."""
+    """Return a unique name for an attempt that begins now."""
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
 
 
 def create(settings: RunSettings, archive: Archive, say: Say) -> str:
-    """Puts the program into the bucket and asks for a slice; the attempt's name."""
+    """Upload the program, request a slice, and return the attempt's name."""
     attempt = attempt_name()
     source, script = write_files(settings, archive, attempt)
     commands.run(upload_archive(settings, archive, source), say)
@@ -127,7 +127,7 @@ def create(settings: RunSettings, archive: Archive, say: Say) -> str:
         answer = commands.once(command)
         if answer.status == 0:
             return attempt
-        # It may have been made although the answer was lost; it is never asked for twice.
+        # It may exist although the answer was lost; it must not be requested twice.
         found = look(settings, say)
         if found is not None and found.attempt == attempt:
             return attempt
@@ -139,12 +139,12 @@ def create(settings: RunSettings, archive: Archive, say: Say) -> str:
 
 
 def upload_archive(settings: RunSettings, archive: Archive, source: Path) -> commands.Command:
-    """Puts the program into the bucket."""
+    """Return the command that uploads the program to the bucket."""
     return gcloud.upload(str(source), f"{gcloud.launch_folder(settings)}/{archive.name}")
 
 
 def write_files(settings: RunSettings, archive: Archive, attempt: str) -> tuple[Path, Path]:
-    """The archive and the start-up script, in the folder `NAME.launch` here."""
+    """Write the archive and the start-up script to the folder `NAME.launch`; return their paths."""
     folder = Path(f"{settings.name}.launch")
     folder.mkdir(exist_ok=True)
     source, script = folder / archive.name, folder / "worker.sh"
@@ -154,12 +154,12 @@ def write_files(settings: RunSettings, archive: Archive, attempt: str) -> tuple[
 
 
 def delete(settings: RunSettings, say: Say) -> None:
-    """Takes the slice away, if there is one."""
+    """Delete the slice, if there is one."""
     commands.run(gcloud.delete(settings), say, missing_is_fine=True)
 
 
 def _wake(settings: RunSettings, silent: Sequence[int], say: Say) -> None:
-    """Shows the journals of silent workers and runs their start-up script again."""
+    """Print the journals of silent workers and run their start-up script again."""
     for worker in silent[:4]:
         answer = commands.once(gcloud.ssh(settings, worker, gcloud.JOURNAL))
         text = answer.out if answer.status == 0 else answer.error
@@ -172,7 +172,7 @@ def _wake(settings: RunSettings, silent: Sequence[int], say: Say) -> None:
 
 
 def _tell_failures(settings: RunSettings, state: State, say: Say) -> None:
-    """The last lines of the logs of a few workers that failed."""
+    """Print the last lines of the logs of a few workers that failed."""
     failed = [number for number, (report, _) in state.lives.items() if report.code]
     for number in failed[:2]:
         address = f"{gcloud.attempt_folder(settings, state.attempt or '')}/worker-{number}.log"

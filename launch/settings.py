@@ -1,4 +1,4 @@
-"""One YAML file for a run: what is extracted, on which machine, and within which limits.
+"""The settings of a run in one YAML file: what is extracted, on which machine, and the limits.
 
     name: arc-05b
     extraction:                     # flags of the distributed command
@@ -10,7 +10,7 @@
       project: my-project
       zone: us-west4-a
 
-Every field is checked here, before anything is created anywhere. docs/launch.md lists them all.
+Every field is checked here, before anything is created. docs/launch.md lists all fields.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from inference.settings.fields import MAX_NUMBER, shown
 from inference.settings.yaml_file import build, read_yaml
 
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
-"""What Google's machines and Kubernetes' objects may be called, with room for endings."""
+"""Names allowed for Google's machines and Kubernetes' objects, with room for suffixes."""
 
 PROJECT = re.compile(r"([a-z][-.a-z0-9]*:)?[a-z][-a-z0-9]{2,61}[a-z0-9]")
 ZONE = re.compile(r"[a-z]+(-[a-z0-9]+){2}")
@@ -40,14 +40,14 @@ QUANTITY = re.compile(r"[1-9][0-9]*(Ki|Mi|Gi|Ti)")
 PATH = re.compile(r"[A-Za-z0-9_./~+-][-A-Za-z0-9_./~+ ]*")
 
 SET_BY_LAUNCH = ("resume", "coordinator_address", "num_processes", "process_id")
-"""Flags of the distributed command that are not the user's here."""
+"""Flags of the distributed command that launch sets itself."""
 
 
 def fits(pattern: re.Pattern[str], name: str, value: str | None, example: str) -> None:
-    """Refuses a value that does not look right.
+    """Refuse a value that does not match a pattern.
 
     Raises:
-        InputError: says what would.
+        InputError: it does not match; the message shows an example.
     """
     if value is not None and not pattern.fullmatch(value):
         raise InputError(f"{name} must look like {example}, not {value!r}")
@@ -58,16 +58,16 @@ class MachineSettings:
     """A TPU slice in a Google Cloud project.
 
     Attributes:
-        slice: as in `inference.planner.machines`: v5litepod-64, v6e-64, v4-64, v5p-128, ...
-        project: that pays.
-        zone: that has such slices.
-        provisioning: spot is cheaper and may be taken away at any time; reserved needs a
-            reservation.
-        runtime_version: TPU software; None: the one the slice's generation wants.
-        service_account: that the workers act as; None: the project's default.
-        network: None: the project's default.
-        subnetwork: of the network.
-        internal_ips: without external addresses; needs a NAT for installing.
+        slice: name in `inference.planner.machines`: v5litepod-64, v6e-64, v4-64, v5p-128, ...
+        project: Google Cloud project that pays.
+        zone: zone that has such slices.
+        provisioning: on-demand, spot (cheaper, may be preempted at any time) or reserved (needs a
+            reservation).
+        runtime_version: TPU software version; None: that of the slice's generation.
+        service_account: account of the workers; None: the project's default.
+        network: network of the workers; None: the project's default.
+        subnetwork: subnetwork of the workers; None: the network's default.
+        internal_ips: whether workers have no external addresses; installing then needs a NAT.
     """
 
     slice: str
@@ -96,14 +96,14 @@ class Limits:
     """When to give up.
 
     Attributes:
-        attempts: slices that are asked for, one after the other.
-        restarts: of the command on a slice that stays.
-        hours: that slices run, all attempts together.
-        wait_hours: for a slice to be granted, each time.
-        start_minutes: from a slice being there to a report of every worker.
-        silent_minutes: that a worker which has reported may be silent.
-        dollars: that slices may cost, all attempts together; needs `dollars_per_hour`.
-        dollars_per_hour: of the whole slice.
+        attempts: most slices that are requested, one after the other.
+        restarts: most restarts of the command on the same slice.
+        hours: most hours that slices run, all attempts together.
+        wait_hours: most hours to wait for a slice to be granted, for each request.
+        start_minutes: most minutes from the start of a slice to a report of every worker.
+        silent_minutes: most minutes between two reports of a worker.
+        dollars: most dollars for slices, all attempts together; needs `dollars_per_hour`.
+        dollars_per_hour: price of the whole slice.
     """
 
     attempts: int = 10
@@ -127,17 +127,18 @@ class Limits:
             if not value <= MAX_NUMBER:
                 raise InputError(f"{field.name} must be at most {MAX_NUMBER}, not {shown(value)}")
         if (self.dollars is None) != (self.dollars_per_hour is None):
-            raise InputError("dollars and dollars_per_hour go together")
+            raise InputError("dollars and dollars_per_hour go together; give both or none")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GkeSettings:
-    """What a cluster needs to know besides.
+    """Settings of a run on a Kubernetes cluster.
 
     Attributes:
-        namespace: of the cluster.
-        service_account: of Kubernetes, bound to one of Google's that may use the bucket.
-        image: with Python; None: `python` of the version that is used here.
+        namespace: Kubernetes namespace.
+        service_account: Kubernetes service account, bound to a Google account that may use the
+            bucket.
+        image: container image with Python; None: `python` in the version used here.
         cache: size of the volume for the program, the model and the spool.
         hugging_face_token_secret: `name/key` of a Kubernetes secret.
     """
@@ -162,14 +163,14 @@ class SlurmSettings:
     """A job of a SLURM cluster, whose nodes share the folders.
 
     Attributes:
-        nodes: of the job.
-        tasks_per_node: processes of the run on each.
-        gpus_per_task: 0: the processes run on CPU.
-        cpus_per_task: of each process.
-        hours: after which SLURM ends the job.
-        partition: None: the cluster's default.
-        account: None: the user's default.
-        python: of the environment that this project is installed in.
+        nodes: number of nodes.
+        tasks_per_node: processes of the run on each node.
+        gpus_per_task: GPUs of each process; 0: it runs on CPU.
+        cpus_per_task: CPUs of each process.
+        hours: time limit of the job.
+        partition: SLURM partition; None: the cluster's default.
+        account: SLURM account; None: the user's default.
+        python: Python of the environment in which this project is installed.
     """
 
     nodes: int = 1
@@ -196,16 +197,16 @@ class SlurmSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """A run. Machine and bucket may be left out where no cloud is used.
+    """Settings of a run. Machine and bucket may be omitted if no cloud is used.
 
     Attributes:
-        name: of the run, its machine and its jobs.
+        name: name of the run, its machine and its jobs.
         extraction: flags of the distributed command.
-        machine: for TPU VMs and GKE.
+        machine: TPU slice, for TPU VMs and GKE.
         limits: when to give up.
         hugging_face_token_secret: `projects/P/secrets/S`, which TPU workers read when they start.
-        gke: for `launch gke`.
-        slurm: for `launch slurm`.
+        gke: settings of `launch gke`.
+        slurm: settings of `launch slurm`.
     """
 
     name: str
@@ -224,27 +225,27 @@ class RunSettings:
 
 
 def read_settings(path: Path) -> RunSettings:
-    """The settings of a file.
+    """Return the settings in a file.
 
     Raises:
-        InputError: it cannot be read, or a field of it is wrong.
+        InputError: the file cannot be read, or a field is wrong.
     """
     data = read_yaml(path)
     try:
         flags = data.get("extraction") if isinstance(data, dict) else None
         for name in SET_BY_LAUNCH:
             if isinstance(flags, dict) and name in flags:
-                raise InputError(f"extraction.{name} is set by launch; leave it out")
+                raise InputError(f"extraction.{name} is set by launch; remove it")
         return build(RunSettings, data)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
 def on_machine(settings: RunSettings) -> MachineSettings:
-    """The machine of a run whose workers share nothing but a bucket.
+    """Return the machine of a run whose workers share nothing but a bucket.
 
     Raises:
-        InputError: there is none, no bucket, or an input that the workers could not read.
+        InputError: there is no machine, no bucket, or an input that workers cannot read.
     """
     if settings.machine is None:
         raise InputError("machine: slice, project and zone must be given")
@@ -274,14 +275,14 @@ def on_machine(settings: RunSettings) -> MachineSettings:
 
 
 def bucket(settings: RunSettings) -> str:
-    """Of a run that has one, without a slash at its end."""
+    """Return the bucket prefix of a run, without a slash at its end; "" if it has none."""
     return (settings.extraction.cloud() or "").rstrip("/")
 
 
 def extraction_flags(extraction: DistributedSettings) -> list[str]:
-    """What the file says of the distributed command, as its flags; always resuming.
+    """Return the file's settings as flags of the distributed command, with --resume.
 
-    A flag and its value are one argument, so that no value is taken for a flag.
+    A flag and its value are one argument, so that a value cannot be mistaken for a flag.
     """
     flags = ["--resume=True"]
     for field in dataclasses.fields(extraction):

@@ -1,9 +1,8 @@
-"""A run as a SkyPilot task, whose managed jobs find a slice, spot or not, and find another one when
-it is taken away.
+"""A run as a SkyPilot task: a managed job finds a slice, and another one if it is preempted.
 
-The slice's name and TPU software come from our own table: SkyPilot takes any text for them. All
-hosts of a slice run the task's command, and JAX finds the other hosts by itself. What is committed
-stays; a slice that comes later goes on from there.
+The slice's name and TPU software come from our own table, because SkyPilot accepts any text. All
+hosts of a slice run the task's command, and JAX finds the other hosts by itself. Committed units
+stay, and the next slice resumes from them.
 """
 
 import shlex
@@ -19,7 +18,7 @@ from launch.settings import RunSettings, extraction_flags, on_machine
 from launch.worker_script import INSTALLER, MODULE
 
 TRIED_AGAIN = [NO_STORAGE, 143]
-"""Exit statuses of the command after which the same command goes on."""
+"""Exit statuses after which the same command is started again."""
 
 PYTHON = "~/extraction/bin/python"
 
@@ -28,16 +27,16 @@ def task(settings: RunSettings) -> str:
     """Return the task's YAML.
 
     Raises:
-        InputError: there is no such slice, a reservation is asked for, or this is no checkout.
+        InputError: there is no such slice, it is reserved, or the program is not a checkout.
     """
     machine = on_machine(settings)
     slice_ = known_machine(machine.slice)
     if machine.provisioning == "reserved":
-        raise InputError("machine.provisioning: reserved slices are asked for by `launch create`")
+        raise InputError("machine.provisioning: for reserved slices use `launch create`")
     if not (ROOT / "constraints.txt").exists():
         raise InputError(
-            f"{ROOT} is no checkout of the project, and SkyPilot takes one along to the slice; run"
-            " this command in one"
+            f"{ROOT} is not a checkout of the project, which SkyPilot copies to the slice; run this"
+            " command in a checkout"
         )
     install = [PYTHON.rpartition("/")[0] + "/pip", "install", "--constraint", "constraints.txt"]
     job = ["-m", MODULE, *extraction_flags(settings.extraction)]
@@ -73,6 +72,6 @@ def task(settings: RunSettings) -> str:
 
 
 def start(settings: RunSettings, file: str) -> Command:
-    """Return the command that starts the task and watches over it."""
+    """Return the command that starts the task and watches it."""
     secret = ["--secret", "HF_TOKEN"] if settings.hugging_face_token_secret else []
     return ["sky", "jobs", "launch", "--name", settings.name, *secret, file]

@@ -1,4 +1,4 @@
-"""What is remembered of a slice, what is seen of it, and what can be done next (`life_cycle`)."""
+"""The remembered state of a slice, what is seen of it, and the possible actions (`life_cycle`)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from launch.gcloud import Report, Resource
 
 
 class Goal(Enum):
-    """What comes when the slice is gone."""
+    """What to do when the slice is deleted."""
 
     CREATE = "create"
     CHECK = "check"
@@ -17,21 +17,21 @@ class Goal(Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class State:
-    """What is remembered from one look to the next; times in seconds.
+    """What is remembered between two looks; times in seconds.
 
     Attributes:
-        attempts: slices that were asked for.
-        attempt: name of the present one.
-        goal: what comes when the slice is gone; None: it is not meant to go.
-        reason: of the goal.
-        status: exit status, where the goal is the end.
-        chosen: when the goal was.
-        phase: the slice's state when last looked at.
-        since: when it was first seen.
-        lives: of each worker its last report, and when it was first seen.
-        woken: silent workers were started again, once in an attempt.
-        active: seconds that slices were there, of all attempts.
-        looked: when last looked.
+        attempts: number of slices requested so far.
+        attempt: name of the present attempt.
+        goal: what to do when the slice is deleted; None: it is not being deleted.
+        reason: reason of the goal.
+        status: exit status, if the goal is the end.
+        chosen: time when the goal was chosen.
+        phase: state of the slice at the last look.
+        since: time when this state was first seen.
+        lives: last report of each worker, and the time when it was first seen.
+        woken: whether silent workers were started again in this attempt.
+        active: seconds that slices were active, in all attempts.
+        looked: time of the last look.
     """
 
     attempts: int = 0
@@ -50,12 +50,12 @@ class State:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What there is now.
+    """What is seen in one look.
 
     Attributes:
         resource: the slice; None: there is none.
-        reports: of the workers of the present attempt.
-        time: in seconds.
+        reports: last reports of the workers of the present attempt.
+        time: time of the look, in seconds.
     """
 
     resource: Resource | None
@@ -72,21 +72,21 @@ class Wait:
 
 @dataclasses.dataclass(frozen=True)
 class Create:
-    """Ask for a slice."""
+    """Request a slice."""
 
     why: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Delete:
-    """Take the slice away."""
+    """Delete the slice."""
 
     why: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Wake:
-    """Show what silent workers have to say, and run their start-up script again."""
+    """Print the journals of silent workers, and run their start-up script again."""
 
     workers: Sequence[int]
     why: str
@@ -94,7 +94,7 @@ class Wake:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """All workers are done: is the run whole?"""
+    """Verify the run, since all workers are done."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ Action = Wait | Create | Delete | Wake | Check | End
 
 
 def remember(state: State, seen: Seen) -> State:
-    """The state with what is seen now: times, the last words of each worker, hours that cost."""
+    """Return the state updated by a look: times, last reports, hours that cost."""
     phase = "" if seen.resource is None else seen.resource.state
     passed = max(0.0, seen.time - state.looked) if state.looked else 0.0
     lives = {

@@ -1,7 +1,7 @@
 """A run as a SLURM job: one script, in which `srun` starts the processes.
 
-The distributed command finds out by itself that it runs under SLURM. Folders must be shared by all
-nodes. The job is queued again when it is preempted or out of time, and goes on with what is there.
+The distributed command detects SLURM by itself. Folders must be shared by all nodes. The job is
+queued again when it is preempted or out of time, and then resumes.
 """
 
 import math
@@ -13,7 +13,7 @@ from launch.worker_script import LITERALLY, MODULE
 
 
 def script(settings: RunSettings) -> str:
-    """The job's script."""
+    """Return the job's script."""
     slurm = settings.slurm
     options = {
         "job-name": settings.name,
@@ -64,5 +64,5 @@ exit 143
 
 
 def submit(file: str) -> Command:
-    """Queues a job's script."""
+    """Return the command that queues a job's script."""
     return ["sbatch", file]

@@ -1,9 +1,9 @@
 """The start-up script of a TPU worker: install, run, report.
 
-Google's agent runs it as root on every worker whenever the machine starts, so a machine that is
-restarted goes on by itself and nothing depends on who is watching. The values of a run stand at the
-top, quoted; below them is the same text for every run. The secret's value is read on the worker and
-lives in the environment of one process.
+Google's agent runs it as root on every worker whenever the machine starts, so a restarted machine
+resumes by itself, and nobody needs to watch. The values of a run are at the top, quoted; the rest
+is the same for every run. The secret's value is read on the worker, and exists only in the
+environment of one process.
 """
 
 import shlex
@@ -17,12 +17,12 @@ FOLDER = "/var/lib/qwen-launch"
 MODULE = "inference.distributed_inference_with_activations"
 INSTALLER = "uv==0.13.9"
 BEAT = 60
-"""Seconds between two reports of a worker that runs."""
+"""Seconds between two reports of a running worker."""
 
 LITERALLY = "# shellcheck disable=SC1003,SC2016  # values are meant literally, whatever they hold"
 
 LINGER = 180
-"""Seconds that the last reports have until worker 0 takes the slice away."""
+"""Seconds after its end until worker 0 deletes the slice, so that others can report."""
 
 
 def worker_script(
@@ -35,16 +35,16 @@ def worker_script(
     linger: int = LINGER,
     pause: int = 5,
 ) -> str:
-    """The script.
+    """Return the script.
 
     Args:
-        settings: of the run.
-        archive: the program, which lies in the bucket by then.
+        settings: settings of the run.
+        archive: the program, which must be in the bucket when workers start.
         attempt: name of the attempt.
-        folder: on the worker, for all that it needs.
+        folder: folder on the worker for all files.
         beat: seconds between two reports.
-        linger: seconds from worker 0's end to that of the slice.
-        pause: seconds before something is tried again.
+        linger: seconds after its end until worker 0 deletes the slice.
+        pause: seconds before a retry.
     """
     home = f"{folder}/{settings.name}"
     secret = settings.hugging_face_token_secret

@@ -1,8 +1,8 @@
 """Language models in Flax, with the activations of chosen hook points.
 
 Read in this order: `model`, `decoder_layer`, `attention`, `layers`, `rope`, `kv_cache`; then
-`config`, `families`, `parameters`, `hook_point_table`, `checkpoint`. Importing the package alone
-imports nothing; a name is imported when it is asked for.
+`config`, `families`, `parameters`, `hook_point_table`, `checkpoint`. Importing the package imports
+nothing else; a name is imported on first use.
 """
 
 import importlib
@@ -56,7 +56,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for: `hook_point_table` is read where there is no JAX."""
+    """Import a name on first use, so that `hook_point_table` can be read without JAX."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Activations by hook point, found under every name that a hook point has."""
+"""A dictionary of activations that accepts every name of a hook point."""
 
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -13,14 +13,14 @@ Value = TypeVar("Value")
 
 @jax.tree_util.register_pytree_with_keys_class
 class NamedActivations(dict[str, Value]):
-    """A dictionary by canonical name, whose other names find the same value.
+    """A dictionary by canonical name, in which other names find the same value.
 
     `activations["layers.1"]` and `activations["blocks.1.hook_resid_post"]` are
     `activations["layer_1"]`. It is a pytree, as a dictionary is.
     """
 
     def __missing__(self, name: str) -> Value:
-        """Raise NotCapturedError, which names the nearest, for a name of none that is here."""
+        """Return the value of another name; raise NotCapturedError if there is none."""
         return self[captured_name(name, self)]
 
     def __repr__(self) -> str:
@@ -42,7 +42,7 @@ class NamedActivations(dict[str, Value]):
 
 
 def shaped(value: Any) -> str:
-    """Return an array's dtype and shape in words, `float32 [5, 48]`; anything else as it is."""
+    """Return an array's dtype and shape as text, `float32 [5, 48]`; `repr` of anything else."""
     if isinstance(value, np.ndarray | jax.Array):
         return f"{value.dtype} {list(value.shape)}"
     return repr(value)

@@ -1,20 +1,20 @@
-"""Who sees whom, and scaled dot-product attention in plain XLA.
+"""Attention masks, and scaled dot-product attention in plain XLA.
 
-One rule decides visibility, in prefill and in decoding, with padding on any side: every key
-carries the position of its token, or -1 if there is none, and a query at position p sees the
-keys with positions 0 .. p, of these only the last `window` where the layer slides.
+One rule decides visibility, in prefill and in decoding, with padding on any side: every key has the
+position of its token, or -1 for padding. A query at position p sees the keys with positions 0 .. p,
+and in a layer with a sliding window only the last `window` of these.
 
     slot            0   1   2   3   4   5        a left-padded prompt of four tokens
     position       -1  -1   0   1   2   3
     query at 2      .   .   x   x   x   .        full attention
     query at 3      .   .   .   .   x   x        sliding window of 2
 
-Queries that stand on padding see nothing; their rows are averages that nobody reads. Where several
-documents are packed into one row, every slot also carries the number of its segment, positions
-begin anew in each, and a query sees its own segment only.
+Queries of padding see nothing; their rows are averages that nobody reads. If several documents are
+packed into one sequence, every slot also has the number of its segment, positions begin at 0 in
+each segment, and a query sees only its own segment.
 
-`attend` is for few queries and many keys (a decode step), `attend_causal` for a prompt with
-itself. Softmax is float32 in both.
+`attend` is for few queries and many keys (a decode step), `attend_causal` for the attention of a
+prompt to itself. Softmax is float32 in both.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ LOWEST = jnp.finfo(jnp.float32).min
 
 
 Window = int | Int[Array, ""] | None
-"""Keys that a query sees, its own included; None: all before it. Traced in scanned blocks."""
+"""Number of keys that a query sees, including its own; None: all. Traced in scanned blocks."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def visible_keys(
     query_segments: Int[Array, "B T"] | None = None,
     key_segments: Int[Array, "B S"] | None = None,
 ) -> Bool[Array, "B T S"]:
-    """True where a query sees a key (see the module's docstring)."""
+    """Return True where a query sees a key (see the module's docstring)."""
     distance = query_positions[:, :, None] - key_positions[:, None, :]
     visible = (key_positions[:, None, :] >= 0) & (distance >= 0)
     if window is not None:
@@ -87,7 +87,7 @@ def attend(
     key_segments: Int[Array, "B S"] | None = None,
     scoring: Scoring | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Attention of any queries to any keys; all scores exist at once, `[B, N, T, S]`."""
+    """Return the attention of queries to keys; all scores `[B, N, T, S]` exist at once."""
     visible = visible_keys(query_positions, key_positions, window, query_segments, key_segments)
     weights = _weights(query, key, visible, scoring)
     precision = matmul_precision(query.dtype)
@@ -105,7 +105,7 @@ def attention_pattern(
     key_segments: Int[Array, "B S"] | None = None,
     scoring: Scoring | None = None,
 ) -> Float[Array, "B T N S"]:
-    """The weights by which `attend` mixes, in the dtype of the queries."""
+    """Return the weights by which `attend` mixes values, in the dtype of the queries."""
     visible = visible_keys(query_positions, key_positions, window, query_segments, key_segments)
     weights = _weights(query, key, visible, scoring).astype(query.dtype)
     batch, kv_heads, group, tokens, keys = weights.shape
@@ -118,7 +118,7 @@ def _weights(
     visible: Bool[Array, "B T S"],
     scoring: Scoring | None,
 ) -> Float[Array, "B K G T S"]:
-    """Float32 softmax over the keys that each query sees."""
+    """Return the float32 softmax over the keys that each query sees."""
     batch, tokens, heads, head_dim = query.shape
     kv_heads = key.shape[2]
     precision = matmul_precision(query.dtype)
@@ -139,12 +139,11 @@ def attend_causal(
     segments: Int[Array, "B S"] | None = None,
     scoring: Scoring | None = None,
 ) -> Float[Array, "B S N H"]:
-    """Attention of a prompt to itself, block by block with a running softmax (arXiv 2205.14135).
+    """Return a prompt's attention to itself, by blocks with a running softmax (arXiv 2205.14135).
 
-    Blocks to the right of the diagonal, and those that a sliding window has left behind, are not
-    computed; no score matrix larger than `[B, N, BLOCK, BLOCK]` exists. Positions must not
-    decrease along the slots of a segment (padding aside), as in any prompt, and a segment's slots
-    must stand together.
+    Blocks above the diagonal, and those before a sliding window, are not computed; no score matrix
+    is larger than `[B, N, BLOCK, BLOCK]`. Apart from padding, positions must not decrease along the
+    slots of a segment, as in any prompt, and a segment's slots must be contiguous.
     """
     batch, slots, heads, head_dim = query.shape
     if slots <= BLOCK:
@@ -155,13 +154,13 @@ def attend_causal(
     precision = matmul_precision(query.dtype)
 
     def split(x: Array, fill: int = 0) -> Array:
-        """`[B, S, ...]` to `[blocks, B, BLOCK, ...]`."""
+        """Reshape `[B, S, ...]` to `[blocks, B, BLOCK, ...]`."""
         x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2), constant_values=fill)
         return jnp.moveaxis(x.reshape(batch, blocks, BLOCK, *x.shape[2:]), 1, 0)
 
     positions_of = split(positions, fill=-1)
     segments_of = None if segments is None else split(segments, fill=-1)
-    # The queries of a group stand side by side, so that a KV head is one matrix product.
+    # The queries of a group are contiguous, so that each KV head is one matrix product.
     queries = split(query).reshape(blocks, batch, BLOCK, kv_heads, group, head_dim)
     queries = queries.transpose(0, 1, 3, 4, 2, 5).reshape(blocks, batch, kv_heads, -1, head_dim)
     keys = split(key).transpose(0, 1, 3, 4, 2)  # [blocks, B, K, H, BLOCK]

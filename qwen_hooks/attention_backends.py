@@ -1,13 +1,12 @@
-"""A prompt's attention to itself on each kind of device: three programs, one meaning.
+"""A prompt's attention to itself on each kind of device: three programs, the same result.
 
     xla      any device, any dtype      `attention.attend_causal`
     splash   TPU                        `attend_splash`, a Pallas kernel that ships with JAX
     cudnn    NVIDIA GPU, half precision `attend_cudnn`, the fused kernel of cuDNN
 
 All take `(query, key, value, positions, window, segments, scoring)` as `attend_causal` does and
-give the same rows on every slot that holds a token. Rows of padding are finite, differ, and are
-never read.
-`ATTENTION` is the table that the model looks its choice up in, `choose_attention` makes the choice.
+return the same rows for every slot that holds a token. Rows of padding are finite but differ, and
+are never read. `ATTENTION` is the table of the programs; `choose_attention` chooses one of them.
 
     padding            left   right   both   between tokens     segments
     xla, splash        yes    yes     yes    no                 yes
@@ -29,11 +28,11 @@ from qwen_hooks.config import QwenConfig
 from qwen_hooks.errors import ModelError
 
 TPU_DEFAULT = "xla"
-"""What "auto" is on TPU. Splash attention compiles for TPUs and equals XLA's rows in Pallas'
-interpreter, but no TPU has run it here yet, and what has not run is not a default."""
+"""Meaning of "auto" on TPU. Splash attention compiles for TPUs and equals XLA's rows in Pallas'
+interpreter, but has not run on a TPU yet, so it is not the default."""
 
 LANES = 128
-"""A TPU's vector width, in slots: splash attention takes prompts in multiples of it."""
+"""Vector width of a TPU, in slots: splash attention takes prompts in multiples of it."""
 
 QUERY_BLOCK, KEY_BLOCK = 512, 1024
 """Largest splash blocks, in slots: large ones keep the matrix unit busy, and these compile."""
@@ -61,10 +60,10 @@ def attend_splash(
     segments: Int[Array, "B S"] | None = None,
     scoring: Scoring | None = None,
 ) -> Float[Array, "B S N H"]:
-    """Splash attention, a flash attention (arXiv 2205.14135) that skips blocks nobody sees.
+    """Return splash attention, a flash attention (arXiv 2205.14135) that skips masked blocks.
 
-    Compiled on TPU, and interpreted on CPU, which is slow. On several devices only inside
-    `jax.shard_map(..., check_vma=False)`: XLA cannot split the kernel by itself.
+    Compiled on TPU, and interpreted on CPU, which is slow. On several devices it runs only inside
+    `jax.shard_map(..., check_vma=False)`, because XLA cannot partition the kernel.
 
     Args:
         query: `[B, S, N, H]`, not scaled; float32 or bfloat16, any head dim.
@@ -81,11 +80,11 @@ def attend_splash(
     padded = -(-slots // LANES) * LANES
 
     def lay_out(x: Array) -> Array:
-        """`[B, S, heads, H]` to the kernel's `[B, heads, padded, H]`."""
+        """Transpose `[B, S, heads, H]` to the kernel's `[B, heads, padded, H]`."""
         return jnp.pad(x, ((0, 0), (0, padded - slots), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
 
-    # Slots ascend as positions do, so the kernel masks by slot; padding is a segment of its own.
-    # There every slot sees itself at least, without which its softmax would divide by zero.
+    # Slots ascend as positions do, so the kernel masks by slot. Padding is a separate segment, in
+    # which every slot sees at least itself; otherwise its softmax would divide by zero.
     if segments is None:
         segments = jnp.zeros_like(positions)
     segments = jnp.where(positions < 0, -1, segments)
@@ -94,7 +93,7 @@ def attend_splash(
     # four (64 is, 128 is not): noise of the size that rounding query and key has brought already.
     scoring = scoring or Scoring()
     scaled = query.astype(jnp.float32) * (scoring.scale or head_dim**-0.5)
-    # It takes no precision either; this is `matmul_precision`, said to whatever it multiplies.
+    # The kernel takes no precision argument either, so `matmul_precision` is set as the default.
     with jax.default_matmul_precision("highest" if query.dtype == jnp.float32 else "default"):
         mixed = jax.lax.platform_dependent(
             *map(lay_out, (scaled.astype(query.dtype), key, value)),
@@ -108,7 +107,7 @@ def attend_splash(
 def _splash(
     slots: int, heads: int, window: int | None, softcap: float | None, *, interpret: bool
 ) -> Callable:
-    """The kernel for batches of `[B, heads, slots, H]` and segments `[B, slots]`."""
+    """Return the kernel for batches of `[B, heads, slots, H]` and segments `[B, slots]`."""
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as splash_kernel,
     )
@@ -136,7 +135,7 @@ def _splash(
 
 
 def _block(slots: int, largest: int) -> int:
-    """Largest divisor of `slots` up to `largest` that is a multiple of LANES.
+    """Return the largest divisor of `slots` up to `largest` that is a multiple of LANES.
 
     A divisor, because padding up to whole blocks costs more: 640 slots would become 1,024.
     """
@@ -153,25 +152,25 @@ def attend_cudnn(
     segments: Int[Array, "B S"] | None = None,
     scoring: Scoring | None = None,
 ) -> Float[Array, "B S N H"]:
-    """cuDNN's fused attention, for prompts padded on the right only.
+    """Return cuDNN's fused attention, for prompts padded on the right only.
 
-    It goes by slots and not by positions: to the left of a token must stand nothing but tokens.
-    Padding on the right needs no mask, because a causal query never looks there.
+    It masks by slots and not by positions, so there must be no padding to the left of a token.
+    Padding on the right needs no mask, because a causal query never sees it.
 
     Args:
         query: `[B, S, N, H]`, not scaled; bfloat16 or float16.
         key: `[B, S, K, H]`.
         value: `[B, S, K, H]`.
-        positions: int32 `[B, S]`; taken for `0, 1, 2, ...` up to the padding, and not looked at.
+        positions: int32 `[B, S]`; not read: assumed to be `0, 1, 2, ...` up to the padding.
         window: keys that a query sees, its own included; None: all before it.
-        segments: None; it has no mask for them.
+        segments: must be None; cuDNN has no mask for segments.
 
     Raises:
         ModelError: the dtype is not one of cuDNN's, or there are segments or a soft cap.
     """
     refusal = _cudnn_dtype_refusal(query.dtype)
     if segments is not None:
-        refusal = "attention 'cudnn' takes no packed documents: use 'xla'"
+        refusal = "attention 'cudnn' cannot run packed documents: use 'xla'"
     if scoring is not None and scoring.softcap is not None:
         refusal = NO_SOFTCAP
     if refusal:
@@ -197,7 +196,7 @@ ATTENTION: dict[str, Callable[..., Array]] = {
 
 
 def check_attention(name: str) -> str:
-    """The name, if it is one of `ATTENTION`.
+    """Return the name if it is in `ATTENTION`, else raise.
 
     Raises:
         ModelError: it is not.
@@ -215,21 +214,21 @@ def choose_attention(
     *,
     compute_capability: str | None = None,
 ) -> str:
-    """The entry of `ATTENTION` for prompts, where they run.
+    """Return the name in `ATTENTION` of the attention for prompts.
 
-    Any window will do for all of them. What the caller has to know besides: `cudnn` wants prompts
-    padded on the right, and `splash` runs on several devices only inside `jax.shard_map`.
+    All of them support any window. The caller must know: `cudnn` needs prompts padded on the right,
+    and `splash` runs on several devices only inside `jax.shard_map`.
 
     Args:
-        requested: `auto`, or an entry of the table, which is then checked.
-        platform: `cpu`, `gpu` or `tpu`, as `jax.Device.platform` spells it.
-        dtype: of the activations.
-        config: of the model.
-        compute_capability: of the GPU, as `jax.Device.compute_capability` spells it (`9.0`,
-            `gfx942`); None: not known, taken for an NVIDIA GPU of the Ampere generation.
+        requested: `auto`, or a name in the table, which is then checked.
+        platform: `cpu`, `gpu` or `tpu`, as in `jax.Device.platform`.
+        dtype: dtype of the activations.
+        config: configuration of the model.
+        compute_capability: that of the GPU, as in `jax.Device.compute_capability` (`9.0`,
+            `gfx942`); None: not known, assumed to be an NVIDIA GPU of the Ampere generation.
 
     Raises:
-        ModelError: what is requested does not exist, or cannot run there.
+        ModelError: the requested attention does not exist, or cannot run there.
     """
     no_cudnn = _cudnn_refusal(platform, dtype, config.head_dim, compute_capability)
     if config.attention_softcap is not None:
@@ -252,8 +251,8 @@ def choose_attention(
 def _cudnn_refusal(
     platform: str, dtype: DTypeLike, head_dim: int, compute_capability: str | None
 ) -> str | None:
-    """Why cuDNN cannot do it, and what would be right; None: it can."""
-    # AMD's GPUs are of platform "gpu" too; their capability is a name and no number.
+    """Return why cuDNN cannot run the attention, and what to use instead; None if it can."""
+    # AMD's GPUs have the platform "gpu" too; their capability is a name, not a number.
     major = (compute_capability or str(CUDNN_CAPABILITY)).partition(".")[0]
     generation = int(major) if major.isdigit() else 0
     if platform != "gpu" or generation < CUDNN_CAPABILITY:

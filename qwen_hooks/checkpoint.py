@@ -1,9 +1,9 @@
 """Hugging Face checkpoints: find, check, load and save.
 
-`find_checkpoint` gives a local folder for a path or hub id, `Checkpoint.open` reads only the
-configuration and the tensors' headers and refuses what does not fit, `load_params` then reads the
-weights tensor by tensor, straight to the device, in the dtype of the computation. Peak host memory
-is the parameters (where the device is the host) plus the largest tensor.
+`find_checkpoint` returns a local folder for a path or hub id. `Checkpoint.open` reads only the
+configuration and the tensors' headers, and refuses tensors that do not fit. `load_params` then
+reads the weights tensor by tensor to the device, in the dtype of the computation. Peak host memory
+is the parameters (if the device is the host) plus the largest tensor.
 """
 
 import dataclasses
@@ -55,19 +55,19 @@ DIGESTED = 1 << 20
 
 
 def find_checkpoint(model_path: str, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint; a hub id is downloaded first, or taken from the cache.
+    """Return the local folder of a checkpoint; download a hub id first, unless it is cached.
 
     Args:
         model_path: a local folder, or a hub id such as `Qwen/Qwen2.5-0.5B`.
         revision: branch, tag or commit on the hub.
 
     Raises:
-        ModelError: neither a folder here nor a repository that can be reached.
+        ModelError: there is neither such a folder nor a hub repository that can be downloaded.
     """
     try:
         folder = Path(model_path).expanduser()
         folder.exists()
-    except (OSError, RuntimeError) as error:  # too long a name; ~ of a user that there is not
+    except (OSError, RuntimeError) as error:  # a name too long; ~ of an unknown user
         raise ModelError(f"{model_path} cannot be a folder: {error}") from None
     if folder.is_dir():
         if revision is not None:
@@ -85,20 +85,20 @@ def find_checkpoint(model_path: str, revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(model_path, revision=revision, allow_patterns=HUB_FILES))
     except HFValidationError as error:
-        raise ModelError(f"{no_folder}, and it is no hub id: {error}") from None
+        raise ModelError(f"{no_folder}, and it is not a valid hub id: {error}") from None
     except (OSError, RuntimeError, ValueError) as error:  # what the hub client raises
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise ModelError(f"{no_folder}, and the hub did not give it: {reason}") from None
+        raise ModelError(f"{no_folder}, and downloading it from the hub failed: {reason}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Checkpoint:
-    """A checkpoint whose headers were read and found to fit its configuration.
+    """A checkpoint whose headers fit its configuration.
 
     Attributes:
-        folder: where it lies, but for the weights perhaps.
-        config: its shape and constants.
-        tensors: where each tensor lies, by Hugging Face name.
+        folder: local folder of its files; the weights may be elsewhere.
+        config: its configuration.
+        tensors: file and offsets of each tensor, by Hugging Face name.
         stop_token_ids: tokens that end a generation: those of `generation_config.json`, else
             those of `config.json`.
     """
@@ -119,14 +119,15 @@ class Checkpoint:
     def open(
         cls, folder: str | Path, weights: Mapping[str, WeightsFile] | None = None
     ) -> "Checkpoint":
-        """Reads configuration and headers; of weights only a head beside an embedding tied to it.
+        """Read configuration and headers, and of weights only a head and embedding that are tied.
 
         Args:
-            folder: a local one.
-            weights: its safetensors files by name, if they lie elsewhere.
+            folder: a local folder.
+            weights: its safetensors files by name, if they are elsewhere.
 
         Raises:
-            ModelError: with every missing, unexpected, misshapen or unreadable tensor in it.
+            ModelError: the weights do not fit; the message lists every missing, unexpected,
+                misshapen or unreadable tensor.
         """
         folder = Path(folder)
         _refuse_devices(folder)
@@ -140,10 +141,10 @@ class Checkpoint:
         return cls(folder=folder, config=config, tensors=tensors, stop_token_ids=stop_token_ids)
 
     def weights_digest(self) -> str:
-        """sha256 over names, sizes, headers and the first and last MiB of each weights file.
+        """Return the sha256 over names, sizes, headers and first and last MiB of each weights file.
 
-        So no host has to read what it does not need, and a changed checkpoint is told apart all
-        the same, unless somebody changes the middle of a file on purpose.
+        It detects a changed checkpoint without reading all weights, unless somebody changes only
+        the middle of a file.
         """
         digest = hashlib.sha256()
         files = {tensor.file.name: tensor.file for tensor in self.tensors.values()}
@@ -192,48 +193,48 @@ def _read_headers(folder: Path, weights: Mapping[str, WeightsFile]) -> dict[str,
         if Path(name).name != name:
             raise ModelError(f"{index} names a file outside its folder: {name!r}")
         if name not in weights:
-            raise ModelError(f"{index} names {name}, which is not there")
+            raise ModelError(f"{index} names {name}, which is missing")
         for tensor_name, tensor in read_header(weights[name]).items():
             if tensor_name in tensors:
-                raise ModelError(f"{folder}: {tensor_name} stands in more than one file")
+                raise ModelError(f"{folder}: {tensor_name} is in more than one file")
             tensors[tensor_name] = tensor
     return tensors
 
 
 def _refuse_devices(folder: Path) -> None:
-    """Make sure that nothing in a checkpoint's folder is waited for or read without an end.
+    """Refuse files in a checkpoint's folder that could block or never end.
 
     Raises:
-        ModelError: something is a FIFO, a socket or a device, or a link to one.
+        ModelError: a file is a FIFO, a socket or a device, or a link to one.
     """
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise ModelError(f"{path} is no regular file, as those of a checkpoint are")
+            raise ModelError(f"{path} is not a regular file; remove it from the checkpoint")
 
 
 def _warn_of_adapter(folder: Path) -> None:
-    """Says that an adapter is not applied, which transformers does where peft is installed.
+    """Warn that an adapter is not applied, as transformers would do with peft.
 
     Raises:
-        ModelError: there is nothing but an adapter.
+        ModelError: there is only an adapter and no model.
     """
     path = folder / ADAPTER
     if not path.exists():
         return
     advice = "merge it into the model's weights (peft's merge_and_unload) and save that"
     if not (folder / "config.json").exists():
-        raise ModelError(f"{path} belongs to an adapter, and there is no model beside it; {advice}")
+        raise ModelError(f"{path} belongs to an adapter, and the folder has no model; {advice}")
     log.warning("%s: the adapter beside the model is NOT applied; to have it, %s", path, advice)
 
 
 def _check_tensors(folder: Path, config: QwenConfig, found: dict[str, StoredTensor]) -> QwenConfig:
-    """The configuration that holds for these tensors: tied only if they are.
+    """Return the configuration for these tensors: tied only if their values are equal.
 
     transformers 5 does the same: a tied checkpoint may hold head or embedding or both, and is
     not tied if it holds both with different values.
 
     Raises:
-        ModelError: with every missing, unexpected, misshapen or unreadable tensor in it.
+        ModelError: the weights do not fit; the message lists every wrong tensor.
     """
     if config.tie_word_embeddings and HEAD in found:
         found.setdefault(EMBEDDING, found[HEAD])
@@ -274,15 +275,15 @@ def load_params(
     *,
     scan_layers: bool = False,
 ) -> Params:
-    """The full `{'params': ...}` for `model.apply`, in `dtype`.
+    """Return the full `{'params': ...}` for `model.apply`, in `dtype`.
 
     Args:
-        checkpoint: to read.
-        dtype: of the parameters, whatever that of the files.
-        layout: over whose mesh they lie; each process then reads only the rows of a tensor that
-            its devices hold. None: the default device.
-        scan_layers: stack the blocks' parameters, for a model with `scan_layers`. The largest
-            stack then passes through the host's memory whole, as far as its devices hold it.
+        checkpoint: checkpoint to read.
+        dtype: dtype of the parameters; those of the files may differ.
+        layout: layout of the parameters on a mesh; each process then reads only the parts of a
+            tensor that its devices hold. None: the default device.
+        scan_layers: whether to stack the blocks' parameters, for a model with `scan_layers`. The
+            host's memory must then hold the part of the largest stack that its devices hold.
     """
     config = checkpoint.config
     sources: dict[ParamPath, list[tuple[StoredTensor, ExpectedTensor]]] = {}
@@ -307,7 +308,7 @@ def load_params(
 
 
 class _TensorReader:
-    """Reads parts of a parameter: of one tensor, or of one tensor of each block, stacked."""
+    """Reads parts of a parameter, from one tensor, or from the stacked tensors of all blocks."""
 
     def __init__(
         self,
@@ -330,7 +331,7 @@ class _TensorReader:
         self._parts: dict[tuple, np.ndarray] = {}
 
     def read(self, index: tuple[slice, ...]) -> np.ndarray:
-        """A rectangular part; each distinct one is read once."""
+        """Return a rectangular part; each distinct part is read once."""
         key = tuple(part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True))
         if key not in self._parts:
             if not self._stacked:
@@ -359,7 +360,7 @@ def _read_repeated_heads(
     head_dim: int,
     repeats: int,
 ) -> np.ndarray:
-    """A part of a tensor whose heads (the last axis, in blocks of `head_dim`) are repeated."""
+    """Return part of a tensor with repeated heads (last axis, in blocks of `head_dim`)."""
     columns = stored.shape[0] * repeats  # the stored tensor has its outputs first
     wanted = np.arange(columns)[index[-1]]
     source = wanted // (head_dim * repeats) * head_dim + wanted % head_dim
@@ -371,13 +372,13 @@ def _read_repeated_heads(
 def save_pretrained(
     folder: str | Path, config: QwenConfig, params: Params, dtype: DTypeLike | None = None
 ) -> None:
-    """Writes `config.json` and `model.safetensors` as Hugging Face reads them.
+    """Write `config.json` and `model.safetensors` in Hugging Face's form.
 
     Args:
-        folder: made if it does not exist.
-        config: of the model.
+        folder: folder to write; made if it does not exist.
+        config: configuration of the model.
         params: the full `{'params': ...}`.
-        dtype: to store; None: that of each parameter.
+        dtype: dtype to store; None: that of each parameter.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

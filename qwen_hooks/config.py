@@ -1,9 +1,8 @@
 """The model's configuration, read from a Hugging Face `config.json`.
 
-`QwenConfig` is a frozen value: hashable, so that it can be a static argument of `jax.jit`.
-Whatever this package would compute wrongly is refused by name; `config_fields` holds which fields
-decide anything, and `rope_config` reads those of RoPE. Absent fields have the defaults of
-transformers' class.
+`QwenConfig` is frozen and hashable, so that it can be a static argument of `jax.jit`. Settings that
+this package would compute wrongly are refused by name; `config_fields` lists the fields that matter
+and `rope_config` reads those of RoPE. Absent fields have the defaults of transformers' class.
 """
 
 import dataclasses
@@ -53,28 +52,28 @@ class QwenConfig:
         num_hidden_layers: decoder blocks (L).
         num_attention_heads: query heads (N).
         num_key_value_heads: key and value heads (K); divides N.
-        head_dim: width of a head (H); 0 as an argument: D / N.
+        head_dim: width of a head (H); the argument 0 means D / N.
         max_position_embeddings: trained context, in tokens.
         rms_norm_eps: added to the mean square in every RMSNorm.
-        tie_word_embeddings: the unembedding is the embedding, transposed.
+        tie_word_embeddings: whether the unembedding is the transposed embedding.
         rope: rotary position embedding.
-        sliding_window: tokens a sliding layer sees, itself included; None: no layer slides.
-        layer_types: one entry a block; empty: all `full_attention`.
+        sliding_window: tokens that a token sees in a sliding layer, itself included; None: no such.
+        layer_types: one entry for each block; empty: all `full_attention`.
         eos_token_ids: tokens that end a text, as config.json says.
         model_type: the family.
-        qkv_bias: queries, keys and values have biases.
-        output_bias: the attention's output has one.
-        mlp_bias: the MLP's three products have biases.
-        qk_norm: each head's queries and keys pass an RMSNorm before the rotation.
-        activation: of the MLP's gate, a key of `layers.ACTIVATIONS`.
-        post_norms: outputs of attention and MLP pass an RMSNorm before they are added.
-        norms_add_one: RMSNorms multiply with one plus their weight.
+        qkv_bias: whether queries, keys and values have biases.
+        output_bias: whether the attention's output has a bias.
+        mlp_bias: whether the MLP's three products have biases.
+        qk_norm: whether each head's queries and keys pass an RMSNorm before the rotation.
+        activation: activation of the MLP's gate, a key of `layers.ACTIVATIONS`.
+        post_norms: whether outputs of attention and MLP pass an RMSNorm before they are added.
+        norms_add_one: whether RMSNorms multiply by one plus their weight.
         embedding_scale: factor of the embeddings.
         attention_scale: factor of the attention's scores; 0 as an argument: one over the root of H.
         attention_softcap: c in `c * tanh(score / c)`; None: no cap.
         logits_softcap: likewise, of the logits.
-        kv_repeats: how often each key and value head of the checkpoint stands among the K, one
-            after the other; more than once only where a mesh needs it.
+        kv_repeats: number of consecutive copies of each key and value head among the K; more than
+            1 only if a mesh needs it.
 
     Raises:
         ModelError: the numbers do not fit together.
@@ -114,7 +113,7 @@ class QwenConfig:
             if getattr(self, name) < 1:
                 raise ModelError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.num_hidden_layers > MOST_LAYERS:
-            raise ModelError(f"num_hidden_layers is {self.num_hidden_layers}, beyond {MOST_LAYERS}")
+            raise ModelError(f"num_hidden_layers is {self.num_hidden_layers}, above {MOST_LAYERS}")
         if not 0 <= self.rms_norm_eps < float("inf"):
             raise ModelError(f"rms_norm_eps must be finite and at least 0, not {self.rms_norm_eps}")
         if self.sliding_window is not None and self.sliding_window < 1:
@@ -150,12 +149,12 @@ class QwenConfig:
             raise ModelError("layer_types asks for sliding_attention without a sliding_window")
 
     def layer_window(self, layer: int) -> int | None:
-        """Tokens that block `layer` sees, itself included; None: everything before it."""
+        """Return how many tokens block `layer` sees, including its own; None: all before it."""
         return self.sliding_window if self.layer_types[layer] == "sliding_attention" else None
 
     @property
     def context_length(self) -> int:
-        """Longest sequence the model is meant for, in tokens, RoPE stretching included."""
+        """Longest sequence the model is meant for, in tokens, with RoPE scaling."""
         if self.rope.rope_type == "llama3":  # max_position_embeddings is the stretched length
             return self.max_position_embeddings
         unstretched = self.rope.original_max_position_embeddings or self.max_position_embeddings
@@ -163,7 +162,7 @@ class QwenConfig:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "QwenConfig":
-        """Reads `config.json` of a local checkpoint folder.
+        """Read `config.json` of a local checkpoint folder.
 
         Raises:
             ModelError: no such file, not JSON, or an architecture this package does not compute.
@@ -172,7 +171,9 @@ class QwenConfig:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ModelError(f"{folder}: no config.json, so no Hugging Face checkpoint") from None
+            raise ModelError(
+                f"{folder}: no config.json, so it is not a Hugging Face checkpoint"
+            ) from None
         except (ValueError, RecursionError) as error:
             raise ModelError(f"{path} is not JSON: {error}") from None
         if not isinstance(raw, dict):
@@ -187,7 +188,7 @@ class QwenConfig:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "QwenConfig":
-        """Reads the content of a Hugging Face `config.json`.
+        """Return the configuration for the content of a Hugging Face `config.json`.
 
         Raises:
             ModelError: a key is missing, or a setting is not one this package computes.
@@ -195,7 +196,7 @@ class QwenConfig:
         return _read(raw)[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of `config.json`, in the spelling that every transformers version reads."""
+        """Return the content of `config.json`, in a form that every transformers version reads."""
         rope = self.rope
         scaling: dict[str, Any] = {}
         if rope.rope_type != "default":
@@ -229,14 +230,14 @@ class QwenConfig:
 
 
 def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    """`eos_token_id` as Hugging Face writes it (a number, a list or nothing), as a tuple."""
+    """Return Hugging Face's `eos_token_id` (a number, a list or null) as a tuple."""
     if value is None:
         return ()
     return tuple(value) if isinstance(value, list) else (value,)
 
 
 def _read(raw: Mapping[str, Any]) -> tuple[QwenConfig, list[str]]:
-    """The configuration that config.json holds, and the names of the fields that nothing reads."""
+    """Return the configuration of a config.json, and the names of fields that nothing reads."""
     family = _family(raw)
     if raw.get("quantization_config"):
         raise ModelError(

@@ -1,8 +1,8 @@
-"""Which fields of config.json decide anything, and the JSON types that they may have.
+"""Which fields of config.json affect the computation, and their allowed JSON types.
 
 A field is relevant if transformers' code for the family reads it: configuration, modelling, masks,
-RoPE, cache and generation. A test derives that set from the installed source and looks each name up
-here and in the family's own tables. Whatever stands in none is read by nobody and ignored.
+RoPE, cache and generation. A test derives that set from the installed source and checks that each
+name is here or in the family's own tables. Fields in neither are ignored, since nothing reads them.
 
 Types are those of transformers' own class, which refuses others: `?` after a type permits null.
 """
@@ -57,7 +57,7 @@ ONLY_DEFAULT: dict[str, tuple[Any, ...]] = {
     "vision_feature_layer": (None,),
     "vision_feature_select_strategy": (None,),
 }
-"""Fields that change what is computed, with the values that are understood."""
+"""Fields that change the computation, with the only values that this package supports."""
 
 CLASS_INTERNALS = (
     "attribute_map",
@@ -132,7 +132,7 @@ WITHOUT_EFFECT = {
     "_name_or_path": "any",
     "_output_attentions": "any",
 }
-"""Fields that transformers declares or reads, and on which neither a row nor a token depends."""
+"""Fields that transformers declares or reads, but that affect neither rows nor tokens."""
 
 ROPE_FIELDS = {
     "default": {"rope_type": "text", "type": "text", "rope_theta": "number"},
@@ -163,7 +163,7 @@ ROPE_FIELDS = {
 """Fields of `rope_parameters` (or `rope_scaling`) that each type of RoPE reads."""
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "float8_e4m3fn", "float8_e5m2")
-"""Names that torch has for the dtype of weights; in which they are stored, their files say."""
+"""Torch's names of dtypes; the actual dtype of weights is in their files."""
 
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
@@ -200,7 +200,7 @@ def check_fields(raw: Mapping[str, Any], family: Family) -> list[str]:
 
     Args:
         raw: content of config.json.
-        family: the model's.
+        family: family of the model.
 
     Raises:
         ModelError: a field has a wrong type, or a value that this package does not compute.
@@ -210,11 +210,11 @@ def check_fields(raw: Mapping[str, Any], family: Family) -> list[str]:
         if name in raw and raw[name] not in allowed:
             words = " or ".join(json.dumps(value) for value in allowed)
             raise ModelError(
-                f"{name} must be {words}, not {shown(raw[name])}: no other is computed"
+                f"{name} must be {words}, not {shown(raw[name])}: no other value is supported"
             )
     for name in CLASS_INTERNALS:
         if raw.get(name) is not None:
-            raise ModelError(f"{name} belongs to transformers' class and is no setting: remove it")
+            raise ModelError(f"{name} is internal to transformers and not a setting: remove it")
     types = {**WITHOUT_EFFECT, **TRANSLATED, **family.translated}
     check_types({name: value for name, value in raw.items() if name in types}, types)
     return sorted(raw.keys() - {*types, *only_default, *CLASS_INTERNALS})
@@ -225,11 +225,11 @@ def check_types(raw: Mapping[str, Any], types: Mapping[str, str], within: str = 
 
     Args:
         raw: fields; those that `types` does not name are not checked.
-        types: of each field.
+        types: type of each field.
         within: name of the object that holds the fields, with a dot.
 
     Raises:
-        ModelError: the first field with a value of another type.
+        ModelError: a field has a value of another type; the message names the first.
     """
     for name, value in raw.items():
         wanted = types.get(name, "any")
@@ -242,6 +242,6 @@ def check_types(raw: Mapping[str, Any], types: Mapping[str, str], within: str = 
 
 
 def shown(value: Any) -> str:
-    """A value as JSON has it, cut to what fits in a message."""
+    """Return a value as JSON, shortened for a message."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."

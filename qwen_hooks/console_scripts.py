@@ -1,9 +1,9 @@
 """Console scripts that an installation puts on the PATH; pyproject.toml names them.
 
 A script runs its command as `python -m` does, so that the command reacts to ctrl-C before its
-imports. They are here since no other package is called `qwen_hooks`: `inference`, `extraction` and
-`launch` are names that packages of other people have too, and installing one of those puts its
-files in place of ours.
+imports. The scripts are in this package because no other project has one called `qwen_hooks`.
+`inference`, `extraction` and `launch` are names of other projects' packages too, and installing one
+of those overwrites our files.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ OUR_FILES = {
     "extraction": "run/records.py",
     "launch": "launch_commands.py",
 }
-"""A file of ours in each package whose name others have too."""
+"""One of our files in each package whose name other projects use too."""
 
 
 def _run(module: str) -> None:
@@ -27,7 +27,7 @@ def _run(module: str) -> None:
 
 
 def foreign_packages() -> str | None:
-    """Return one line about a package of ours that somebody else's has taken the place of."""
+    """Return one line about a package of ours that another project's overwrote, or None."""
     for name, file in OUR_FILES.items():
         spec = importlib.util.find_spec(name)
         places = (spec.submodule_search_locations or []) if spec else []

@@ -3,7 +3,7 @@
 residual -> input_layernorm -> attention -> (+) -> post_attention_layernorm -> MLP -> (+) ->
     `------------------------------------'  `------------------------------------------'
 
-With `post_norms` (Gemma 2) `post_attention_layernorm` stands before the first sum, and the MLP
+With `post_norms` (Gemma 2) `post_attention_layernorm` comes before the first sum, and the MLP is
 between `pre_feedforward_layernorm` and `post_feedforward_layernorm`.
 """
 
@@ -26,20 +26,20 @@ from qwen_hooks.taps import Taps, take_rows
 
 @flax.struct.dataclass
 class AttentionContext:
-    """What a block needs of the tokens beside their hidden states; alike for all blocks.
+    """Everything that attention needs beside the residual stream; the same for all blocks.
 
     Attributes:
-        cos: float32 `[B, T, H]`, of the tokens' rotary angles.
-        sin: likewise.
+        cos: float32 `[B, T, H]`, cosine of the tokens' rotary angles.
+        sin: float32 `[B, T, H]`, sine of the tokens' rotary angles.
         query_positions: int32 `[B, T]`, -1 for padding.
-        key_positions: int32 `[B, S]` of the keys that can be seen: the tokens themselves, or the
-            slots of the cache.
-        slot: int32 scalar, where in the cache the tokens' keys go; None without a cache.
-        query_segments: int32 `[B, T]`, where several documents are packed into a row.
-        key_segments: int32 `[B, S]`, likewise.
-        window: int32 scalar, of the block that runs, where blocks that differ are scanned; None:
-            the block knows its own.
-        attention: static, the entry of `attention_backends.ATTENTION` for a prompt with itself.
+        key_positions: int32 `[B, S]`, positions of the keys: those of the tokens themselves, or of
+            the slots of the cache.
+        slot: int32 scalar, first cache slot of the tokens' keys; None without a cache.
+        query_segments: int32 `[B, T]`, segment of each query, if documents are packed.
+        key_segments: int32 `[B, S]`, segment of each key, if documents are packed.
+        window: int32 scalar, window of the block that runs, if blocks with different windows are
+            scanned; None: the block's own `window`.
+        attention: static, name in `attention_backends.ATTENTION` of the attention for prompts.
     """
 
     cos: Float[Array, "B T H"]
@@ -53,7 +53,7 @@ class AttentionContext:
     attention: str = flax.struct.field(pytree_node=False, default="xla")
 
     def at_rows(self, rows: Int[Array, "B R"]) -> "AttentionContext":
-        """The same for queries at these slots only; the keys stay."""
+        """Return the context with queries at these slots only and all keys."""
         segments = self.query_segments
         return dataclasses.replace(
             self,
@@ -64,7 +64,7 @@ class AttentionContext:
         )
 
     def visibility(self, window: Window) -> tuple[Any, ...]:
-        """Who sees whom, as `attention.attend` takes it after queries, keys and values."""
+        """Return the arguments of `attention.attend` that decide which keys a query sees."""
         positions, segments = self.query_positions, self.query_segments
         return positions, self.key_positions, window, segments, self.key_segments
 
@@ -74,7 +74,7 @@ def _norm(config: QwenConfig, dtype: DTypeLike, key: str) -> RMSNorm:
 
 
 class QwenAttention(nn.Module):
-    """Grouped-query attention with rotary positions; biases and norms as the family has them."""
+    """Grouped-query attention with rotary positions; biases and norms depend on the family."""
 
     config: QwenConfig
     window: int | None = None
@@ -100,9 +100,9 @@ class QwenAttention(nn.Module):
         cache: KeysValues | None = None,
         rows: Int[Array, "B R"] | None = None,
     ) -> tuple[Float[Array, "B R D"], KeysValues]:
-        """Mixes the tokens; also returns the keys and values that later tokens may attend to.
+        """Mix the tokens; also return keys and values that later tokens may attend to.
 
-        Without a cache those are the tokens' own, with one they are the cache's buffers, the
+        Without a cache those are the tokens' own; with a cache they are its buffers with the
         tokens' own written into them. With `rows` only those slots of the input are queries.
         """
         batch, tokens, _ = x.shape
@@ -140,7 +140,7 @@ class QwenAttention(nn.Module):
 
 
 class QwenDecoderLayer(nn.Module):
-    """A block of the model; its output is the residual stream that `layer_i` names."""
+    """A block of the model; its output is the residual stream of the hook point `layer_i`."""
 
     config: QwenConfig
     window: int | None = None
@@ -172,14 +172,14 @@ class QwenDecoderLayer(nn.Module):
         cache: KeysValues | None = None,
         rows: Int[Array, "B R"] | None = None,
     ) -> tuple[Float[Array, "B R D"], KeysValues]:
-        """The residual stream after the block, and what `QwenAttention` returns for the cache.
+        """Return the residual stream after the block, and the keys and values of the attention.
 
-        With `rows` only those slots come out, and only they go through the block, if they are few;
-        keys and values are still made of all slots. For the last block, when nobody reads the
-        others.
+        With `rows` only those slots are returned and, if they are few, computed; keys and values
+        are still computed for all slots. It is used for the last block, whose other slots nobody
+        reads.
         """
         taps = taps or Taps()
-        # The scores of all of these exist at once.
+        # `attend` holds the scores of all of these at once.
         few = rows if rows is not None and rows.shape[1] <= BLOCK else None
         residual = taps("resid_pre", residual)
         x = self.input_layernorm(residual, taps)

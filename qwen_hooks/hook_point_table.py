@@ -20,7 +20,7 @@ Stage = Literal["before", "block", "after"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HookPoint:
-    """A hook point of every block, or of the model; `{i}` stands for the block's number.
+    """A hook point of every block, or of the model; `{i}` in its names is the block's number.
 
     Attributes:
         key: its name in the model's code.
@@ -46,17 +46,17 @@ class HookPoint:
     when: str = ""
 
     def is_in(self, config: object) -> bool:
-        """Whether a model of this `QwenConfig` has the hook point."""
+        """Return whether a model with this `QwenConfig` has the hook point."""
         wanted, name = not self.when.startswith("not "), self.when.removeprefix("not ")
         return not name or bool(getattr(config, name)) == wanted
 
     @property
     def per_key(self) -> bool:
-        """Whether there is one value for each key that a query sees, so the width is a prompt's."""
+        """Whether it has one value for each key, so that its width depends on the prompt."""
         return "S" in self.shape.split()
 
     def names(self, layer: int | None = None) -> list[str]:
-        """Every name, the canonical one first, in a block (None: outside of the blocks)."""
+        """Return every name in a block (None: outside the blocks), the canonical one first."""
         given = (self.name, self.transformer_lens, self.hugging_face, *self.aliases)
         return [name.format(i=layer) for name in given if name is not None]
 
@@ -380,7 +380,7 @@ HOOK_POINTS = (
 
 
 def entries(name: str) -> tuple[list[HookPoint], int | None]:
-    """Return the entries of a canonical name, of which a model has one, and the block's number."""
+    """Return the table's entries for a canonical name (a model has one), and the block's number."""
     match = re.match(r"(?:layer_|layers\.)(\d+)", name)
     layer = int(match[1]) if match else None
     found = [
@@ -392,7 +392,7 @@ def entries(name: str) -> tuple[list[HookPoint], int | None]:
 
 
 def names_of(name: str) -> list[str]:
-    """Return every name of a canonical name, that one first, whichever model it is of.
+    """Return every name of a canonical name, with the canonical one first.
 
     An alias that means something else in another family is left out. A name that is not in the
     table has no other.

@@ -1,4 +1,4 @@
-"""Which hook points a model has, and which a user's names select.
+"""Which hook points a model has, and which of them a user's names select.
 
 `hook_point_table.HOOK_POINTS` is the one table of them; docs and tests are made from it.
 """
@@ -30,7 +30,7 @@ MOST_NAMED = 6
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Site:
-    """One place of one model.
+    """A hook point of a model.
 
     Attributes:
         name: canonical.
@@ -59,7 +59,7 @@ def sites(config: QwenConfig) -> list[Site]:
 def point_shape(
     point: HookPoint, config: QwenConfig, keys: int | None = None
 ) -> tuple[int | None, ...]:
-    """The shape of one token's value.
+    """Return the shape of one token's value.
 
     Args:
         point: a kind of place.
@@ -79,7 +79,7 @@ def point_shape(
 
 
 def select(names: str | Iterable[object], config: QwenConfig) -> tuple[str, ...]:
-    """Canonical names of what is asked for, each once, in the order of computation.
+    """Return the canonical names that are asked for, each once, in the order of computation.
 
     Args:
         names: names or aliases; `*` stands for any number or word, `{0..11}` for a range of
@@ -106,13 +106,13 @@ def select(names: str | Iterable[object], config: QwenConfig) -> tuple[str, ...]
 
 
 def _matches(name: str, spellings: Mapping[str, str]) -> set[str]:
-    """Canonical names that a name without braces, perhaps with `*`, stands for."""
+    """Return the canonical names that a name without braces, perhaps with `*`, stands for."""
     expression = re.compile(re.escape(name).replace(r"\*", "[^.]+"))
     return {spellings[form] for form in spellings if expression.fullmatch(form)}
 
 
 def captured_name(asked: object, captured: Collection[str]) -> str:
-    """Return the one of some canonical names that a name, alias or pattern stands for.
+    """Return which of some canonical names a name, alias or pattern stands for.
 
     Args:
         asked: a name as `select` takes it.
@@ -137,7 +137,7 @@ def captured_name(asked: object, captured: Collection[str]) -> str:
 
 
 def _without_braces(name: str) -> list[str]:
-    """The names that a name with `{a..b}` or `{a,b}` stands for."""
+    """Return the names that a name with `{a..b}` or `{a,b}` stands for."""
     match = re.search(r"\{([^{}]*)\}", name)
     if match is None:
         return [name]
@@ -161,14 +161,14 @@ def _unknown(name: str, spellings: Mapping[str, str], config: QwenConfig) -> str
 
 
 def few(names: Collection[str]) -> str:
-    """Return the first names as a list in words, and how many more there are."""
+    """Return the first names, joined by commas, and the number of further ones."""
     more = len(names) - MOST_NAMED
     listed = ", ".join(list(names)[:MOST_NAMED]) or "nothing"
     return f"{listed} and {more} more" if more > 0 else listed
 
 
 def _nearest(name: str, spellings: Mapping[str, str]) -> list[str]:
-    """Up to three names that look like `name`, each of another hook point."""
+    """Return up to three names that look like `name`, each of another hook point."""
     found: dict[str, str] = {}
     for near in difflib.get_close_matches(name, spellings, n=10, cutoff=0.5):
         found.setdefault(spellings[near], near)
@@ -176,7 +176,7 @@ def _nearest(name: str, spellings: Mapping[str, str]) -> list[str]:
 
 
 def markdown_table() -> str:
-    """The table of all hook points, as docs/hook_points.md has it."""
+    """Return the table of all hook points, as in docs/hook_points.md."""
     lines = [
         "| name | shape | what is there | TransformerLens | Hugging Face |",
         "|---|---|---|---|---|",
@@ -191,7 +191,7 @@ def markdown_table() -> str:
 
 
 def hook_widths(names: Iterable[str], config: QwenConfig) -> dict[str, int]:
-    """Numbers of one token's value, of several heads together, for canonical names.
+    """Return the width of each hook point's rows, all heads together, by canonical name.
 
     The pattern's depends on the prompt, and is not among them.
     """
@@ -204,12 +204,12 @@ def hook_widths(names: Iterable[str], config: QwenConfig) -> dict[str, int]:
 
 
 def layer_name(layer: int) -> str:
-    """The name of block `layer`'s output."""
+    """Return the name of the output of block `layer`."""
     return f"layer_{layer}"
 
 
 def by_layer(names: Iterable[str]) -> dict[int | None, dict[str, str]]:
-    """Canonical names by block (None: outside of the blocks) and by the key of their kind."""
+    """Return canonical names by block (None: outside the blocks) and by the key of their kind."""
     found: dict[int | None, dict[str, str]] = {}
     for name in names:
         points, layer = entries(name)
@@ -219,12 +219,12 @@ def by_layer(names: Iterable[str]) -> dict[int | None, dict[str, str]]:
 
 
 def is_per_key(name: str) -> bool:
-    """Return whether a canonical name's values are one for each key, `[B, R, N, S]`."""
+    """Return whether a hook point has one value for each key, `[B, R, N, S]`."""
     return any(point.per_key for point in entries(name)[0])
 
 
 def blocks_needed(names: Iterable[str], num_layers: int) -> int:
-    """How many blocks must run, from the first on, for these canonical names; at least one."""
+    """Return how many blocks must run, from the first on, for some hook points; at least one."""
     layers = by_layer(names)
     if AFTER_BLOCKS & layers.get(None, {}).keys():
         return num_layers
@@ -232,12 +232,12 @@ def blocks_needed(names: Iterable[str], num_layers: int) -> int:
 
 
 def default_layers(num_layers: int) -> tuple[int, ...]:
-    """A quarter, half and three quarters of the way, and the last: 6 12 18 23 of 24 layers."""
+    """Return blocks at a quarter, a half and three quarters, and the last: 6 12 18 23 of 24."""
     return tuple(sorted({num_layers // 4, num_layers // 2, 3 * num_layers // 4, num_layers - 1}))
 
 
 def check_layers(layers: Sequence[object] | None, num_layers: int) -> tuple[int, ...]:
-    """The layers in ascending order; None means all of them.
+    """Return the layers in ascending order; None means all of them.
 
     Raises:
         ModelError: a layer is no whole number, out of range or repeated, or there is none.

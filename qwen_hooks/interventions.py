@@ -47,7 +47,7 @@ def array(axes: int, *, has_width: bool = False, **default: Any) -> Any:
 
 @flax.struct.dataclass(kw_only=True, repr=False)
 class Operation:
-    """What every operation says besides.
+    """Fields that all interventions share.
 
     Attributes:
         apply_to: which tokens: `all`, those of the `prompt`, or the `generated` ones.
@@ -64,12 +64,12 @@ class Operation:
         return f"{type(self).__name__}({', '.join(told)})"
 
     def change(self, value: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
-        """What it makes of values, in float32."""
+        """Return the changed values, in float32."""
         raise NotImplementedError
 
 
 def shared_axes() -> dict[str, int]:
-    """Return of each array of an operation how many axes it has where all samples share it."""
+    """Return, for each array of an operation, its number of axes if all samples share it."""
     kinds = (Operation, *Operation.__subclasses__())
     return {
         entry.name: entry.metadata["axes"]
@@ -105,7 +105,7 @@ class Add(Operation):
 
 @flax.struct.dataclass(kw_only=True, repr=False)
 class ProjectOut(Operation):
-    """`x` less `strength` times its part in the span of some directions.
+    """`x` minus `strength` times its projection onto the span of some directions.
 
     Attributes:
         directions: `[r, W]`, linearly independent; they need not be orthogonal or of length one.
@@ -124,7 +124,7 @@ class ProjectOut(Operation):
 
 @flax.struct.dataclass(kw_only=True, repr=False)
 class Clamp(Operation):
-    """`x` with its component along a direction between two bounds, the rest as it is.
+    """`x` with its component along a direction limited to an interval.
 
     Attributes:
         direction: `[W]`, or `[B, W]`; made one long.
@@ -179,21 +179,21 @@ class Interventions:
         return f"Interventions({few(told)}; {len(self.prompt_lengths)} samples)"
 
     def specs(self) -> list[P]:
-        """How each of the numbers lies on a mesh, in the order of `jax.tree.leaves`."""
+        """Return the sharding of each number on a mesh, in the order of `jax.tree.leaves`."""
         return [
             P("data") if _is_per_sample(path, leaf) else P()
             for path, leaf in jax.tree_util.tree_leaves_with_path(self)
         ]
 
     def of_samples(self, numbers: np.ndarray) -> "Interventions":
-        """Those of some of the samples, `numbers` int `[b]`, for a batch of them."""
+        """Return the interventions of some samples, `numbers` int `[b]`, for a batch of them."""
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: leaf[numbers] if _is_per_sample(path, leaf) else leaf, self
         )
 
 
 def _is_per_sample(path: tuple[Any, ...], leaf: Any) -> bool:
-    """Whether the first axis of a leaf of `Interventions` is that of the samples."""
+    """Return whether the first axis of a leaf of `Interventions` is that of the samples."""
     name = path[-1].name
     return name == "prompt_lengths" or jnp.ndim(leaf) > shared_axes()[name]
 
@@ -203,7 +203,7 @@ def intervene(
     config: QwenConfig,
     prompt_lengths: Int[Numbers, " B"],
 ) -> Interventions:
-    """Operations for a call of the model.
+    """Return the operations for a call of the model.
 
     Args:
         operations: by name, alias or pattern of hook points; several apply one after the other.
@@ -233,7 +233,7 @@ def intervene(
 
 
 def _with_arrays(name: str, operation: Operation, samples: int) -> Operation:
-    """The operation with its numbers as arrays, of which those of samples are there for each."""
+    """Return the operation with its numbers as arrays, one for each sample if needed."""
     check_numbers(name, {f.name: getattr(operation, f.name) for f in dataclasses.fields(operation)})
     changed: dict[str, Any] = {}
     for field, axes in shared_axes().items():
@@ -266,7 +266,7 @@ def _check_width(name: str, operation: Operation, width: int) -> None:
 
 
 class Edits:
-    """The operations of one block, or of what is outside the blocks, for some tokens.
+    """The operations of one block, or of hook points outside the blocks, for some tokens.
 
     Args:
         operations: by the hook point's key, each with the condition under which it applies: a
@@ -286,11 +286,11 @@ class Edits:
         self._lengths = prompt_lengths
 
     def at_rows(self, rows: Int[Array, "B R"]) -> "Edits":
-        """For values of these slots only."""
+        """Return the edits for values of these slots only."""
         return Edits(self._operations, take_rows(self._positions, rows), self._lengths)
 
     def __call__(self, key: str, value: Array, every: int = 1) -> Array:
-        """The changed value `[B, T, ...]`; of heads that are repeated all copies alike."""
+        """Return the changed value `[B, T, ...]`; copies of repeated heads are changed equally."""
         if not self._operations.get(key):
             return value
         own = value if every == 1 else value[:, :, ::every]
@@ -316,7 +316,7 @@ class Edits:
     def _changed(
         self, operation: Operation, value: Float[Array, "B T W"], applies: Bool[Array, "B T"]
     ) -> tuple[Float[Array, "B T W"], Bool[Array, "B T"]]:
-        """What the operation makes of all tokens, and of which it counts."""
+        """Return the operation's result for all tokens, and at which tokens it applies."""
         if operation.positions is None:
             return operation.change(value), applies
         there = self._positions[..., None] == jnp.asarray(operation.positions)[:, None, :]
@@ -332,7 +332,7 @@ def edits_of(
     layer: int | None,
     positions: Int[Array, "B T"],
 ) -> Edits | None:
-    """The edits of a block (None: outside of the blocks), or None if there are none at all."""
+    """Return the edits of a block (None: outside the blocks), or None if there are none at all."""
     if interventions is None:
         return None
     keys = by_layer(interventions.operations).get(layer, {})
@@ -347,7 +347,7 @@ def edits_of_any(
     layer: Int[Array, ""],
     positions: Int[Array, "B T"],
 ) -> Edits | None:
-    """The edits of a block whose number is traced: those of all blocks, each on its condition."""
+    """Return the edits of a block whose number is traced: those of all blocks, each conditional."""
     if interventions is None:
         return None
     operations: dict[str, list[tuple[Bool[Array, ""] | None, Operation]]] = {}
@@ -361,12 +361,12 @@ def edits_of_any(
 
 
 def _short(value: Any) -> str:
-    """A number as it is, an array as its dtype and shape."""
+    """Return a number as it is, and an array as its dtype and shape."""
     return repr(value) if np.ndim(value) == 0 else f"{value.dtype} {list(value.shape)}"
 
 
 def _of_tokens(value: Number | Float[Numbers, "..."], axes: int) -> Float[Array, "samples one W"]:
-    """A number, or a vector (one axis), of all samples or of each, for values of tokens."""
+    """Return a number or vector, shared or per sample, shaped to be used with values of tokens."""
     array = jnp.asarray(value, jnp.float32)
     if array.ndim == axes:
         array = array[None]

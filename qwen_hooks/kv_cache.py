@@ -1,4 +1,4 @@
-"""Keys and values of the tokens so far, so that a decode step reads one token, not all.
+"""The KV cache: keys and values of earlier tokens, so that a decode step computes one token.
 
 Slots are filled in order and shared by the whole batch: step t of every row writes the same
 slot, whatever the lengths of the prompts. Slots without a token have position -1 and are never
@@ -42,7 +42,7 @@ class KVCache:
         positions: Int[Array, "B S"],
         capacity: int,
     ) -> "KVCache":
-        """A cache of `capacity` slots that begins with the keys and values of a prompt.
+        """Return a cache of `capacity` slots that begins with the keys and values of a prompt.
 
         Args:
             layers: what the forward pass returned.
@@ -62,7 +62,7 @@ class KVCache:
         )
 
     def with_positions(self, positions: Int[Array, "B T"]) -> "KVCache":
-        """The cache with room taken for T more tokens; the layers then fill it."""
+        """Return the cache with positions of T more tokens, whose keys the layers then write."""
         taken = jax.lax.dynamic_update_slice_in_dim(self.positions, positions, self.filled, axis=1)
         filled = self.filled + positions.shape[1]
         return dataclasses.replace(self, positions=taken, filled=filled)
@@ -73,7 +73,7 @@ def write_slots(
     new: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]],
     slot: Int[Array, ""],
 ) -> KeysValues:
-    """One layer's buffers with T new keys and values from `slot` on."""
+    """Return one layer's buffers with T new keys and values written from `slot` on."""
     keys, values = (
         jax.lax.dynamic_update_slice_in_dim(old, fresh, slot, axis=1)
         for old, fresh in zip(buffers, new, strict=True)

@@ -1,4 +1,4 @@
-"""RMSNorm, linear maps and the gated MLP: plain functions, and their thin Linen shells.
+"""RMSNorm, linear maps and the gated MLP: plain functions, and Linen modules around them.
 
 Everything computes in the dtype of its input, which is the dtype of the parameters; what needs
 float32 (norms, softmax, angles) takes it locally and gives the dtype back.
@@ -14,12 +14,12 @@ from qwen_hooks.taps import Taps
 
 
 def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision:
-    """Float32 means float32: without this a TPU multiplies in bfloat16 and a GPU in TF32."""
+    """Return the precision with which products of float32 are computed in float32."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
 def rms_normalize(x: Float[Array, "*B D"], epsilon: float) -> Float[Array, "*B D"]:
-    """Divide by the root mean square (arXiv 1910.07467), in float32, which the result stays."""
+    """Return `x` divided by its root mean square (arXiv 1910.07467), in float32."""
     x32 = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
     return x32 * scale
@@ -30,7 +30,7 @@ def linear(
     kernel: Float[Array, "D F"],
     bias: Float[Array, " F"] | None = None,
 ) -> Float[Array, "*B F"]:
-    """`x @ kernel + bias`, with the kernel as `[in, out]` (a quarter faster to decode on CPU)."""
+    """Return `x @ kernel + bias`; a kernel `[in, out]` decodes a quarter faster on CPU."""
     if x.dtype == jnp.bfloat16:
         y = jax.lax.platform_dependent(x, kernel, cpu=_dot_by_float32, default=jnp.dot)
     else:
@@ -39,12 +39,12 @@ def linear(
 
 
 def _dot_by_float32(x: Float[Array, "*B D"], kernel: Float[Array, "D F"]) -> Float[Array, "*B F"]:
-    """The same sums, rounded at the end; XLA's CPU backend is up to three times faster so."""
+    """Return the product computed in float32 and rounded at the end; three times faster on CPU."""
     return jnp.dot(x, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
 
 
 def _for_last_axis(vector: Float[Array, " D"], x: Float[Array, "*B D"]) -> Float[Array, "*ones D"]:
-    """The vector with leading axes of one, so that nothing is broadcast by accident."""
+    """Return the vector with leading axes of one, so that nothing is broadcast by accident."""
     return jax.lax.expand_dims(vector, range(x.ndim - 1))
 
 
@@ -121,13 +121,13 @@ class QwenMLP(nn.Module):
         self.down_proj = Linear(self.hidden_size, self.use_bias, self.dtype)
 
     def __call__(self, x: Float[Array, "B S D"], taps: Taps) -> Float[Array, "B S D"]:
-        """The gated MLP of Shazeer (arXiv 2002.05202)."""
+        """Return the output of the gated MLP of Shazeer (arXiv 2002.05202)."""
         gate, up = taps("gate", self.gate_proj(x)), taps("up", self.up_proj(x))
         return self.down_proj(taps("neurons", ACTIVATIONS[self.activation](gate) * up))
 
 
 class Embedding(nn.Module):
-    """Holds `weight` `[V, D]`, of which a tied unembedding is the transpose.
+    """Holds `weight` `[V, D]`; a tied unembedding is its transpose.
 
     Embeddings are rows of it times `scale`, which is rounded to the weight's dtype first.
     """
@@ -142,12 +142,12 @@ class Embedding(nn.Module):
         self.weight = self.param("weight", nn.initializers.normal(0.02), shape, self.dtype)
 
     def __call__(self, input_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """The rows of the tokens, scaled."""
+        """Return the embeddings of the tokens, scaled."""
         rows = self.weight[input_ids]
         return rows if self.scale == 1 else rows * jnp.asarray(self.scale, rows.dtype)
 
     def attend(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """Float32 logits of a tied unembedding."""
+        """Return float32 logits of a tied unembedding."""
         return jax.lax.dot_general(
             hidden,
             self.weight,

@@ -59,7 +59,7 @@ Params = Mapping[str, Any]
 
 @flax.struct.dataclass
 class ForwardOutput:
-    """What `forward` computed.
+    """The results of `forward`.
 
     Attributes:
         residual: `[B, R, D]` after the last block that ran, before the final norm; R is T, or
@@ -139,7 +139,7 @@ class QwenModelWithActivations(nn.Module):
     def __call__(
         self, input_ids, attention_mask=None, return_activations=False, interventions=None
     ):
-        """Runs whole sequences.
+        """Run whole sequences.
 
         Args:
             input_ids: `[B, S]` of any integer type, numpy or JAX.
@@ -180,7 +180,7 @@ class QwenModelWithActivations(nn.Module):
         interventions: Interventions | None = None,
         segments: Int[Array, "B T"] | None = None,
     ) -> ForwardOutput:
-        """The blocks, without the unembedding.
+        """Run the blocks, without the unembedding.
 
         Args:
             input_ids: int32 `[B, T]`.
@@ -240,7 +240,7 @@ class QwenModelWithActivations(nn.Module):
         rows: Int[Array, "B R"] | None,
         interventions: Interventions | None,
     ) -> tuple[Float[Array, "B R D"], Activations, tuple[KeysValues, ...]]:
-        """The blocks one after the other."""
+        """Run the blocks one after the other."""
         names = by_layer(self.hook_points)
         activations: Activations = {}
         keys_values: list[KeysValues] = []
@@ -263,7 +263,7 @@ class QwenModelWithActivations(nn.Module):
         rows: Int[Array, "B R"] | None,
         interventions: Interventions | None,
     ) -> tuple[Float[Array, "B R D"], Activations, StackedKeysValues]:
-        """The blocks as a loop; keys and values are stacked, `[L, B, S, K, H]`."""
+        """Run the blocks as a loop; keys and values are stacked, `[L, B, S, K, H]`."""
         names = by_layer(self.hook_points)
         windows = [
             self.config.layer_window(i) or EVERY_KEY for i in range(self.config.num_hidden_layers)
@@ -325,7 +325,7 @@ class QwenModelWithActivations(nn.Module):
         return blocks_needed(self.hook_points, self.config.num_hidden_layers)
 
     def list_hook_points(self) -> list[str]:
-        """Canonical names of every place of this model that can be captured."""
+        """Return the canonical names of all hook points of this model."""
         return [site.name for site in sites(self.config)]
 
     def unembed(
@@ -334,7 +334,7 @@ class QwenModelWithActivations(nn.Module):
         interventions: Interventions | None = None,
         positions: Int[Array, "*B"] | None = None,
     ) -> Float[Array, "*B V"]:
-        """Float32 logits of the token after each position: final norm, then unembedding.
+        """Return float32 logits of the next token at each position: final norm, then unembedding.
 
         Args:
             residual: of any tokens; `[B, T, D]` with interventions.
@@ -358,7 +358,7 @@ class QwenModelWithActivations(nn.Module):
 def positions_from_mask(
     input_ids: Int[Array, "B S"], attention_mask: AttentionMask | None
 ) -> Int[Array, "B S"]:
-    """Positions of the tokens, counted from 0 in each row; -1 on padding, where the mask is 0."""
+    """Return the tokens' positions, from 0 in each sequence; -1 on padding, where the mask is 0."""
     if attention_mask is None:
         return jnp.broadcast_to(jnp.arange(input_ids.shape[1], dtype=jnp.int32), input_ids.shape)
     is_token = jnp.asarray(attention_mask).astype(jnp.bool_)
@@ -373,7 +373,7 @@ def create_model_with_hooks(
     scan_layers: bool = False,
     hook_points: str | Sequence[object] | None = None,
 ) -> QwenModelWithActivations:
-    """A model that captures what it computes at hook points.
+    """Return a model that captures its activations at some hook points.
 
     Args:
         config: of the checkpoint.

@@ -1,4 +1,4 @@
-"""What the numbers of an intervention may be; everything else is refused before it computes.
+"""Checks of the numbers of interventions, before anything is computed.
 
 A NaN, a direction without a length, or bounds that are exchanged make no error in a compiled
 program, only activations that mean something else than what was asked for.
@@ -19,7 +19,7 @@ UNBOUNDED = {"low": -np.inf, "high": np.inf}
 
 
 def check_numbers(name: str, fields: dict[str, Any]) -> None:
-    """Makes sure that an operation's fields are numbers that it can compute with.
+    """Check that an operation's fields are numbers that it can compute with.
 
     Args:
         name: of the hook point, for messages.

@@ -48,7 +48,7 @@ class ParameterSpec:
 
     @property
     def of_block(self) -> bool:
-        """Whether each block has one."""
+        """Whether each block has such a parameter."""
         return "{i}" in self.tensor
 
     @property
@@ -62,17 +62,17 @@ class ParameterSpec:
         return self.shape.endswith("KH")
 
     def is_in(self, config: QwenConfig) -> bool:
-        """Whether a model of this configuration has the parameter."""
+        """Return whether a model of this configuration has the parameter."""
         wanted, name = not self.when.startswith("not "), self.when.removeprefix("not ")
         return not name or bool(getattr(config, name)) == wanted
 
     def path(self, layer: int | None = None) -> ParamPath:
-        """The path below `params`, of a block's parameter in that block (None: stacked)."""
+        """Return the path below `params` of the parameter of a block (None: of the stacked one)."""
         path = tuple(self.name.split("."))
         return (STACKED if layer is None else f"layers_{layer}", *path) if self.of_block else path
 
     def sizes(self, config: QwenConfig) -> tuple[int, ...]:
-        """The shape of one parameter here."""
+        """Return the shape of one parameter of the model."""
         letters = {
             "D": config.hidden_size,
             "F": config.intermediate_size,

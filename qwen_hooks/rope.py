@@ -15,7 +15,7 @@ from qwen_hooks.rope_config import RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:
-    """Radians per token of each dimension pair, and the scale of cos and sin.
+    """Return radians per token of each dimension pair, and the scale of cos and sin.
 
     Returns:
         float32 `[H / 2]`, and the attention factor (1 unless YaRN).
@@ -37,7 +37,7 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, fl
 
 
 def _llama3(rope: RopeConfig, plain: np.ndarray, stretched: np.ndarray) -> np.ndarray:
-    """Short wavelengths as they are, long ones stretched, a linear mixture of both between."""
+    """Scale frequencies as Llama 3: keep short wavelengths, stretch long ones, mix in between."""
     assert rope.original_max_position_embeddings is not None  # RopeConfig refuses None here
     context = np.float32(rope.original_max_position_embeddings)
     low, high = np.float32(rope.low_freq_factor), np.float32(rope.high_freq_factor)
@@ -50,7 +50,7 @@ def _llama3(rope: RopeConfig, plain: np.ndarray, stretched: np.ndarray) -> np.nd
 
 
 def _yarn_ramp(rope: RopeConfig, head_dim: int) -> np.ndarray:
-    """0 for fast dimensions (kept as they are), 1 for slow ones (stretched in full)."""
+    """Return 0 for fast dimensions (kept as they are) up to 1 for slow ones (fully stretched)."""
     context = rope.original_max_position_embeddings
     assert context is not None  # QwenConfig fills it in for YaRN
 
@@ -82,7 +82,7 @@ def _yarn_attention_factor(rope: RopeConfig) -> float:
 def rotary_angles(
     rope: RopeConfig, head_dim: int, positions: Int[Array, "B S"]
 ) -> tuple[Float[Array, "B S H"], Float[Array, "B S H"]]:
-    """Cosine and sine of every position's angles, float32 `[B, S, H]`, both halves alike."""
+    """Return cosine and sine of every position's angles, float32 `[B, S, H]`, both halves equal."""
     frequencies, scale = inverse_frequencies(rope, head_dim)
     angles = positions.astype(jnp.float32)[..., None] * frequencies[None, None, :]
     angles = jnp.concatenate([angles, angles], axis=-1)
@@ -92,7 +92,7 @@ def rotary_angles(
 def rotate(
     heads: Float[Array, "B S N H"], cos: Float[Array, "B S H"], sin: Float[Array, "B S H"]
 ) -> Float[Array, "B S N H"]:
-    """Turns each pair of dimensions by its position's angle; the dtype of `heads` is kept."""
+    """Rotate each pair of dimensions by its position's angle; keep the dtype of `heads`."""
     heads32 = heads.astype(jnp.float32)
     first, second = jnp.split(heads32, 2, axis=-1)
     turned = jnp.concatenate([-second, first], axis=-1)

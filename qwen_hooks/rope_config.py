@@ -1,4 +1,4 @@
-"""Rotary position embedding's settings, read from a Hugging Face `config.json`.
+"""Settings of rotary position embedding, read from a Hugging Face `config.json`.
 
 Both spellings of transformers are read: `rope_theta` + `rope_scaling` (before version 5) and
 `rope_parameters` (from 5 on).
@@ -102,7 +102,7 @@ def read_rope(
 def _read_object(
     fields: Mapping[str, Any], within: str, raw: Mapping[str, Any], rope_types: Collection[str]
 ) -> tuple[RopeConfig, list[str]]:
-    """One spelling's settings."""
+    """Return the settings in one spelling."""
     nested = [k for k, v in fields.items() if k in LAYER_TYPES or isinstance(v, dict)]
     if nested:
         raise ModelError(

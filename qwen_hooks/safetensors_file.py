@@ -30,26 +30,26 @@ PIECE_BYTES = 16 << 20
 
 @runtime_checkable
 class WeightsFile(Protocol):
-    """A safetensors file that is read in parts, wherever it lies; a `Path` is one."""
+    """A safetensors file that is read in parts, on a disk or elsewhere; a `Path` is one."""
 
     @property
     def name(self) -> str:
-        """Without its folder."""
+        """Name of the file, without its folder."""
         ...
 
     def stat(self) -> Any:
-        """Something with `st_size`."""
+        """Return an object with `st_size`."""
         ...
 
     @property
     def open(self) -> Callable[..., Any]:
-        """Takes a mode and `buffering`, gives a stream with `seek`, `read` and `readinto`."""
+        """Return a stream with `seek`, `read` and `readinto`, opened with mode and `buffering`."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """Where a tensor lies.
+    """File, offsets, dtype and shape of a stored tensor.
 
     Attributes:
         file: the safetensors file.
@@ -67,7 +67,7 @@ class StoredTensor:
 
 
 def read_header(file: WeightsFile) -> dict[str, StoredTensor]:
-    """The tensors of a file, from its header alone.
+    """Return the tensors of a file, from its header alone.
 
     Raises:
         ModelError: the file is no safetensors file, or not of the size that its header says.
@@ -101,7 +101,7 @@ def read_tensor(
     transposed: bool = False,
     index: tuple[slice, ...] | None = None,
 ) -> np.ndarray:
-    """A tensor, or a rectangular part of it, in another dtype, transposed if wanted.
+    """Return a tensor, or a rectangular part of it, in another dtype, transposed if wanted.
 
     Only the rows in `index` are read, in pieces, so that besides the result no more than a few
     MiB are held.
@@ -136,7 +136,7 @@ def read_tensor(
 
 
 def same_values(one: StoredTensor, other: StoredTensor) -> bool:
-    """Whether two matrices of one shape hold the same numbers, whatever their dtypes.
+    """Return whether two matrices of one shape hold the same numbers, whatever their dtypes.
 
     They are read in pieces, up to the first that differs.
     """

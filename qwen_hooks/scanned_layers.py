@@ -1,4 +1,4 @@
-"""The blocks as a loop over stacked parameters: one block is compiled, not each.
+"""The blocks as a loop over stacked parameters: only one block is compiled.
 
 Unrolled blocks take XLA tens of seconds for a TPU, and that for every bucket; a loop takes a few.
 It gives the same rows. The parameters of all blocks lie stacked under `layers`, `[L, ...]` each,
@@ -37,7 +37,7 @@ def run_scanned(
     interventions: Interventions | None = None,
     windows: Sequence[int] | None = None,
 ) -> tuple[Float[Array, "B R D"], dict[str, dict[int, Array]], StackedKeysValues]:
-    """Runs the first `num_layers` blocks.
+    """Run the first `num_layers` blocks.
 
     Args:
         block: the function of one.
@@ -115,7 +115,7 @@ def run_scanned(
 
 
 def _put(stacked: Any, one: Any, index: Int[Array, ""]) -> Any:
-    """The stacked tree with one entry of each leaf replaced."""
+    """Return the stacked tree with one entry of each leaf replaced."""
     return jax.tree.map(
         lambda all_, new: jax.lax.dynamic_update_index_in_dim(all_, new, index, axis=0),
         stacked,
@@ -124,7 +124,7 @@ def _put(stacked: Any, one: Any, index: Int[Array, ""]) -> Any:
 
 
 def at_layer(stacked: Any, layer: int | Int[Array, ""]) -> Any:
-    """One block's part of a stacked tree."""
+    """Return one block's part of a stacked tree."""
     return jax.tree.map(
         lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stacked
     )

@@ -1,4 +1,4 @@
-"""The mesh, and how the parameters lie on it.
+"""The mesh, and the layout of the parameters on it.
 
 Axes `data` and `model`, `AxisType.Auto`. Parameters are sharded over `model` as Megatron-LM does
 (arXiv 1909.08053): heads and MLP columns out, rows back in, one sum after each. What the axis does
@@ -30,7 +30,7 @@ WEIGHTS_SHARE = 0.7
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A mesh and what of the model is sharded over its `model` axis.
+    """A mesh, and which parts of the model are sharded over its `model` axis.
 
     Attributes:
         mesh: with the axes `data` and `model`.
@@ -47,12 +47,12 @@ class Layout:
     vocabulary: bool = False
 
     def config(self, config: QwenConfig) -> QwenConfig:
-        """The configuration of the model as it is laid out, repeated KV heads counted."""
+        """Return the configuration of the model as it is laid out, with repeated KV heads."""
         kv_heads = config.num_key_value_heads * self.kv_repeats
         return dataclasses.replace(config, num_key_value_heads=kv_heads, kv_repeats=self.kv_repeats)
 
     def param_spec(self, path: ParamPath) -> P:
-        """Partition of a parameter, given by its path below `params`."""
+        """Return the partition of a parameter, given by its path below `params`."""
         axes = [
             "model" if letter in SHARDED and getattr(self, SHARDED[letter]) else None
             for letter in spec_of(path).shape.split()
@@ -62,12 +62,12 @@ class Layout:
         return P(None, *axes) if path[0] == STACKED else P(*axes)
 
     def param_sharding(self, path: ParamPath) -> NamedSharding:
-        """Sharding of a parameter, given by its path below `params`."""
+        """Return the sharding of a parameter, given by its path below `params`."""
         return NamedSharding(self.mesh, self.param_spec(path))
 
 
 def params_bytes(config: QwenConfig, itemsize: int) -> int:
-    """Bytes of all parameters at so many bytes a number."""
+    """Return the bytes of all parameters, at `itemsize` bytes a number."""
     return itemsize * params_count(config)
 
 
@@ -78,7 +78,7 @@ def layout_for(
     device_memory: int,
     itemsize: int,
 ) -> Layout:
-    """The layout for a wanted mesh, or the default: the smallest model axis that fits.
+    """Return the layout for a given mesh, or the default: the smallest model axis that fits.
 
     Args:
         config: of the model.
@@ -150,6 +150,6 @@ def _default_shape(
 
 
 def make_mesh(shape: tuple[int, int], devices: Sequence[Any]) -> Mesh:
-    """A mesh of the axes `data` and `model`, neighbours on the model axis near each other."""
+    """Return a mesh of the axes `data` and `model`, with neighbours close on the model axis."""
     grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto,) * 2)

@@ -1,4 +1,4 @@
-"""How the blocks' code tells what it computes, and keeps what is wanted.
+"""How the blocks pass their values to hook points, which keep or change them.
 
 The code passes every value by a `Taps`, under the hook point's key:
 
@@ -19,19 +19,19 @@ from jaxtyping import Array, Int, Shaped
 
 @runtime_checkable
 class ChangeValues(Protocol):
-    """What changes values on their way, `interventions.Edits`."""
+    """A change of values at hook points; `interventions.Edits` is one."""
 
     def __call__(self, key: str, value: Array, every: int = 1) -> Array:
-        """The changed value; of heads that are repeated all copies alike."""
+        """Return the changed value; copies of repeated heads are changed equally."""
         ...
 
     def at_rows(self, rows: Int[Array, "B R"]) -> "ChangeValues":
-        """For values of these slots only."""
+        """Return the change for values of these slots only."""
         ...
 
 
 class Taps:
-    """Keeps values by their keys.
+    """Keeps the values of the wanted hook points, by their keys.
 
     Args:
         wanted: keys to keep.
@@ -56,7 +56,7 @@ class Taps:
     def __call__(
         self, key: str, value: Shaped[Array, "..."], *, every: int = 1
     ) -> Shaped[Array, "..."]:
-        """Takes a value `[B, T, ...]` of every slot; of heads that are repeated every n-th."""
+        """Keep and change a value `[B, T, ...]` of every slot; keep every n-th repeated head."""
         if self._edits is not None:
             value = self._edits(key, value, every)
         if key in self.wanted:
@@ -65,7 +65,7 @@ class Taps:
         return value
 
     def of_rows(self) -> "Taps":
-        """For values that were computed for the wanted slots only."""
+        """Return the taps for values that are computed for the wanted slots only."""
         edits = self._edits
         if edits is not None and self._rows is not None:
             edits = edits.at_rows(self._rows)
@@ -77,5 +77,5 @@ class Taps:
 def take_rows(
     x: Shaped[Array, "B T *shape"], rows: Int[Array, "B R"]
 ) -> Shaped[Array, "B R *shape"]:
-    """`x[b, rows[b]]` for each b."""
+    """Return `x[b, rows[b]]` for each b."""
     return jnp.take_along_axis(x, rows.reshape(*rows.shape, *(1,) * (x.ndim - 2)), axis=1)

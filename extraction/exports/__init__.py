@@ -80,7 +80,7 @@ def export(
     skip_first: int = 0,
     **options: Any,
 ) -> Exported:
-    """Writes the rows of a run in another form.
+    """Write the rows of a run in another form.
 
     `out` appears when it is complete; an export that fails leaves nothing.
 

@@ -69,9 +69,9 @@ def local_place(out: str | Path) -> Path:
 
 
 def reserve(path: Path) -> None:
-    """Makes sure that there is room for all of a file that was only given its size.
+    """Reserve room on the disk for all of a file that has its size but no content yet.
 
-    Without it a full disk would end a process that writes to the mapped file, with no message.
+    Without it a full disk would kill a process that writes to the mapped file, without a message.
     """
     with path.open("r+b") as stream:
         file_operations.reserve(stream.fileno(), path.stat().st_size)

@@ -69,7 +69,7 @@ class Source:
 
 
 def merge(out: Storage, storages: Sequence[Storage], progress: Progress = silent) -> RunTotals:
-    """Copies the batches of all runs into one and gives its totals.
+    """Copy the batches of all runs into one, and return its totals.
 
     Args:
         out: an empty storage, or that of an interrupted merge of the same runs.

@@ -152,7 +152,7 @@ def planned_batches(storage: Storage, identity: RunIdentity) -> int | None:
 
 
 def close(storage: Storage, batches: int) -> None:
-    """Says that a run without a plan is over."""
+    """Record that a run without a plan has ended, with so many batches."""
     document = (json.dumps({"batches": batches}) + "\n").encode()
     patiently(storage.address, lambda: storage.replace(CLOSED_FILE, document))
 

@@ -1,4 +1,4 @@
 """Samples to activations: the plan of units, the mesh, the compiled programs, the loop.
 
-Read `plan`, `programs`, `loop` in this order; then `pretrained`, `hosts`, `memory`, `self_check`.
+Read `plan`, `programs`, `engine` in this order; then `pretrained`, `hosts`, `memory`, `self_check`.
 """

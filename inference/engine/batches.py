@@ -1,7 +1,7 @@
-"""Samples into the arrays of a batch, and the batch's results back into samples.
+"""From samples to the arrays of a batch, and from the batch's output back to samples.
 
-A row of a batch holds one sample, or several packed one after the other. The slots whose rows are
-captured are counted from the end of each row, so that rows with fewer of them are padded in front.
+A sequence of a batch holds one sample, or several packed one after the other. Captured slots are
+aligned to the right end of the array, so sequences with fewer of them are padded on the left.
 """
 
 import dataclasses
@@ -18,17 +18,17 @@ from inference.inputs.positions import ChooseGenerated
 from inference.inputs.samples import Sample
 
 Samples = Mapping[int, Sample] | Sequence[Sample]
-"""By number."""
+"""Samples by their numbers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleResult:
-    """What one sample gave.
+    """The result of one sample.
 
     Attributes:
-        sample: it.
-        token_ids: generated, a stop token included.
-        positions: int32 `[rows]`, of the tokens whose rows these are, ascending.
+        sample: the sample.
+        token_ids: the generated token ids, including a stop token.
+        positions: int32 `[rows]`, position of each row's token, ascending.
         rows: `[rows, width]` of each hook point.
     """
 
@@ -40,13 +40,13 @@ class SampleResult:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a sample stands in a row of a batch.
+    """The slots of a sample within a sequence of a batch.
 
     Attributes:
-        sample: it.
+        sample: the sample.
         start: slot of its first token.
-        slots: that are captured: those of the chosen tokens, and of the last where it predicts.
-        from_end: place of the first of them among all of the row, counted from the end.
+        slots: captured slots: those of the chosen tokens, and of the last token if it predicts.
+        from_end: offset of its first captured slot from the end of the sequence's captured slots.
     """
 
     sample: Sample
@@ -56,7 +56,7 @@ class Place:
 
 
 def lay_out(members: Sequence[Sample], predicts: bool) -> list[Place]:
-    """Return where the samples of a row stand, one after the other."""
+    """Return the slots of each sample of a sequence, one sample after the other."""
     slots, start = [], 0
     for sample in members:
         captured = [start + position for position in sample.positions]
@@ -72,9 +72,9 @@ def lay_out(members: Sequence[Sample], predicts: bool) -> list[Place]:
 
 
 def row_slots(units: Iterable[Unit], samples: Sequence[Sample], predicts: bool) -> dict[int, int]:
-    """Return of each bucket how many slots of a row are captured: a power of two, or all.
+    """Return the number of captured slots of a sequence in each bucket: a power of two, or all.
 
-    One number for each, so that there are no more programs than buckets.
+    One number for each bucket, so that there are no more programs than buckets.
     """
     most: dict[int, int] = {}
     for unit in units:
@@ -94,16 +94,17 @@ def place_batch(
     row_slots: Mapping[int, int],
     predicts: bool,
 ) -> BatchInput:
-    """Return a batch over the mesh: as many rows on each part of its data axis, dummies at the end.
+    """Return a batch on the mesh, with dummy sequences at the end.
 
-    Every process that shares the mesh has the whole batch and gives its own devices their part.
+    Every part of the mesh's data axis gets equally many sequences. Every process that shares the
+    mesh has the whole batch, and gives its own devices their part.
 
     Args:
-        batch: rows of sample numbers.
-        samples: by number.
-        plan: that the batch comes from.
-        mesh: to run on.
-        row_slots: captured slots of a row, by bucket.
+        batch: sample numbers of each sequence.
+        samples: samples by number.
+        plan: settings of the plan that the batch comes from.
+        mesh: mesh to run on.
+        row_slots: captured slots of a sequence, by bucket.
         predicts: whether a token is predicted after each prompt.
     """
     total = plan.batch_size(batch.bucket) * mesh.shape["data"]
@@ -135,13 +136,13 @@ def place_batch(
 def results_of(
     batch: Batch, output: BatchOutput, samples: Samples, choose_generated: ChooseGenerated
 ) -> Iterator[SampleResult]:
-    """Yield the result of each sample of a batch; waits for the devices.
+    """Yield the result of each sample of a batch; wait for the devices.
 
     Args:
-        batch: that was run.
-        output: of the devices.
-        samples: by number.
-        choose_generated: says of which generated tokens the rows are kept.
+        batch: the batch.
+        output: its output on the devices.
+        samples: samples by number.
+        choose_generated: chooses the generated tokens whose rows are kept.
     """
     counts, tokens = np.asarray(output.counts), np.asarray(output.tokens)
     prompt_rows = {hook: np.asarray(rows) for hook, rows in output.prompt_rows.items()}
@@ -175,7 +176,7 @@ def results_of(
 def by_unit(
     results: Iterable[SampleResult], units: Iterable[Unit]
 ) -> Iterator[tuple[Unit, list[SampleResult]]]:
-    """Yield each unit when its last result has come, with the results in the unit's order."""
+    """Yield each unit when its last result arrives, with the results in the unit's order."""
     unit_of = {number: unit for unit in units for number in unit.samples}
     waiting: dict[int, dict[int, SampleResult]] = {}
     for result in results:
@@ -188,7 +189,7 @@ def by_unit(
 
 
 def unit_rows(results: Sequence[SampleResult]) -> RowBlock | None:
-    """Return a unit's rows with their keys, sample by sample, token by token; None without any."""
+    """Return a unit's rows with their keys, by sample and token; None if there are none."""
     counts = [len(result.positions) for result in results]
     if not sum(counts):
         return None

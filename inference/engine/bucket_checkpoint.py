@@ -1,4 +1,4 @@
-"""Checkpoints in a bucket: small files are copied here, weights are read in parts."""
+"""Checkpoints in a bucket: small files are copied to this machine, weights are read in parts."""
 
 import fnmatch
 import hashlib
@@ -16,40 +16,40 @@ from qwen_hooks.errors import ModelError
 CACHE = "~/.cache/qwen_activation_extraction/checkpoints"
 WEIGHTS = "*.safetensors"
 BUFFER = 1 << 20
-"""Bytes of a request for less."""
+"""Bytes of a request, if fewer are asked for."""
 
 
 def open_bucket_checkpoint(address: str) -> Checkpoint:
-    """The checkpoint at `gs://bucket/prefix`.
+    """Open the checkpoint at `gs://bucket/prefix`.
 
-    Of its weights each process reads the headers now, and later what its devices hold.
+    Each process reads the headers of the weights now, and later the parts that its devices hold.
 
     Raises:
-        ModelError: nothing lies there, or no checkpoint that this package can compute.
+        ModelError: there is no checkpoint, or none that this package can compute.
         StoreError: the bucket cannot be used.
     """
     storage = open_storage(address.rstrip("/"))
     infos = storage.infos()
     wanted = [name for name in infos if any(fnmatch.fnmatch(name, p) for p in HUB_FILES)]
     if not wanted:
-        raise ModelError(f"{storage.address} holds no checkpoint")
+        raise ModelError(f"{storage.address} holds no checkpoint; is the prefix right?")
     folder = Path(CACHE).expanduser() / hashlib.sha256(storage.address.encode()).hexdigest()[:32]
     folder.mkdir(parents=True, exist_ok=True)
     weights = {n: BucketFile(storage, n, infos[n]) for n in wanted if fnmatch.fnmatch(n, WEIGHTS)}
     small = [name for name in wanted if name not in weights]
-    for path in folder.iterdir():  # of an earlier version of the checkpoint
+    for path in folder.iterdir():  # files of an earlier version of the checkpoint
         if path.name not in small and not path.name.startswith("."):
             path.unlink(missing_ok=True)
     for name in small:
         _write(folder / name, storage.get(name))
     try:
         return Checkpoint.open(folder, weights)
-    except ModelError as error:  # names the copies
+    except ModelError as error:  # its message names the copies
         raise ModelError(f"{storage.address}: {error}") from None
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Other processes of this machine may do the same at the same time."""
+    """Write a file atomically; other processes of this machine may write it at the same time."""
     if path.exists() and path.read_bytes() == data:
         return
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
@@ -59,11 +59,11 @@ def _write(path: Path, data: bytes) -> None:
 
 
 class BucketFile:
-    """A file in a bucket that is read in parts, as a `Path` is.
+    """A file in a bucket that is read in parts; has the methods of `Path` that reading needs.
 
     Args:
-        storage: the folder.
-        name: of the file.
+        storage: storage of the folder.
+        name: name of the file.
         info: its size.
     """
 
@@ -77,18 +77,18 @@ class BucketFile:
         return self.name < other.name
 
     def stat(self) -> SimpleNamespace:
-        """Its `st_size`."""
+        """Return an object with `st_size`."""
         return SimpleNamespace(st_size=self._info.bytes)
 
     def open(self, mode: str = "rb", buffering: int = BUFFER) -> io.IOBase:
-        """A stream of its bytes."""
+        """Return a stream of its bytes."""
         assert mode == "rb"
         raw = _Parts(self._storage, self.name, self._info.bytes)
         return raw if buffering == 0 else io.BufferedReader(raw, buffering)
 
 
 class _Parts(io.RawIOBase):
-    """Each read is a request."""
+    """A stream whose reads are requests to the bucket."""
 
     def __init__(self, storage: Storage, name: str, size: int):
         self._storage, self._name, self._size = storage, name, size

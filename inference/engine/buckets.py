@@ -8,7 +8,7 @@ SMALLEST_BUCKET = 16
 
 
 def bucket_length(tokens: int) -> int:
-    """The smallest bucket that holds so many tokens."""
+    """Return the smallest bucket that holds so many tokens."""
     if tokens <= SMALLEST_BUCKET:
         return SMALLEST_BUCKET
     step = 1 << ((tokens - 1).bit_length() - 3)  # a quarter of the power of two below

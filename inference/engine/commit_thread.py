@@ -1,4 +1,4 @@
-"""The thread that writes finished units while the devices go on computing."""
+"""The thread that commits finished units while the devices compute."""
 
 import queue
 import threading
@@ -8,13 +8,13 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 WAITING = 2
-"""Units that may wait for the disk: a slow one then slows the devices instead of filling memory."""
+"""Most units that wait for the disk; a slow disk slows the devices, and memory stays bounded."""
 
 
 class CommitThread(Generic[T]):
-    """Calls a function with one item after the other, in a thread of its own.
+    """Calls a function with one item after the other, in its own thread.
 
-    Leaving the `with` block waits until all are done.
+    Leaving the `with` block waits until all items are done.
 
     Args:
         commit: called with each item.
@@ -37,10 +37,10 @@ class CommitThread(Generic[T]):
             self._raise_failure()
 
     def put(self, item: T) -> None:
-        """Hand over an item; blocks while two are waiting.
+        """Queue an item; block while two are waiting.
 
         Raises:
-            BaseException: what ended the thread, if something did.
+            BaseException: an earlier call failed with it.
         """
         self._raise_failure()
         self._queue.put(item)
@@ -51,7 +51,7 @@ class CommitThread(Generic[T]):
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            if self._failure is None:  # after a failure only the queue is emptied
+            if self._failure is None:  # after a failure only empty the queue
                 try:
                     self._commit(item)
                 except BaseException as error:

@@ -1,7 +1,7 @@
-"""Compiled programs: where they are kept for the next run, and how long JAX compiled.
+"""The cache of compiled programs, and the time that JAX spends compiling.
 
-Tracing, lowering and compiling report their durations through `jax.monitoring`, each when it ends,
-and one may contain another: a jitted function inside a jitted function is traced within it.
+Tracing, lowering and compiling report their durations through `jax.monitoring` when they end. One
+may contain another: a jitted function inside a jitted function is traced within it.
 """
 
 import os
@@ -14,14 +14,14 @@ import jax.monitoring
 CACHE = "~/.cache/qwen_activation_extraction/xla"
 
 EVENTS = "/jax/core/compile/"
-"""What the names of those events begin with. Reading a compiled program from the cache counts."""
+"""Prefix of the names of those events; reading a program from the cache is one of them."""
 
 
 def use_compilation_cache(folder: str | None) -> None:
-    """Keeps compiled programs for the next run.
+    """Keep compiled programs in a folder for later runs.
 
     Args:
-        folder: for them; None: `JAX_COMPILATION_CACHE_DIR`, or one in the home folder; "": none.
+        folder: the folder; None: `JAX_COMPILATION_CACHE_DIR`, or one in ~/.cache; "": no cache.
     """
     if folder is None:
         folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", CACHE)
@@ -32,10 +32,10 @@ def use_compilation_cache(folder: str | None) -> None:
 
 
 class CompileTime:
-    """Seconds of compiling within a `with` block, in all threads together.
+    """Seconds of compiling within a `with` block, over all threads.
 
     Attributes:
-        seconds: so far; time in which two parts of it overlap counts once.
+        seconds: seconds so far; overlapping spans count once.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class CompileTime:
         jax.monitoring.unregister_event_duration_listener(self._take)
 
     def _take(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
-        """Adds the span that ends now; those that it contains or touches become part of it."""
+        """Add the span that ends now, merged with earlier spans that it overlaps."""
         if not event.startswith(EVENTS):
             return
         end = time.perf_counter()

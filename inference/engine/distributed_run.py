@@ -1,4 +1,4 @@
-"""The distributed command's work: this process's units, computed, checked and committed.
+"""The distributed command's work: run, check and commit this process's units.
 
 The samples are cut into units (`plan`); each process runs its own units on its part of the mesh
 (`engine`, `programs`) and commits them one by one. The process that finds the last unit committed
@@ -51,22 +51,22 @@ def run(
     params: Params | None = None,
     run_id: str | None = None,
 ) -> None:
-    """Run this process's units, and finish the run if they were the last.
+    """Run this process's units, and finish the run if they are the last.
 
     Args:
-        settings: of the command.
-        tasks: of the run.
-        params: that are on the devices already, as this mesh wants them; None: they are read.
-        run_id: of a run that begins; None: a new one.
+        settings: settings of the command.
+        tasks: tasks of the run.
+        params: parameters on the devices already, laid out for this mesh; None: load them.
+        run_id: id for a new run; None: a random one.
 
     Raises:
-        InputError: something is wrong with what was given; nothing was computed.
-        ModelError: the model is none that can be run here.
+        InputError: a setting or an input is wrong; nothing was computed.
+        ModelError: the model cannot be run here.
         StoreError: the folder or the bucket cannot be used.
-        Interrupted: asked to stop before all was done.
+        Interrupted: a signal stopped the run before all units were done.
     """
     foreseen = None if settings.plan is None else read_plan(settings.plan)
-    if params is None:  # else JAX runs already
+    if params is None:  # else JAX is initialised already
         start_distributed(
             settings.coordinator_address,
             settings.num_processes,
@@ -130,14 +130,14 @@ def _run_units(
     """Run and commit the units of this process.
 
     Args:
-        job: the plan.
-        unit_run: that they are committed to.
-        committed: units that are there.
+        job: the planned run.
+        unit_run: the run that they are committed to.
+        committed: numbers of units that are committed already.
         stop: ends the run between two batches.
-        params: on the devices; None: they are read.
+        params: parameters on the devices; None: load them.
 
     Returns:
-        What the self-check found: `rows`, `largest_error`, and `failed`, a message, where a row is
+        Result of the self-check: `rows`, `largest_error`, and `failed`, a message, if a row is
         wrong, which ends the run.
     """
     prepared, layout = job.prepared, job.workers.layout
@@ -164,8 +164,8 @@ def _run_units(
     batches = list(pack_batches(running, job.plan, layout.mesh.shape["data"]))
     planned = plan_check(batches, job.settings.self_check_rows, job.settings.max_new_tokens)
     check = SelfCheck(job.model("xla"), params, planned)
-    # Hosts that share a mesh must all run the same programs in the same order, so they check when
-    # all is done, and none stops alone; by itself a host stops at the first sign of trouble.
+    # Hosts that share a mesh must all run the same programs in the same order, so they check at the
+    # end, and no host stops alone. A host with its own mesh stops at the first wrong row.
     shared = layout.mesh.is_multi_process
     kept: list[SampleResult] = []
     total, done = sum(len(unit.samples) for unit in running), 0

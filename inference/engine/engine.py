@@ -4,9 +4,9 @@
     for result in engine.run(batches, samples):
         result.rows["layer_12"]
 
-Both `capture` and the distributed command run on it, and so do the planner's measurements. Two
-batches are on their way at a time: while the host takes one batch's rows apart, the devices compute
-the next, and memory stays bounded.
+`capture`, the distributed command and the planner's measurements all run on it. Two batches are in
+flight at a time: while the host splits one batch's rows, the devices compute the next, and memory
+stays bounded.
 """
 
 import contextlib
@@ -35,13 +35,13 @@ class Engine:
     """Runs batches on a mesh.
 
     Attributes:
-        model: captures its hook points.
+        model: the model, which captures its hook points.
         params: the full `{'params': ...}`, on the mesh.
         mesh: axes `data` and `model`.
         generation: settings of the compiled programs.
         plan: settings of the plan that the batches come from.
-        row_slots: of each bucket, how many slots of a row are captured; see `batches.row_slots`.
-        choose_generated: says of which generated tokens the rows are kept.
+        row_slots: captured slots of a sequence in each bucket; see `batches.row_slots`.
+        choose_generated: chooses the generated tokens whose rows are kept.
     """
 
     model: QwenModelWithActivations
@@ -63,10 +63,10 @@ class Engine:
         """Yield the result of each sample, in the order of the batches.
 
         Args:
-            batches: to run.
-            samples: by number.
-            interventions: of all samples; None: none.
-            goes_on: asked before each batch; after False, the batches on their way are the last.
+            batches: batches to run.
+            samples: samples by number.
+            interventions: interventions for all samples; None: none.
+            goes_on: called before each batch; after False no further batch is started.
         """
         running: deque[tuple[Batch, BatchOutput]] = deque()
         is_first = True
@@ -79,7 +79,7 @@ class Engine:
             edits = None
             if interventions is not None:
                 edits = interventions.of_samples(np.asarray(placed.numbers))
-            # The first one compiles, and nothing else is under way that a stop would lose.
+            # The first batch compiles; ending the process then loses no result.
             with ends_at_once() if is_first else contextlib.nullcontext():
                 running.append((batch, self.start(placed, edits)))
             is_first = False
@@ -92,7 +92,7 @@ class Engine:
         return results_of(batch, output, samples, self.choose_generated)
 
     def place(self, batch: Batch, samples: Samples) -> BatchInput:
-        """Return a batch's arrays, on the mesh."""
+        """Return a batch's arrays on the mesh."""
         return place_batch(
             batch,
             samples,
@@ -103,7 +103,7 @@ class Engine:
         )
 
     def start(self, batch: BatchInput, interventions: Interventions | None = None) -> BatchOutput:
-        """Hand a batch to the devices and begin the copies to the host; waits for neither."""
+        """Start a batch on the devices and its copies to the host; wait for neither."""
         with jax.transfer_guard_device_to_host("disallow"):
             output = generate_batch(
                 self.model,
@@ -113,7 +113,7 @@ class Engine:
                 mesh=self.mesh,
                 interventions=interventions,
             )
-            with jax.transfer_guard_device_to_host("allow"):  # begun, not waited for
+            with jax.transfer_guard_device_to_host("allow"):  # starts the copies without waiting
                 for array in jax.tree.leaves(output):
                     array.copy_to_host_async()
         return output

@@ -1,8 +1,8 @@
-"""What a checkpoint's generation_config.json asks of greedy decoding, and what is followed of it.
+"""Which settings of a checkpoint's generation_config.json are used.
 
-The next token is the likeliest, or drawn as the command's own flags say. Of the file the stop
-tokens are always followed and the repetition penalty on demand. Every other field that would give
-`generate(do_sample=False)` of transformers another text is named in a warning.
+The next token is the likeliest, or drawn as the command's flags say. Of the file, the stop tokens
+are always used, and the repetition penalty on request. A warning names every other field that would
+change the text of `generate(do_sample=False)` of transformers.
 """
 
 import json
@@ -43,7 +43,7 @@ NOT_FOLLOWED: Mapping[str, tuple[Any, ...]] = {
     "token_healing": (False,),
     "watermarking_config": (),
 }
-"""Fields that change greedy decoding, with the values, beside null, at which they do not.
+"""Fields that change greedy decoding, with their neutral values besides null.
 
 From `GenerationMixin._get_logits_processor` and `_get_stopping_criteria`, and
 `GenerationConfig.get_generation_mode`, of transformers 5.24.
@@ -51,15 +51,15 @@ From `GenerationMixin._get_logits_processor` and `_get_stopping_criteria`, and
 
 
 def followed_penalty(folder: Path, asked: str, *, predicts: bool) -> float:
-    """Returns the repetition penalty of a run, and warns of what is not followed.
+    """Return the repetition penalty of a run, and warn of fields that are not used.
 
     Args:
-        folder: of the checkpoint.
-        asked: a number, or `auto`: that of the checkpoint, or 1.
-        predicts: whether any token is predicted; where none is, nothing is read.
+        folder: folder of the checkpoint.
+        asked: a number, or `auto` for the checkpoint's penalty, or 1 if it has none.
+        predicts: whether any token is predicted; if not, the file is not read.
 
     Raises:
-        InputError: the checkpoint's penalty, asked for, is none that can be applied.
+        InputError: `asked` is `auto`, and the checkpoint's penalty is invalid.
     """
     if not predicts:
         return 1.0
@@ -74,19 +74,19 @@ def followed_penalty(folder: Path, asked: str, *, predicts: bool) -> float:
     ]
     for name in not_followed:
         log.warning(
-            "%s: %s %.60s is not followed; transformers' generate would follow it",
+            "%s: %s %.60s is not used; the generate method of transformers would use it",
             file, name, json.dumps(fields[name]),
         )  # fmt: skip
     if theirs not in (None, penalty):
         log.warning(
-            "%s: repetition_penalty %.60s is not followed, %s is; %s follows the file",
+            "%s: repetition_penalty %.60s is not used, but %s; %s uses that of the file",
             file, json.dumps(theirs), penalty, setting("repetition_penalty", "auto"),
         )  # fmt: skip
     return penalty
 
 
 def _read_fields(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file that transformers takes a checkpoint's generation settings from, and its fields."""
+    """Return the file from which transformers takes generation settings, and its fields."""
     file = folder / "generation_config.json"
     if not file.exists():
         file = folder / "config.json"

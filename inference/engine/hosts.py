@@ -1,8 +1,8 @@
-"""Several processes as one run: starting `jax.distributed`, and who runs what.
+"""Several processes as one run: start `jax.distributed`, and decide who runs which units.
 
-A process whose part of the mesh lies within its own devices works alone: it runs its own units on
-its own devices, waits for nobody, and its programs hold nothing of other hosts. Only where the
-model axis is longer than a host's devices do all processes run every batch together.
+A process whose devices hold the whole model axis works alone: it runs its own units on its own
+devices and waits for nobody. Only if the model axis is longer than a host's devices do all
+processes run every batch together.
 """
 
 import dataclasses
@@ -28,10 +28,9 @@ from qwen_hooks.sharding import Layout, layout_for, make_mesh
 
 log = logging.getLogger(__name__)
 
-"""File by which the processes find out that they see the same folder."""
 
 SHUTDOWN_TIMEOUT = 7 * 24 * 3600
-"""Seconds a process that has run its units waits for the others, which it must not outlive."""
+"""Seconds that a process that has run its units waits for the others to finish."""
 
 
 def start_distributed(
@@ -40,21 +39,21 @@ def start_distributed(
     process_id: int | None,
     timeout: int,
 ) -> None:
-    """Joins the processes of a run, if there are several; before any device is touched.
+    """Join the processes of a run, if there are several, before any device is used.
 
-    Told by the three values (`jax.distributed.initialize`'s own names), else found out by JAX on
-    a TPU host, on GKE and under SLURM. What it waits for is logged before it waits: JAX ends the
-    process without an exception when the time is up.
+    The first three arguments are those of `jax.distributed.initialize`. If they are None, JAX finds
+    the processes itself on a TPU host, on GKE and under SLURM. The wait is logged before it begins,
+    because JAX ends the process without an exception after `timeout` seconds.
 
     Raises:
-        InputError: only some of the three values are given, or they do not fit.
+        InputError: only some of the three values are given, or they do not fit together.
     """
     told = (coordinator_address, num_processes, process_id)
     if any(value is not None for value in told):
         if coordinator_address is None or num_processes is None or process_id is None:
             raise InputError(
                 f"{setting('coordinator_address')}, {setting('num_processes')} and"
-                f" {setting('process_id')} go together"
+                f" {setting('process_id')} go together; give all three or none"
             )
         if not 0 <= process_id < num_processes:
             raise InputError(
@@ -80,7 +79,7 @@ def start_distributed(
 
 
 def _cluster() -> str | None:
-    """What starts several processes here, in words, or None."""
+    """Return what started several processes here, in words, or None."""
     if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         return f"SLURM step {os.environ.get('SLURM_STEP_NODELIST', '')}"
     if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
@@ -93,14 +92,14 @@ def _cluster() -> str | None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workers:
-    """Who runs the units, on what.
+    """The worker of this process, and the mesh it runs batches on.
 
     Attributes:
-        layout: mesh that a batch of this process runs on.
-        device_memory: of one device, in bytes.
-        number: of the worker that this process is, or is part of.
-        count: workers, each of which runs its own units.
-        writes: this process writes the units of its worker.
+        layout: layout of the model on the mesh of this process's batches.
+        device_memory: bytes of one device.
+        number: number of the worker that this process is, or belongs to, from 0.
+        count: number of workers, each of which runs its own units.
+        writes: whether this process commits the units of its worker.
     """
 
     layout: Layout
@@ -111,15 +110,15 @@ class Workers:
 
 
 def plan_workers(config: QwenConfig, mesh_shape: tuple[int, int] | None, itemsize: int) -> Workers:
-    """Lays the model out over all devices of all processes.
+    """Lay the model out over all devices of all processes, and return this process's worker.
 
     Args:
-        config: of the model.
-        mesh_shape: of all devices; None: the default.
-        itemsize: bytes of a parameter.
+        config: configuration of the model.
+        mesh_shape: data and model axis of all devices; None: the default.
+        itemsize: bytes of a number of the parameters.
 
     Raises:
-        ModelError: the mesh does not fit the devices, or the model does not fit them.
+        ModelError: the mesh does not match the number of devices, or the model does not fit them.
     """
     local = jax.local_devices()
     memory = device_memory(local[0])
@@ -138,7 +137,7 @@ def plan_workers(config: QwenConfig, mesh_shape: tuple[int, int] | None, itemsiz
             count=jax.process_count(),
             writes=True,
         )
-    log.info("the model axis %d spans hosts of %d devices: all run together", model, len(local))
+    log.info("the model axis %d spans hosts of %d devices; they run together", model, len(local))
     return Workers(
         layout=layout,
         device_memory=memory,
@@ -149,12 +148,12 @@ def plan_workers(config: QwenConfig, mesh_shape: tuple[int, int] | None, itemsiz
 
 
 def prompt_attention(requested: str, layout: Layout, config: QwenConfig, dtype: jnp.dtype) -> str:
-    """The entry of `attention_backends.ATTENTION` for a model on a mesh.
+    """Return the name in `attention_backends.ATTENTION` for a model on a mesh.
 
     Raises:
-        ModelError: what is requested cannot run there.
-        InputError: a kernel is requested where XLA partitions the program, which it cannot do to
-            a kernel.
+        ModelError: the requested attention cannot run there.
+        InputError: a kernel is requested on a model axis above 1, where XLA partitions the program
+            and cannot partition a kernel.
     """
     if layout.mesh.shape["model"] > 1:
         if requested not in ("auto", "xla"):
@@ -173,7 +172,7 @@ def prompt_attention(requested: str, layout: Layout, config: QwenConfig, dtype: 
 
 
 def device_memory(device: Any) -> int:
-    """Bytes a device can hold; of a CPU device its share of the host's memory."""
+    """Return the bytes of a device; for a CPU device its share of the host's memory."""
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
@@ -182,7 +181,7 @@ def device_memory(device: Any) -> int:
 
 
 def peak_memory() -> int | None:
-    """Return the bytes that the fullest device here has held; None if it does not tell."""
+    """Return the peak bytes of the fullest device here; None if the devices do not say."""
     peaks = [
         stats["peak_bytes_in_use"]
         for stats in (device.memory_stats() for device in jax.local_devices())
@@ -192,12 +191,12 @@ def peak_memory() -> int | None:
 
 
 def check_shared(storage: Storage) -> None:
-    """Makes sure that all processes see the same folder, by a nonce that process 0 writes there.
+    """Check that all processes see the same folder or bucket, with a number that process 0 writes.
 
-    All processes wait for each other here, in a folder or a bucket alike.
+    All processes wait for each other here.
 
     Raises:
-        InputError: this process does not see what process 0 wrote.
+        InputError: this process does not see the number that process 0 wrote.
     """
     if jax.process_count() == 1:
         return
@@ -209,12 +208,11 @@ def check_shared(storage: Storage) -> None:
     if seen != str(nonce).encode():
         raise InputError(
             f"{storage.address} is not the same folder for process {jax.process_index()} as for"
-            f" process 0; several processes need a folder that all of them share, or"
-            f" {setting('gcs_bucket')}"
+            f" process 0; use a folder that all processes share, or {setting('gcs_bucket')}"
         )
 
 
 def wait_for_all(what: str) -> None:
-    """Waits until every process of the run has come here."""
+    """Wait until every process of the run has reached this point."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)

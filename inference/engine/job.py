@@ -1,4 +1,4 @@
-"""A distributed run, planned for devices that are here or elsewhere."""
+"""A distributed run that is planned and checked, for devices that are here or elsewhere."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,15 +18,15 @@ from qwen_hooks.model import Params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that the units of a run need, checked, before anything is loaded.
+    """A planned run: everything that its units need, checked before anything is loaded.
 
     Attributes:
         prepared: settings, samples and model.
-        workers: who runs what on which devices.
-        attention: of prompts.
+        workers: this process's worker and its mesh.
+        attention: name of the attention for prompts.
         plan: settings of the plan.
-        units: of the run.
-        row_slots: of each bucket, how many slots of a row are captured.
+        units: units of the run.
+        row_slots: captured slots of a sequence in each bucket.
     """
 
     prepared: Prepared[DistributedSettings]
@@ -38,20 +38,20 @@ class Job:
 
     @property
     def settings(self) -> DistributedSettings:
-        """Of the run."""
+        """Settings of the run."""
         return self.prepared.settings
 
     def own_units(self, committed: set[int]) -> list[Unit]:
         """Return the units that this process runs.
 
         Args:
-            committed: numbers of units that are there.
+            committed: numbers of units that are committed already.
         """
         return list(own_units(self.units, self.workers.number, self.workers.count, committed))
 
     @property
     def generation(self) -> GenerationSettings:
-        """What the programs are compiled for."""
+        """Settings that the programs are compiled for."""
         settings, pretrained = self.settings, self.prepared.pretrained
         return GenerationSettings(
             max_new_tokens=settings.max_new_tokens,
@@ -64,7 +64,7 @@ class Job:
         )
 
     def model(self, attention: str) -> QwenModelWithActivations:
-        """Return the model as the mesh wants it, with one kind of attention for prompts."""
+        """Return the model for the mesh, with one kind of attention for prompts."""
         pretrained = self.prepared.pretrained
         return create_model_with_hooks(
             self.workers.layout.config(pretrained.checkpoint.config),
@@ -75,10 +75,10 @@ class Job:
         )
 
     def engine(self, params: Params) -> Engine:
-        """Return what runs the batches.
+        """Return the engine that runs the batches.
 
         Args:
-            params: on the devices, as the mesh wants them.
+            params: parameters on the devices, laid out for the mesh.
         """
         return Engine(
             model=self.model(self.attention),
@@ -94,19 +94,19 @@ class Job:
 
 
 def plan_job(prepared: Prepared[DistributedSettings], workers: Workers, attention: str) -> Job:
-    """Cut the samples into units, for devices that need not be here.
+    """Cut the samples into units and check that they fit; the devices need not be here.
 
     Args:
         prepared: settings, samples and model.
-        workers: who runs what on which devices.
-        attention: of prompts.
+        workers: this process's worker and its mesh.
+        attention: name of the attention for prompts.
 
     Raises:
         InputError: a batch does not fit the devices.
     """
     settings, pretrained = prepared.settings, prepared.pretrained
     config = pretrained.checkpoint.config
-    if settings.pack_length and attention == "cudnn":  # which would see across documents
+    if settings.pack_length and attention == "cudnn":  # cudnn cannot separate documents
         attention = "xla"
     plan = PlanSettings(
         tokens_per_batch=settings.tokens_per_batch,

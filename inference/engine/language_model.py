@@ -43,16 +43,16 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LanguageModel:
-    """What `load_model` gives; calling it runs whole sequences.
+    """A model loaded by `load_model`; calling it runs whole sequences.
 
     Attributes:
-        model_path: that it was loaded from.
-        revision: of a hub model.
+        model_path: folder, bucket prefix or hub id that it was loaded from.
+        revision: branch, tag or commit of a hub model.
         checkpoint: its files.
         params: the full `{'params': ...}`, on the devices.
-        layout: of the parameters over the devices of this process.
-        tokenizer: None where the checkpoint has none.
-        dtype: that is computed in.
+        layout: layout of the parameters over the devices of this process.
+        tokenizer: the tokenizer; None if the checkpoint has none.
+        dtype: dtype of the computation.
     """
 
     model_path: str
@@ -65,7 +65,7 @@ class LanguageModel:
 
     @property
     def config(self) -> QwenConfig:
-        """Shape and constants."""
+        """Shape and constants of the model."""
         return self.checkpoint.config
 
     def __repr__(self) -> str:
@@ -79,16 +79,16 @@ class LanguageModel:
         )
 
     def list_hook_points(self) -> list[str]:
-        """Canonical names of every place that can be captured."""
+        """Return the canonical names of all hook points of the model."""
         return [site.name for site in sites(self.config)]
 
     def with_hooks(
         self, hook_points: str | Sequence[object], attention: str = "xla"
     ) -> QwenModelWithActivations:
-        """The Flax module that captures some hook points, for these parameters.
+        """Return the Flax module that captures some hook points, for these parameters.
 
         Args:
-            hook_points: names, aliases, patterns; or none.
+            hook_points: names, aliases, patterns; an empty list captures nothing.
             attention: an entry of `attention_backends.ATTENTION`.
 
         Raises:
@@ -105,17 +105,17 @@ class LanguageModel:
         )
 
     def for_rows(self, hook_points: str | Sequence[object]) -> QwenModelWithActivations:
-        """The same for rows of tokens, on the attention that is fastest here.
+        """Return `with_hooks` for rows of tokens, with the attention that is fastest here.
 
         Raises:
             ModelError: there is no such hook point.
-            InputError: one gives rows of different widths.
+            InputError: the width of a hook point's rows depends on the prompt.
         """
         attention = prompt_attention("auto", self.layout, self.config, self.dtype)
         return check_widths(self.with_hooks(hook_points, attention))
 
     def tokenise(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids and attention mask, int32 `[B, S]`, padded on the right.
+        """Return token ids and attention mask, int32 `[B, S]`, padded on the right.
 
         Raises:
             InputError: the checkpoint has no tokenizer.
@@ -133,7 +133,7 @@ class LanguageModel:
         input_ids: np.ndarray | jax.Array,
         attention_mask: np.ndarray | jax.Array | None = None,
     ) -> np.ndarray:
-        """Float32 logits `[B, S, V]`.
+        """Return float32 logits `[B, S, V]`.
 
         Args:
             input_ids: `[B, S]`, whole numbers.
@@ -150,7 +150,7 @@ def load_model(
     revision: str | None = None,
     mesh_shape: tuple[int, int] | None = None,
 ) -> LanguageModel:
-    """Loads a checkpoint onto the devices of this process.
+    """Load a checkpoint onto the devices of this process.
 
     Args:
         model_path: checkpoint folder, `gs://bucket/folder`, or hub id.
@@ -161,8 +161,8 @@ def load_model(
             the parameters fit.
 
     Raises:
-        ModelError: no such checkpoint, one this package cannot compute, or one that does not fit.
-        InputError: its tokenizer is damaged.
+        ModelError: there is no such checkpoint, this package cannot compute it, or it does not fit.
+        InputError: the checkpoint's tokenizer is damaged.
     """
     model_path = os.fspath(model_path)
     checkpoint, computed = open_checkpoint(model_path, revision), compute_dtype(dtype)
@@ -179,17 +179,17 @@ def load_model(
 
 
 class ActivationStore:
-    """Forward passes that one drives oneself, and what the last of them captured.
+    """Runs a model on whole sequences, and keeps the activations of the last call.
 
-    The model is a function and keeps nothing: there are no hooks to register or to remove. Arrays
-    are copies on the host, and stay as they are when the next pass comes.
+    The model itself keeps no state: there are no hooks to register or to remove. Arrays are copies
+    on the host, and stay unchanged after the next call.
 
     Args:
-        model: to run.
-        hook_points: names, aliases, patterns; the attention pattern too.
+        model: model to run.
+        hook_points: names, aliases, patterns; the attention pattern is allowed too.
 
     Raises:
-        ModelError: there is no such hook point; the nearest ones are named.
+        ModelError: there is no such hook point; the message names similar ones.
     """
 
     def __init__(self, model: LanguageModel, hook_points: str | Sequence[object]):
@@ -199,7 +199,7 @@ class ActivationStore:
 
     @property
     def hook_points(self) -> tuple[str, ...]:
-        """Canonical names of what is captured."""
+        """Canonical names of the captured hook points."""
         return self._module.hook_points
 
     def __call__(
@@ -208,7 +208,7 @@ class ActivationStore:
         attention_mask: np.ndarray | jax.Array | None = None,
         interventions: dict[str, Operation] | None = None,
     ) -> np.ndarray:
-        """Runs whole sequences and keeps what is captured.
+        """Run whole sequences, keep their activations, and return the logits.
 
         Args:
             input_ids: `[B, S]`, whole numbers.
@@ -220,7 +220,7 @@ class ActivationStore:
             Float32 logits `[B, S, V]`.
 
         Raises:
-            InputError: the arrays are not of these shapes.
+            InputError: an array has another shape or dtype, or a token id is out of range.
         """
         ids = np.asarray(input_ids)
         mask = np.ones(ids.shape, np.int32) if attention_mask is None else attention_mask
@@ -237,7 +237,7 @@ class ActivationStore:
                 f" {self._model.config.vocab_size}"
             )
         slots = ids.shape[1]
-        padding = ((0, 0), (0, bucket_length(slots) - slots))  # few lengths, few programs
+        padding = ((0, 0), (0, bucket_length(slots) - slots))  # so that few programs are compiled
         edits = None
         if interventions:
             edits = intervene(interventions, self._module.config, mask.sum(axis=1))
@@ -255,10 +255,10 @@ class ActivationStore:
         return np.asarray(logits)[:, :slots]
 
     def __getitem__(self, hook_point: str) -> np.ndarray:
-        """`[B, S, ...]` of the last pass, in the dtype of the computation; by any of its names.
+        """Return `[B, S, ...]` of the last call, in the dtype of the computation; takes any name.
 
         Raises:
-            NotCapturedError: it is none of those captured, or nothing was run yet.
+            NotCapturedError: the hook point is not captured, or nothing was run yet.
         """
         return self._captured[hook_point]
 
@@ -274,7 +274,7 @@ class ActivationStore:
         return f"ActivationStore(nothing yet of {few(self.hook_points)})"
 
     def clear(self) -> None:
-        """Lets go of what is captured."""
+        """Free the captured activations."""
         self._captured = NamedActivations()
 
     def __enter__(self) -> "ActivationStore":
@@ -286,5 +286,5 @@ class ActivationStore:
 
 @functools.partial(jax.jit, static_argnames="module")
 def _run_sequences(module, params, input_ids, attention_mask, interventions):
-    """Logits and activations; compiled for each set of hook points and each shape."""
+    """Return logits and activations; compiled for each set of hook points and each shape."""
     return module.apply(params, input_ids, attention_mask, True, interventions)

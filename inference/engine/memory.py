@@ -1,6 +1,6 @@
-"""How much device memory a batch needs, before anything is compiled.
+"""Estimates of the device memory of a batch, before anything is compiled.
 
-Counted per device: parameters, the KV cache (twice while it is filled from the prompt), the
+Counted for each device: parameters, the KV cache (twice while it is filled from the prompt), the
 largest set of intermediates that live at one time (MLP or attention projections beside the
 residual stream), logits, and captured rows.
 """
@@ -22,11 +22,11 @@ USABLE_SHARE = 0.92
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes on one device.
+    """Estimated bytes on one device.
 
     Attributes:
         params: parameters, as the layout shards them.
-        batch: everything that a batch needs besides.
+        batch: everything else that a batch needs.
     """
 
     params: int
@@ -44,16 +44,16 @@ def estimate_memory(
     captured_width: int,
     itemsize: int,
 ) -> MemoryEstimate:
-    """Memory of a program for one bucket.
+    """Return the estimated memory of a program for one bucket.
 
     Args:
-        config: of the model.
-        layout: mesh and what is sharded on it.
-        batch_size: rows on one place of the data axis.
+        config: configuration of the model.
+        layout: layout of the model on the mesh.
+        batch_size: sequences for one index of the data axis.
         bucket: padded prompt length.
-        max_new_tokens: 0 or 1 need no cache and no logits of more than one token.
-        row_slots: slots of a prompt whose rows are captured.
-        captured_width: numbers that all hook points give of a token.
+        max_new_tokens: most generated tokens; 0 or 1 need no KV cache.
+        row_slots: captured slots of a sequence.
+        captured_width: sum of the widths of all captured hook points.
         itemsize: bytes of a number in the dtype of the computation.
     """
     model = layout.mesh.shape["model"]
@@ -93,10 +93,10 @@ def check_memory(
     itemsize: int,
     device_memory: int,
 ) -> None:
-    """Makes sure that every bucket's batch fits the devices.
+    """Check that every bucket's batch fits the devices.
 
     Raises:
-        InputError: one does not; says the batch size that would.
+        InputError: a batch does not fit; the message names a batch size that does.
     """
     for bucket in buckets:
 
@@ -122,7 +122,7 @@ def check_memory(
         advice = (
             f"{setting('batch_size', fitting)} would fit"
             if fitting
-            else f"not even one row fits ({params_bytes(config, itemsize) / 1e9:.1f} GB of it are"
+            else f"not even one prompt fits ({params_bytes(config, itemsize) / 1e9:.1f} GB are"
             f" parameters): use a larger model axis in {setting('mesh_shape')}, or shorter prompts"
         )
         raise InputError(

@@ -1,21 +1,22 @@
-"""Which samples run together: windows, units, buckets and batches. No JAX here.
+"""Which samples run together: windows, units, buckets and batches. Needs no JAX.
 
     samples -> windows of 4,096 -> sorted by length -> units -> each process takes its own
             -> batches of one shape a bucket
 
-The *units* are a pure function of the samples and the settings, whatever the number of processes
-and devices: unit u is committed as batch u + 1, whole, by whichever process runs it. Process p of
-P runs the units u with u % P == p that have no commit record yet; no process asks another, so a
-run can go on with any number of them.
+The *units* are a pure function of the samples and the settings, and do not depend on the number of
+processes and devices. Unit u is committed as batch u + 1, whole, by the process that runs it.
+Process p of P runs the units u with u % P == p that have no commit record yet. Processes need not
+ask each other, so a run can be resumed with any number of them.
 
-Within a window the samples are cut, from the longest down, into groups of as many as one device
-runs at a time in the bucket of the group's longest. So no group but the last, the cheapest, needs
-dummy rows: where a bucket's samples do not fill a group, the longest ones below join them, which
-costs a little padding instead of whole rows. Groups become units of at most
+Within a window the samples are cut, from the longest down, into groups. A group has as many samples
+as one device runs at a time in the bucket of the group's longest sample. If a bucket's samples do
+not fill a group, the next shorter ones join them, which costs a little padding instead of dummy
+sequences; so only the last group, the cheapest, has dummy sequences. Groups become units of at most
 `rows_per_unit` planned rows.
 
-With a `pack_length`, samples up to that length share rows of the batch instead, which then have
-hardly any padding. Which ones do is part of the unit, so a unit that runs again runs the same.
+With a `pack_length`, samples up to that length are packed into sequences of that length, which then
+have hardly any padding. The unit records which samples share a sequence, so that running it again
+gives the same rows.
 """
 
 import bisect
@@ -27,22 +28,22 @@ from itertools import groupby, islice
 from inference.engine.buckets import bucket_length
 
 SAVE_EVERY, LARGE_FILE = 512, 64 << 20
-"""Rows in a file, or samples whose rows are in one; and bytes that it then has at most."""
+"""Default rows (or samples, in fast formats) in a file; and most bytes of a file then."""
 
 WINDOW = 4_096
-"""Samples that are sorted together: a stream never has to be read to its end first."""
+"""Samples that are sorted together, so that a stream need not be read to its end first."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanSettings:
-    """What the plan depends on besides the samples.
+    """Settings of the plan.
 
     Attributes:
         tokens_per_batch: padded tokens that one device runs at a time.
-        max_batch_size: rows that one device runs at a time, at most.
-        rows_per_unit: rows per hook point that a unit may hold; a sample with more is alone.
+        max_batch_size: most sequences that one device runs at a time.
+        rows_per_unit: most rows of a hook point in a unit; a sample with more has its own unit.
         window: samples that are sorted together.
-        pack_length: slots of the rows that samples share; 0: every sample has a row of its own.
+        pack_length: slots of a packed sequence; 0: every sample has its own sequence.
     """
 
     tokens_per_batch: int
@@ -52,18 +53,18 @@ class PlanSettings:
     pack_length: int = 0
 
     def batch_size(self, bucket: int) -> int:
-        """Rows that one device runs at a time in a bucket; at least one."""
+        """Return how many sequences of a bucket one device runs at a time; at least one."""
         return max(1, min(self.max_batch_size, self.tokens_per_batch // bucket))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlannedSample:
-    """What the plan needs to know of a sample.
+    """The properties of a sample that the plan depends on.
 
     Attributes:
-        number: place in the run, from 0.
-        tokens: of the prompt; 0 if the sample is skipped.
-        rows: that it may give per hook point.
+        number: number of the sample in the run, from 0.
+        tokens: tokens of the prompt; 0 if the sample is skipped.
+        rows: most rows that it may give for each hook point.
     """
 
     number: int
@@ -76,10 +77,10 @@ class Unit:
     """Samples that are committed together.
 
     Attributes:
-        number: from 0; the batch id less one.
-        bucket: length that their prompts are padded to; 0 for a unit of skipped samples.
-        samples: their numbers, ascending.
-        packed: the samples of each row, where they share rows; None: a row for each.
+        number: number of the unit, from 0: its batch id minus one.
+        bucket: length that the prompts are padded to; 0 for a unit of skipped samples.
+        samples: numbers of the samples, ascending.
+        packed: the samples of each sequence, if they are packed; None: one sample each.
     """
 
     number: int
@@ -89,17 +90,17 @@ class Unit:
 
     @property
     def rows(self) -> tuple[tuple[int, ...], ...]:
-        """The samples of each row of a batch."""
+        """The samples of each sequence of a batch."""
         return tuple((n,) for n in self.samples) if self.packed is None else self.packed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What the devices of a process run at a time; shorter batches are filled with dummy rows.
+    """Sequences that the devices of a process run at a time; dummy sequences fill short batches.
 
     Attributes:
         bucket: length that the prompts are padded to.
-        rows: of each row that is no dummy its unit, and its samples.
+        rows: unit number and samples of each sequence that is not a dummy.
     """
 
     bucket: int
@@ -107,14 +108,14 @@ class Batch:
 
 
 def rows_per_file(samples: Iterable[PlannedSample], row_bytes: int) -> int:
-    """Rows that a unit holds if nobody says how many, for formats whose files may be large.
+    """Return the default rows of a unit, for formats whose files may be large.
 
-    512 where samples have a row each. Where they have many, the rows of 512 samples, up to 64 MiB
-    of a hook point: small files cost more than what is in them.
+    These are the rows of 512 samples, at least 512 and at most 64 MiB of a hook point: for small
+    files the overhead of a file costs more than its content.
 
     Args:
-        samples: of the run.
-        row_bytes: of the widest hook point.
+        samples: samples of the run.
+        row_bytes: bytes of a row of the widest hook point.
     """
     rows = [sample.rows for sample in samples if sample.tokens]
     of_samples = SAVE_EVERY * sum(rows) // max(1, len(rows))
@@ -122,7 +123,7 @@ def rows_per_file(samples: Iterable[PlannedSample], row_bytes: int) -> int:
 
 
 def plan_units(samples: Iterable[PlannedSample], settings: PlanSettings) -> Iterator[Unit]:
-    """All units of a run, in order."""
+    """Yield all units of a run, in order."""
     stream, number = iter(samples), 0
     while window := list(islice(stream, settings.window)):
         for bucket, members in _cut_window(window, settings):
@@ -138,7 +139,7 @@ def plan_units(samples: Iterable[PlannedSample], settings: PlanSettings) -> Iter
 def _cut_window(
     window: Sequence[PlannedSample], settings: PlanSettings
 ) -> Iterator[tuple[int, list[PlannedSample]]]:
-    """Bucket and samples of each unit."""
+    """Yield bucket and samples of each unit of a window."""
     alone = [s for s in window if s.tokens > settings.pack_length]
     running = sorted(alone, key=lambda s: (-s.tokens, s.number))
     bucketed: list[tuple[int, PlannedSample]] = []
@@ -147,7 +148,7 @@ def _cut_window(
         bucket = bucket_length(running[start].tokens)
         group = running[start : start + settings.batch_size(bucket)]
         bucketed += [(bucket, sample) for sample in group]
-    # Short and long ones mixed, as they come, fill shared rows best.
+    # In input order, since a mixture of short and long samples packs best.
     bucketed += [(settings.pack_length, s) for s in window if 0 < s.tokens <= settings.pack_length]
     for bucket, group in groupby(bucketed, key=lambda entry: entry[0]):
         members: list[PlannedSample] = []
@@ -165,11 +166,9 @@ def _cut_window(
 
 
 def _pack(samples: Sequence[PlannedSample], length: int) -> tuple[tuple[int, ...], ...]:
-    """Rows of samples that fit together into so many slots: the longest first, each where it fits
-    best (best fit decreasing).
-    """
+    """Return the samples of each packed sequence of `length` slots, by best fit decreasing."""
     rows: list[list[int]] = []
-    gaps: list[tuple[int, int]] = []  # of each row that has one, and the row; ascending
+    gaps: list[tuple[int, int]] = []  # free slots of each sequence, and its index; ascending
     for sample in sorted(samples, key=lambda s: (-s.tokens, s.number)):
         at = bisect.bisect_left(gaps, (sample.tokens, 0))
         if at < len(gaps):
@@ -185,12 +184,12 @@ def _pack(samples: Sequence[PlannedSample], length: int) -> tuple[tuple[int, ...
 def plan_in_order(
     samples: Iterable[PlannedSample], rows_per_unit: int, window: int = WINDOW
 ) -> Iterator[Unit]:
-    """Units of neighbouring samples, skipped ones among them, for loops without batches.
+    """Yield units of consecutive samples, including skipped ones, for loops without batches.
 
     Args:
-        samples: of the run.
+        samples: samples of the run.
         rows_per_unit: as in `PlanSettings`.
-        window: samples after which a new unit begins in any case.
+        window: a new unit begins at every multiple of it.
     """
     members: list[PlannedSample] = []
     number = 0
@@ -214,12 +213,12 @@ def plan_in_order(
 def own_units(
     units: Iterable[Unit], process: int, processes: int, committed: Container[int]
 ) -> Iterator[Unit]:
-    """The units that a process has to run.
+    """Yield the units that a process has to run.
 
     Args:
-        units: of the plan.
-        process: its number, from 0.
-        processes: how many there are.
+        units: units of the plan.
+        process: number of the process, from 0.
+        processes: number of processes.
         committed: numbers of the units that have a commit record.
     """
     for unit in units:
@@ -228,15 +227,15 @@ def own_units(
 
 
 def pack_batches(units: Iterable[Unit], settings: PlanSettings, devices: int) -> Iterator[Batch]:
-    """A process's units as batches for its devices; every sample stands in exactly one.
+    """Yield a process's units as batches for its devices; every sample is in exactly one.
 
-    A bucket's rows wait until they fill a batch, across units and windows, so that only the
-    last batch of a bucket has dummy rows. No more than one batch for each bucket waits.
+    A bucket's sequences wait until they fill a batch, across units and windows, so that only the
+    last batch of a bucket has dummy sequences. Less than one batch for each bucket waits.
 
     Args:
-        units: to run; those of skipped samples give no batch.
-        settings: of the plan.
-        devices: over which a batch is spread, `settings.batch_size(bucket)` rows on each.
+        units: units to run; units of skipped samples give no batch.
+        settings: settings of the plan.
+        devices: length of the data axis; each index gets `settings.batch_size(bucket)` sequences.
     """
     waiting: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
     for unit in units:
@@ -256,13 +255,13 @@ def pack_batches(units: Iterable[Unit], settings: PlanSettings, devices: int) ->
 def padding_efficiency(
     batches: Iterable[Batch], tokens: Sequence[int], settings: PlanSettings, devices: int
 ) -> float:
-    """Share of the computed prompt tokens that are real.
+    """Return the share of the computed prompt tokens that are not padding.
 
     Args:
-        batches: as packed.
+        batches: batches of `pack_batches`.
         tokens: prompt length of each sample, by its number.
-        settings: of the plan.
-        devices: over which the batches are spread.
+        settings: settings of the plan.
+        devices: length of the data axis.
     """
     real = computed = 0
     for batch in batches:

@@ -1,6 +1,6 @@
-"""A plan beside what came of it: `--plan`, at the end of a run.
+"""The comparison of a run with its plan (`--plan`), at the end of the run.
 
-The plan is what `python -m launch plan --json` wrote.
+The plan is a file that `python -m launch plan --json` wrote.
 """
 
 import dataclasses
@@ -17,20 +17,20 @@ COMPARED = (
     "rows", "sequences", "activation_files", "activation_bytes", "exact",
     "committed_units", "seconds", "memory", "compiled_memory",
 )  # fmt: skip
-"""What of a plan is looked at."""
+"""Fields of a plan that are compared."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Actual:
-    """What came of a plan.
+    """The measured values of a run that a plan predicts.
 
     Attributes:
-        rows: of each hook point.
-        sequences: samples that have rows.
-        files: of activations, with their sidecars.
-        bytes: of those files.
-        seconds: that this process took for what the plan foresaw; None: it did something else.
-        peak_memory: bytes, of the fullest device of this process; None: it does not tell.
+        rows: number of rows of each hook point.
+        sequences: number of samples that have rows.
+        files: number of files of activations, with second files.
+        bytes: bytes of those files.
+        seconds: seconds of this process; None if it did not run all that was planned.
+        peak_memory: peak bytes of the fullest device of this process; None if it does not say.
     """
 
     rows: int
@@ -42,13 +42,13 @@ class Actual:
 
 
 def read_plan(address: str) -> dict[str, Any]:
-    """Reads a plan.
+    """Read a plan.
 
     Args:
         address: path or `gs://...` of a JSON file.
 
     Raises:
-        InputError: there is none, or it is something else.
+        InputError: there is no such file, or it is not a plan.
         StoreError: the bucket cannot be used.
     """
     files = list(read_input_files("plan", address, ".json"))
@@ -58,7 +58,8 @@ def read_plan(address: str) -> dict[str, Any]:
         plan = None
     if not isinstance(plan, dict) or not plan.keys() >= set(COMPARED):
         raise InputError(
-            f"{setting('plan', address)} is no plan that python -m launch plan --json has written"
+            f"{setting('plan', address)} must be a file that `python -m launch plan --json FILE`"
+            " wrote"
         )
     return plan
 
@@ -70,14 +71,14 @@ def actual_of(
     seconds: float,
     peak_memory: int | None,
 ) -> Actual:
-    """Return what a finished run gave.
+    """Return the actual values of a finished run.
 
     Args:
-        plan: of the run.
-        totals: of all its units.
-        committed: units that were there when this process began.
-        seconds: that this process took.
-        peak_memory: bytes, of its fullest device; None where that is not told.
+        plan: plan of the run.
+        totals: totals of all its units.
+        committed: number of units that were committed when this process began.
+        seconds: seconds that this process took.
+        peak_memory: peak bytes of its fullest device; None if it does not say.
     """
     return dataclasses.replace(
         stored(totals),
@@ -87,7 +88,7 @@ def actual_of(
 
 
 def compare(plan: Mapping[str, Any], actual: Actual) -> list[str]:
-    """Planned against actual, a line for each thing that both know."""
+    """Return a line for each value that both the plan and the run have."""
     most = "" if plan["exact"] else "at most "
     memory, seconds = plan["memory"], plan["seconds"]
     pairs = [
@@ -116,7 +117,7 @@ def compare(plan: Mapping[str, Any], actual: Actual) -> list[str]:
 
 
 def stored(totals: RunTotals) -> Actual:
-    """What the commit records tell; the rest is not known."""
+    """Return the actual values that the commit records contain; the others are None."""
     return Actual(
         rows=totals.n_rows,
         sequences=totals.n_sequences,

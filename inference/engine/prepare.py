@@ -1,4 +1,4 @@
-"""From settings to samples that are ready to run: the one way of both commands and the planner."""
+"""From settings to samples that are ready to run, for both commands and the planner."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ SettingsT = TypeVar("SettingsT", bound=ExtractionSettings)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared(Generic[SettingsT]):
-    """What a run works on, checked, before any weight is read.
+    """Inputs of a run, checked before any weights are read.
 
     Attributes:
-        settings: of the run; what was left to it is settled.
-        tasks: that the samples are of.
+        settings: settings of the run, with automatic values filled in.
+        tasks: tasks of the samples.
         pretrained: the model.
-        samples: in order.
-        reasons: why each sample is skipped; None where it runs.
-        positions: of the tokens whose activations are kept.
-        planned: tokens and rows of each sample.
+        samples: samples, in order.
+        reasons: why each sample is skipped; None if it runs.
+        positions: selectors of the tokens whose activations are kept.
+        planned: number of tokens and rows of each sample.
     """
 
     settings: SettingsT
@@ -40,21 +40,21 @@ class Prepared(Generic[SettingsT]):
 
     @property
     def skipped(self) -> int:
-        """Samples that cannot run."""
+        """Number of samples that cannot run."""
         return sum(reason is not None for reason in self.reasons)
 
 
 def prepare(settings: SettingsT, tasks: Sequence[Task]) -> Prepared[SettingsT]:
-    """Return what a run works on.
+    """Return the checked inputs of a run.
 
     Args:
-        settings: of the run.
-        tasks: of `inputs.datasets.read_tasks_of`.
+        settings: settings of the run.
+        tasks: tasks, from `inputs.datasets.read_tasks_of`.
 
     Raises:
-        InputError: something is wrong with what was given.
-        ModelError: the model is none that can be run here.
-        StoreError: the bucket that the model lies in cannot be used.
+        InputError: a setting or an input is wrong.
+        ModelError: the model cannot be run here.
+        StoreError: the bucket of the model cannot be used.
     """
     pretrained = open_pretrained(settings)
     samples = read_samples(tasks, pretrained, settings)
@@ -84,7 +84,7 @@ def prepare(settings: SettingsT, tasks: Sequence[Task]) -> Prepared[SettingsT]:
 def _with_file_size(
     settings: SettingsT, planned: Sequence[PlannedSample], pretrained: Pretrained
 ) -> SettingsT:
-    """The settings with `save_every_n_samples` as it is for this run, if they do not say."""
+    """Return the settings with `save_every_n_samples` filled in, if it is None."""
     if settings.save_every_n_samples is not None:
         return settings
     rows = SAVE_EVERY

@@ -1,4 +1,4 @@
-"""A model as a command uses it, checked but not loaded: checkpoint, tokenizer, layers, dtype."""
+"""A model that is checked but not loaded: checkpoint, tokenizer, layers, dtype."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ log = logging.getLogger(__name__)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 PROBE = "The quick brown fox jumps over the lazy dog. 0123456789"
 OWN_PROBES = 100
-"""Tokens of a vocabulary without any of the probe's words that are tried in its place."""
+"""Most tokens of the vocabulary that are tried if it knows none of the probe's words."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """What is known of a model before its weights are read.
+    """A model before its weights are read.
 
     Attributes:
-        checkpoint: local, with headers that fit.
-        model: that captures the wanted layers.
-        tokenizer: None where the checkpoint has none.
-        dtype: to compute in.
-        repetition_penalty: of the logits of tokens that have occurred; 1: none.
+        checkpoint: checkpoint whose headers fit its configuration.
+        model: Flax module that captures the wanted hook points.
+        tokenizer: the tokenizer; None if the checkpoint has none.
+        dtype: dtype of the computation.
+        repetition_penalty: penalty for tokens that have occurred; 1: none.
     """
 
     checkpoint: Checkpoint
@@ -58,12 +58,12 @@ class Pretrained:
 
 
 def open_pretrained(settings: ExtractionSettings) -> Pretrained:
-    """Finds and checks everything about the model that its files' headers tell.
+    """Find and check everything about the model that its files' headers say.
 
     Raises:
-        ModelError: no such checkpoint, or one this package cannot compute.
-        InputError: the tokenizer is damaged, or the penalty that the checkpoint asks for.
-        StoreError: the bucket that it lies in cannot be used.
+        ModelError: there is no such checkpoint, or this package cannot compute it.
+        InputError: the tokenizer is damaged, or the checkpoint's repetition penalty is invalid.
+        StoreError: the bucket of the model cannot be used.
     """
     checkpoint = open_checkpoint(settings.model_path, settings.revision)
     layers, hook_points = settings.layers_to_extract, settings.hook_points
@@ -86,70 +86,73 @@ def open_pretrained(settings: ExtractionSettings) -> Pretrained:
 
 
 def open_checkpoint(model_path: str, revision: str | None) -> Checkpoint:
-    """A checkpoint's headers: a folder's, a hub model's, or one's in a bucket.
+    """Read the headers of a checkpoint in a folder, on the hub or in a bucket.
 
     Raises:
-        ModelError: there is none, or one this package cannot compute.
-        StoreError: the bucket that it lies in cannot be used.
+        ModelError: there is no checkpoint, or this package cannot compute it.
+        StoreError: the bucket of the model cannot be used.
     """
     if not is_in_bucket(model_path):
         return Checkpoint.open(find_checkpoint(model_path, revision))
     if revision is not None:
-        raise ModelError(f"{model_path} is a bucket's folder, which has no revision {revision!r}")
+        raise ModelError(
+            f"{model_path} is in a bucket, which has no revision {revision!r}; omit it"
+        )
     return open_bucket_checkpoint(model_path)
 
 
 def check_widths(model: QwenModelWithActivations) -> QwenModelWithActivations:
-    """The model, if every hook point of it gives rows of one width.
+    """Return the model if all rows of each of its hook points have the same width, else raise.
 
     Raises:
-        InputError: one does not.
+        InputError: the width of a hook point's rows depends on the prompt.
     """
     patterns = [name for name in model.hook_points if is_per_key(name)]
     if patterns:
         raise InputError(
-            f"{patterns[0]} has a value for each key, so its rows differ in width; take it from the"
-            " model itself: create_model_with_hooks(config, hook_points=...)"
+            f"{patterns[0]} has a value for each key, so its rows differ in width and cannot be"
+            " stored; capture it with ActivationStore, or create_model_with_hooks(config,"
+            " hook_points=...)"
         )
     return model
 
 
 def compute_dtype(name: str) -> jnp.dtype:
-    """The dtype of a name; of `auto` float32 on CPU, bfloat16 on TPU and GPU."""
+    """Return the dtype of a name; `auto` is float32 on CPU, bfloat16 on TPU and GPU."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a checkpoint's folder; None if it has none.
+    """Return the tokenizer of a checkpoint's folder; None if it has none.
 
     Raises:
-        InputError: it is damaged, or knows no token but special ones.
+        InputError: the tokenizer is damaged, or knows only special tokens.
     """
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         return None
-    from transformers import AutoTokenizer  # a second, which no other refusal waits for
+    from transformers import AutoTokenizer  # slow (1 s), so after all other checks
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         is_whole = _knows_text(tokenizer)
-    except Exception as error:  # every kind, depending on which of its files is damaged
+    except Exception as error:  # of any kind, depending on the damaged file
         raise InputError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from None
     if not is_whole:
         found = ", ".join(name for name in TOKENIZER_FILES if (folder / name).exists())
         raise InputError(
-            f"{folder}: the tokenizer has no vocabulary: it makes no token of any text but special"
-            f" and unknown ones. Found {found}; a whole one has tokenizer.json, or vocab.json and"
-            " merges.txt"
+            f"{folder}: the tokenizer has no vocabulary: it turns every text into special and"
+            f" unknown tokens. Found {found}; a whole tokenizer has tokenizer.json, or vocab.json"
+            " and merges.txt"
         )
     return tokenizer
 
 
 def _knows_text(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Says whether the tokenizer makes a known token, not a special one, of any text.
+    """Return whether the tokenizer makes any token that is neither special nor unknown.
 
-    transformers makes a tokenizer of a folder without a vocabulary, too.
+    transformers loads a tokenizer even from a folder without a vocabulary.
     """
     unknown = tokenizer.unk_token_id
     others = special_ids(tokenizer) | ({unknown} if isinstance(unknown, int) else set())

@@ -1,12 +1,12 @@
-"""One batch on the mesh: prefill, cached decoding and capture, in one compiled program.
+"""One batch on the mesh: prefill, decoding with a KV cache and capture, in one compiled program.
 
 Prompts are padded on the right, so prefill is plain causal attention and no real token ever sees
-padding. All rows of a batch write their new keys to the same slot; the slots behind a short
-prompt stay hidden. A row that has ended goes on computing until every row of its device has; what
-it computes then is never read.
+padding. All sequences of a batch write their new keys to the same slot; the slots after a short
+prompt stay masked. A sequence that has ended goes on computing until every sequence of its device
+has ended; those results are never read.
 
-Where the mesh's model axis is 1, every device runs its own loop under `jax.shard_map`, with no
-collective at all, and stops when its own rows have ended. Otherwise XLA partitions the program.
+If the mesh's model axis is 1, every device runs its own loop under `jax.shard_map`, without any
+collective, and stops when its own sequences have ended. Otherwise XLA partitions the program.
 """
 
 import dataclasses
@@ -35,16 +35,16 @@ from qwen_hooks.model import Params, forward, unembed
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
-    """What a generation program is compiled for.
+    """Settings that a generation program is compiled for.
 
     Attributes:
-        max_new_tokens: generated at most; 0 runs the prompt and predicts nothing.
-        capture_generated: whether activations of generated tokens are wanted.
-        stop_token_ids: end a row.
-        temperature: 0 for the likeliest token.
-        top_p: nucleus.
-        repetition_penalty: of the logits of tokens that have occurred; 1: none.
-        seed: of sampling.
+        max_new_tokens: most generated tokens; 0 runs the prompt and predicts nothing.
+        capture_generated: whether activations of generated tokens are captured.
+        stop_token_ids: tokens that end a sequence.
+        temperature: temperature of sampling; 0 for the likeliest token.
+        top_p: probability of the nucleus of sampling.
+        repetition_penalty: penalty for tokens that have occurred; 1: none.
+        seed: seed of sampling.
     """
 
     max_new_tokens: int
@@ -62,12 +62,12 @@ class BatchInput:
 
     Attributes:
         input_ids: int32 `[B, S]`, padded on the right.
-        lengths: int32 `[B]`, 0 for a dummy row.
+        lengths: int32 `[B]`, 0 for a dummy sequence.
         numbers: int32 `[B]`, each sample's number, part of its sampling keys.
-        rows: int32 `[B, R]`, slots of the prompt whose activations are wanted, in any order; where
-            a token is predicted, the last of them is the prompt's last token.
-        starts: int32 `[B, S]`, where several documents are packed into a row: for each slot the
-            one where its document begins. Documents see themselves alone; nothing is generated.
+        rows: int32 `[B, R]`, captured slots of the prompt, in any order; if a token is predicted,
+            the last of them is the prompt's last token.
+        starts: int32 `[B, S]`, for packed sequences: the first slot of each slot's document. A
+            document's tokens see only that document; nothing is generated.
     """
 
     input_ids: Int[Array, "B S"]
@@ -79,15 +79,14 @@ class BatchInput:
 
 @flax.struct.dataclass
 class BatchOutput:
-    """What a batch gave; still on the devices.
+    """The output of a batch, still on the devices.
 
     Attributes:
-        prompt_rows: `[B, R, width]` of each hook point, the values of several heads one behind
-            the other.
-        generated_rows: `[T, B, width]` of each hook point, of the generated tokens that ran: all
-            but the last. T is `max_new_tokens - 1`, or 0 if they are not wanted.
-        tokens: int32 `[B, max_new_tokens]`, generated.
-        counts: int32 `[B]`, how many of them count, a stop token included.
+        prompt_rows: `[B, R, width]` of each hook point, with the values of all heads concatenated.
+        generated_rows: `[T, B, width]` of each hook point, for the generated tokens that ran: all
+            but the last. T is `max_new_tokens - 1`, or 0 if they are not captured.
+        tokens: int32 `[B, max_new_tokens]`, generated token ids.
+        counts: int32 `[B]`, number of valid generated tokens, including a stop token.
     """
 
     prompt_rows: dict[str, Float[Array, "B R width"]]
@@ -106,12 +105,12 @@ class _LoopState:
 
 
 def last_slots(lengths: Int[np.ndarray | Array, " B"]) -> Int[np.ndarray | Array, "B one"]:
-    """The slots of the prompts' last tokens, as `BatchInput.rows` has them."""
+    """Return the slots of the prompts' last tokens, in the form of `BatchInput.rows`."""
     return (lengths - 1).clip(0)[:, None]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of every array of a `BatchInput`: rows over the data axis."""
+    """Return the sharding of every array of a `BatchInput`: sequences over the data axis."""
     return NamedSharding(mesh, P("data"))
 
 
@@ -125,20 +124,20 @@ def generate_batch(
     mesh: Mesh,
     interventions: Interventions | None = None,
 ) -> BatchOutput:
-    """Runs a batch over the mesh.
+    """Run a batch on the mesh.
 
     Args:
-        model: captures its hook points.
-        params: laid out as `qwen_hooks.sharding` says.
-        batch: `B` a multiple of the mesh's data axis.
-        settings: of generation.
-        mesh: with the axes `data` and `model`.
-        interventions: that change what is computed, of the prompts and of what is generated.
+        model: the model, which captures its hook points.
+        params: parameters, laid out by `qwen_hooks.sharding`.
+        batch: the batch; `B` is a multiple of the mesh's data axis.
+        settings: settings of generation.
+        mesh: mesh with the axes `data` and `model`.
+        interventions: interventions at prompt tokens and generated tokens; None: none.
     """
     run = functools.partial(_generate, model, settings=settings)
     if mesh.shape["model"] > 1:
         output = run(params, batch, interventions)
-        # Where the mesh spans hosts, the one that writes needs all rows.
+        # If the mesh spans hosts, the host that commits needs all rows.
         over = None if mesh.is_multi_process else "data"
 
         def lay(array: Array, spec: P) -> Array:
@@ -176,7 +175,7 @@ def _generate(
     *,
     settings: GenerationSettings,
 ) -> BatchOutput:
-    """The program of one device, or of all that XLA partitions it over."""
+    """Run the program on one device, or on all devices that XLA partitions it over."""
     size, slots = batch.input_ids.shape
     steps = max(1, settings.max_new_tokens)
     slot = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), (size, slots))
@@ -283,7 +282,7 @@ def _generate(
 
 
 def _flat(values: Float[Array, "B R *shape"]) -> Float[Array, "B R width"]:
-    """Values of several heads one behind the other."""
+    """Return the values with all heads concatenated."""
     return values.reshape(*values.shape[:2], -1)
 
 

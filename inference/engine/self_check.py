@@ -1,9 +1,9 @@
-"""A few rows of every run, computed again on their own.
+"""The self-check: a few rows of every run, computed again on their own.
 
 The sample's prompt and generated tokens run once more through the whole model, alone and without a
-cache, and rows captured from it must agree. It catches what no test can: a faulty chip, a
-miscompiled kernel, a driver that rounds differently. All sequences are padded to one length, so
-that one program is compiled.
+KV cache, and the rows must agree. This catches what no test can: a faulty chip, a miscompiled
+kernel, a driver that rounds differently. All samples are padded to one length, so that only one
+program is compiled.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckPlan:
-    """What a process checks.
+    """The rows that a process checks.
 
     Attributes:
-        rows: to compute again, at most, of each hook point.
-        samples: numbers of the samples that they are of, in the order in which they run.
-        slots: length that their sequences are padded to.
+        rows: most rows of each hook point to compute again.
+        samples: numbers of their samples, in the order in which they run.
+        slots: length that the samples are padded to.
     """
 
     rows: int
@@ -42,19 +42,19 @@ class CheckPlan:
 
     @property
     def rows_of_a_sample(self) -> int:
-        """Rows of one sample at most: a power of two, with which the program is compiled."""
+        """Most rows checked of one sample, a power of two; the program is compiled for it."""
         if not self.samples:
             return 0
         return 1 << (-(-self.rows // len(self.samples)) - 1).bit_length()
 
 
 def plan_check(batches: Sequence[Batch], rows: int, max_new_tokens: int) -> CheckPlan:
-    """Chooses samples all over the batches of a process, one for each row if there are enough.
+    """Choose samples spread over a process's batches, one for each row if there are enough.
 
     Args:
-        batches: in the order in which they run.
-        rows: to compute again.
-        max_new_tokens: that a sample may generate.
+        batches: batches, in the order in which they run.
+        rows: number of rows to compute again.
+        max_new_tokens: most tokens that a sample may generate.
     """
     running = [
         (number, batch.bucket)
@@ -73,17 +73,17 @@ def plan_check(batches: Sequence[Batch], rows: int, max_new_tokens: int) -> Chec
 
 
 class SelfCheck:
-    """Compares rows of finished samples, and counts them.
+    """Computes rows of finished samples again and compares them.
 
     Args:
-        model: that captures the same hook points; with plain XLA attention, to check the kernels
-            too.
-        params: as the run uses them.
-        plan: what is checked.
+        model: model that captures the same hook points, with plain XLA attention, so that attention
+            kernels are checked too.
+        params: parameters of the run.
+        plan: samples and rows to check.
 
     Attributes:
-        rows: compared so far.
-        largest_error: relative, of any of them.
+        rows: number of rows compared so far.
+        largest_error: largest relative error of a row.
     """
 
     def __init__(self, model: QwenModelWithActivations, params: Params, plan: CheckPlan):
@@ -92,14 +92,14 @@ class SelfCheck:
         self._samples_left = len(plan.samples)
 
     def check(self, result: SampleResult) -> None:
-        """Computes rows of a sample of the plan again: the last, and others before it.
+        """Compute rows of a planned sample again, the last row and others, and compare them.
 
         Args:
-            result: of the run.
+            result: the sample's result in the run.
 
         Raises:
-            SelfCheckError: one differs by more than the tolerance of the dtype, or a number is not
-                finite in one of the two computations only.
+            SelfCheckError: a row differs by more than the tolerance of the dtype, or a number is
+                finite in only one of the two computations.
         """
         count, plan = len(result.positions), self._plan
         share = -(-(plan.rows - self.rows) // max(1, self._samples_left))
@@ -128,7 +128,7 @@ class SelfCheck:
             name = f"{result.sample.task_id!r}, sample_idx {result.sample.sample_idx}"
             raise SelfCheckError(
                 f"self-check: rows of task {name} differ by {error:.2g} from the same rows computed"
-                f" alone; at most {TOLERANCES[dtype]} is right for {dtype}"
+                f" alone; at most {TOLERANCES[dtype]} is allowed for {dtype}"
             )
 
 
@@ -140,7 +140,7 @@ def _rows_alone(
     length: jax.Array,
     slots: jax.Array,
 ) -> dict[str, jax.Array]:
-    """Rows of some slots of one sequence, int32 `[1, S]`, of which `length` are tokens."""
+    """Return the rows of some slots of one sequence, int32 `[1, S]`, with `length` tokens."""
     at = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None]
     positions = jnp.where(at < length, at, -1)
     output = forward(model, params, input_ids, positions, num_layers=model.blocks_needed)
@@ -148,7 +148,7 @@ def _rows_alone(
 
 
 def _row_error(captured: np.ndarray, alone: np.ndarray) -> float:
-    """The largest max|a - b| / max|b| of any row; infinite where only one of them is finite."""
+    """Return the largest max|a - b| / max|b| of a row; infinite if only one of them is finite."""
     finite = np.isfinite(alone)
     if not np.array_equal(finite, np.isfinite(captured)):
         return math.inf

@@ -1,9 +1,9 @@
-"""The simple command's work, one sample at a time: what faster paths are tested against.
+"""The simple command's work, one sample at a time; faster paths are tested against it.
 
-The prompt is run once (prefill) and then each generated token once, with a KV cache. By default
-step t captures the last token of the sequence so far, so a sample has as many rows as it generated
-tokens, and at least one. Prompts are padded on the right to a few lengths, for each of which one
-program is compiled; causal attention never looks to the right, so no row depends on it.
+The prompt runs once (prefill) and then each generated token once, with a KV cache. By default
+step t captures the last token so far, so a sample has as many rows as it generated tokens, and at
+least one. Prompts are padded on the right to a few lengths, and one program is compiled for each
+length; causal attention never looks to the right, so no row depends on the padding.
 """
 
 import contextlib
@@ -46,12 +46,12 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generated:
-    """What the model made of one sample.
+    """The result of one sample.
 
     Attributes:
-        token_ids: generated ones, a stop token included.
+        token_ids: the generated token ids, including a stop token.
         finish_reason: `stop` or `length`.
-        positions: int32 `[rows]`, of the captured tokens, ascending.
+        positions: int32 `[rows]`, position of each row's token, ascending.
         rows: `[rows, width]` of each hook point.
     """
 
@@ -72,12 +72,12 @@ def prefill(
     predict: bool,
     capacity: int | None,
 ) -> tuple[dict[str, jax.Array], jax.Array | None, KVCache | None]:
-    """Runs a prompt, int32 `[1, S]` of which the first `length` are tokens.
+    """Run a prompt, int32 `[1, S]` of which the first `length` are tokens.
 
     Returns:
-        The rows `[R, width]` of the slots that are wanted, int32 `[1, R]`; with `predict` the
-        logits `[1, V]` behind the last of them, else only the blocks up to the deepest captured
-        one run; with `capacity` a cache.
+        Rows `[R, width]` of the slots `slots_wanted`, int32 `[1, R]`; with `predict` the logits
+        `[1, V]` after the last of them, else None, and then only the blocks up to the deepest
+        captured one run; with `capacity` a KV cache, else None.
     """
     slots = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None]
     positions = jnp.where(slots < length, slots, -1)
@@ -100,7 +100,7 @@ def decode_step(
     position: jax.Array,
     cache: KVCache,
 ) -> tuple[dict[str, jax.Array], jax.Array, KVCache]:
-    """Runs one token, int32 `[1]`: its rows `[1, width]`, the next logits and the cache."""
+    """Run one token, int32 `[1]`; return its rows `[1, width]`, the next logits and the cache."""
     output = forward(model, params, token[:, None], position[None, None], cache=cache)
     assert output.cache is not None
     rows = {hook: values.reshape(1, -1) for hook, values in output.activations.items()}
@@ -117,17 +117,17 @@ def generate(
     pad_to: int | None = None,
     repetition_penalty: float = 1.0,
 ) -> Generated:
-    """Generates for one sample and captures the chosen tokens.
+    """Generate text for one sample, and capture the chosen tokens.
 
     Args:
-        model: captures `model.hook_points`.
+        model: the model, which captures `model.hook_points`.
         params: the full `{'params': ...}`.
-        sample: with at least one token.
-        stop_token_ids: end the text; the one that did is among the generated.
+        sample: a sample with at least one token.
+        stop_token_ids: tokens that end the text; the result includes the stop token.
         settings: number of tokens, temperature, nucleus and seed.
-        choose_generated: says of which generated tokens the rows are kept.
+        choose_generated: chooses the generated tokens whose rows are kept.
         pad_to: length to pad the prompt to; None: not padded.
-        repetition_penalty: of the logits of tokens that have occurred; 1: none.
+        repetition_penalty: penalty for tokens that have occurred; 1: none.
     """
     length, steps = len(sample.token_ids), settings.max_new_tokens
     input_ids = np.zeros((1, pad_to or length), np.int32)
@@ -136,7 +136,7 @@ def generate(
     if steps > 1:  # a power of two, so that few decode programs are compiled
         capacity = 1 << (input_ids.shape[1] + steps - 2).bit_length()
     chosen = list(sample.positions)
-    slots = [*chosen, length - 1]  # the last predicts; doubled to a power of two of them
+    slots = [*chosen, length - 1]  # the last predicts; repeated to a power of two
     slots = np.array([slots + slots[-1:] * ((1 << (len(slots) - 1).bit_length()) - len(slots))])
     rows, logits, cache = prefill(
         model,
@@ -177,7 +177,7 @@ def generate(
 
 
 def row_block(sample: Sample, generated: Generated) -> RowBlock:
-    """The rows of a sample with their keys."""
+    """Return the rows of a sample with their keys."""
     position, count = generated.positions, len(generated.positions)
     sequence = [*sample.token_ids, *generated.token_ids]
     return RowBlock(
@@ -195,14 +195,14 @@ def run(settings: ExtractionSettings, tasks: Sequence[Task]) -> None:
     """Run every sample of the tasks and write its activations and its output line.
 
     Args:
-        settings: of the command.
-        tasks: of the run.
+        settings: settings of the command.
+        tasks: tasks of the run.
 
     Raises:
-        InputError: something is wrong with what was given; nothing was computed.
-        ModelError: the model is none that can be run here.
+        InputError: a setting or an input is wrong; nothing was computed.
+        ModelError: the model cannot be run here.
         StoreError: the folder or the bucket cannot be used.
-        Interrupted: asked to stop before all was done.
+        Interrupted: a signal stopped the run before all samples were done.
     """
     prepared = prepare(settings, tasks)
     settings, pretrained, samples = prepared.settings, prepared.pretrained, prepared.samples
@@ -230,7 +230,7 @@ def run(settings: ExtractionSettings, tasks: Sequence[Task]) -> None:
                 if reason:
                     lines.append(skipped_line(sample, reason))
                     continue
-                # Nothing is under way while the first one loads and compiles.
+                # While the first sample loads and compiles, ending the process loses nothing.
                 with ends_at_once() if params is None else contextlib.nullcontext():
                     if params is None:
                         log.info("loading %s in %s", settings.model_path, pretrained.dtype)

@@ -1,9 +1,9 @@
-"""Which token comes next: the likeliest, or one drawn from the likeliest.
+"""The choice of the next token: the likeliest, or one drawn from the likeliest.
 
-A repetition penalty, if there is one, changes the logits before.
+A repetition penalty, if there is one, changes the logits first.
 
 The key of a draw is made of the run's seed, the sample's number and the step, so that a sample's
-text depends neither on its batch nor on its row in it.
+text does not depend on its batch.
 """
 
 import functools
@@ -13,18 +13,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 SMALLEST_TEMPERATURE = float(jnp.finfo(jnp.float32).tiny)
-"""Smaller numbers are 0 to a device that flushes denormals."""
+"""Smallest temperature above 0 that a device does not flush to 0."""
 
 
 @jax.jit
 def step_keys(
     seed: int | Int[Array, ""], numbers: Int[Array, " B"], step: int | Int[Array, ""]
 ) -> Key[Array, " B"]:
-    """The keys of one step, one a sample.
+    """Return the random keys of one step, one for each sample.
 
     Args:
-        seed: of the run.
-        numbers: `Sample.number` of each row.
+        seed: seed of the run.
+        numbers: `Sample.number` of each sample.
         step: 0 for the first generated token.
     """
 
@@ -38,12 +38,12 @@ def step_keys(
 def occurring_tokens(
     input_ids: Int[Array, "B S"], lengths: Int[Array, " B"], vocab_size: int
 ) -> Bool[Array, "B V"]:
-    """Says of each token of the vocabulary whether it occurs in a prompt, bool `[B, V]`.
+    """Return for each token of the vocabulary whether it occurs in each prompt, bool `[B, V]`.
 
     Args:
         input_ids: int32 `[B, S]`, padded on the right.
-        lengths: int32 `[B]`, of the prompts.
-        vocab_size: V.
+        lengths: int32 `[B]`, lengths of the prompts.
+        vocab_size: V, size of the vocabulary.
     """
     size, slots = input_ids.shape
     is_padding = jnp.arange(slots, dtype=jnp.int32)[None] >= lengths[:, None]
@@ -54,7 +54,7 @@ def occurring_tokens(
 
 @jax.jit
 def with_tokens(occurring: Bool[Array, "B V"], tokens: Int[Array, " B"]) -> Bool[Array, "B V"]:
-    """Adds one token of each row to those that occur."""
+    """Return `occurring` with one more token of each sequence."""
     return occurring | (jnp.arange(occurring.shape[1], dtype=jnp.int32)[None] == tokens[:, None])
 
 
@@ -62,17 +62,17 @@ def with_tokens(occurring: Bool[Array, "B V"], tokens: Int[Array, " B"]) -> Bool
 def penalise_repetition(
     logits: Float[Array, "B V"], occurring: Bool[Array, "B V"], penalty: float
 ) -> Float[Array, "B V"]:
-    """Makes tokens that have occurred less likely, or below a penalty of 1 more likely.
+    """Return logits with tokens that have occurred made less likely (more, if penalty < 1).
 
-    The definition of transformers' `RepetitionPenaltyLogitsProcessor` (arXiv 1909.05858): once for
-    a token, however often it occurs.
+    Defined as in transformers' `RepetitionPenaltyLogitsProcessor` (arXiv 1909.05858): applied once
+    to a token, however often it occurs.
 
     Args:
         logits: float32 `[B, V]`.
-        occurring: bool `[B, V]`, of the prompt and what was generated.
-        penalty: that positive logits are divided by and negative ones multiplied with.
+        occurring: bool `[B, V]`, whether a token is in the prompt or the generated text.
+        penalty: positive logits are divided by it, negative ones multiplied by it.
     """
-    # A quotient by one number for all would be compiled to a product, which rounds differently.
+    # Division by a constant would be compiled to a product, which rounds differently.
     penalties = jnp.where(occurring, jnp.float32(penalty), jnp.float32(1))
     return jnp.where(logits < 0, logits * penalties, logits / penalties)
 
@@ -81,19 +81,19 @@ def penalise_repetition(
 def choose_tokens(
     logits: Float[Array, "B V"], keys: Key[Array, " B"], temperature: float, top_p: float
 ) -> Int[Array, " B"]:
-    """The next token of each row, int32 `[B]`.
+    """Return the next token of each sequence, int32 `[B]`.
 
     Args:
         logits: float32 `[B, V]`.
         keys: from `step_keys`; unused at temperature 0.
-        temperature: 0 for the likeliest token (the lowest id wins a tie), and so is what float32
-            cannot divide by.
+        temperature: 0, or a number too small for float32, for the likeliest token (of equally
+            likely ones the lowest id).
         top_p: nucleus: the smallest set of likeliest tokens whose probability reaches it
             (arXiv 1904.09751).
     """
     if temperature < SMALLEST_TEMPERATURE:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    # Relative to the likeliest, so that no temperature makes it infinite.
+    # Relative to the likeliest, so that no temperature gives infinite numbers.
     scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature
     draw = jax.vmap(jax.random.categorical)
     if top_p == 1:

@@ -57,19 +57,19 @@ class Augmentation:
     colours: tuple[int, ...] = tuple(range(10))
 
     def apply(self, grid: Grid) -> Grid:
-        """The changed grid."""
+        """Return the changed grid."""
         cells = np.rot90(np.array(self.colours)[np.array(grid)], self.quarter_turns)
         return _as_grid(cells[:, ::-1] if self.mirrored else cells)
 
     def undo(self, grid: Grid) -> Grid:
-        """The grid of which `apply` made this one."""
+        """Return the grid that `apply` changed into this one."""
         cells = np.array(grid)
         cells = np.rot90(cells[:, ::-1] if self.mirrored else cells, -self.quarter_turns)
         return _as_grid(np.argsort(self.colours)[cells])
 
 
 def augmentation(seed: int, task_id: str, test_index: int, prediction: int) -> Augmentation:
-    """The augmentation of a prediction; none for prediction 0."""
+    """Return the augmentation of a prediction; none for prediction 0."""
     if prediction == 0:
         return Augmentation()
     name = f"{seed}/{task_id}/{test_index}/{prediction}".encode()
@@ -82,7 +82,7 @@ def augmentation(seed: int, task_id: str, test_index: int, prediction: int) -> A
 
 
 def arc_prompt(task: ArcTask, test_index: int, encoder: GridEncoder, change: Augmentation) -> str:
-    """The train pairs and one test input as text; the answer is expected right after it."""
+    """Return the train pairs and one test input as text, which the answer must continue."""
     lines = [INSTRUCTION]
     for number, (given, wanted) in enumerate(task.train, start=1):
         lines += [f"\nExample {number}\nInput:", encoder.encode(change.apply(given))]
@@ -99,7 +99,7 @@ def build_submission(
     encoder: GridEncoder,
     seed: int,
 ) -> dict[str, list[dict[str, Grid]]]:
-    """The competition's file: two attempts for each test input.
+    """Return the competition's file: two attempts for each test input.
 
     Args:
         tasks: all of them; one without any answer is in the file too.
@@ -134,7 +134,7 @@ def build_submission(
 def score_submission(
     tasks: Sequence[ArcTask], submission: Mapping[str, list[dict[str, Grid]]]
 ) -> tuple[int, int]:
-    """Test inputs of which an attempt is right, and test inputs whose solution is known."""
+    """Return the number of test inputs with a right attempt, and of those with a known solution."""
     solved = known = 0
     for task in tasks:
         for solution, attempts in zip(task.test_outputs, submission[task.task_id], strict=True):

@@ -27,7 +27,7 @@ class GridEncoder:
 
 
 def _first_rectangle(text: str, row_pattern: str) -> Grid | None:
-    """The first run of lines that are rows of equal width."""
+    """Return the first run of lines that are rows of equal width."""
     grid: list[tuple[int, ...]] = []
     for line in text.splitlines():
         match = re.fullmatch(row_pattern, line.strip())
@@ -100,7 +100,7 @@ GRID_ENCODERS: dict[str, GridEncoder] = {
 
 
 def is_grid(value: object) -> bool:
-    """Whether a value is a non-empty rectangle of whole numbers from 0 to 9."""
+    """Return whether a value is a non-empty rectangle of whole numbers from 0 to 9."""
     return (
         isinstance(value, list | tuple)
         and len(value) > 0

@@ -1,4 +1,4 @@
-"""Chats as the tokenizer's template renders them, and where in the text each content stands.
+"""Chats rendered by the tokenizer's template, and the span of each message in the text.
 
 The places come from the template itself and never from a search: a content is rendered once more
 with characters in it that no chat holds, and where they come out its ends are. What that changes
@@ -40,7 +40,7 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chat:
-    """Messages, and the tools that the template tells the model of."""
+    """The messages of a chat, and the tools that the template describes to the model."""
 
     messages: Sequence[Message]
     tools: Sequence[Mapping[str, Any]] | None = None
@@ -48,7 +48,7 @@ class Chat:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RenderedChat:
-    """A chat's text, and the places of its messages' contents in it.
+    """A chat's text, and the spans of its messages' contents in it.
 
     Attributes:
         task_id: of its task, for messages.
@@ -64,7 +64,7 @@ class RenderedChat:
 
     @functools.cached_property
     def text(self) -> str:
-        """What the template makes of the chat.
+        """The text that the template makes of the chat.
 
         Raises:
             InputError: the tokenizer has no template, or it fails.
@@ -94,7 +94,7 @@ class RenderedChat:
 
     @functools.cached_property
     def contents(self) -> Mapping[int, Span | None]:
-        """Of each message that has a content its place in `text`.
+        """The span in `text` of each message that has a content.
 
         `(n, n)` where the template leaves all of it out; None where it rewrites it, so that no
         part of the text is the content.
@@ -106,18 +106,18 @@ class RenderedChat:
         return spans
 
     def role(self, number: int) -> str:
-        """Of a message."""
+        """Return the role of a message."""
         return self.chat.messages[number]["role"]
 
     def message_at(self, start: int, stop: int) -> int | None:
-        """Number of the message in whose content a part of `text[start:stop]` stands, if any."""
+        """Return the number of the message whose content overlaps `text[start:stop]`, if any."""
         for number, span in self.contents.items():
             if span is not None and span[0] < stop and start < span[1]:
                 return number
         return None
 
     def _locate(self, numbers: Sequence[int]) -> dict[int, Span | None]:
-        """Places of the contents of some messages: of all at once, else of each half alone."""
+        """Return the spans of some messages' contents: all at once, or else each half alone."""
         if not numbers:
             return {}
         together = self._between_marks(numbers)
@@ -129,7 +129,7 @@ class RenderedChat:
         return self._locate(numbers[:half]) | self._locate(numbers[half:])
 
     def _between_marks(self, numbers: Sequence[int]) -> dict[int, Span | None] | None:
-        """Places of whole contents; None if the template does not take over each as it is."""
+        """Return the spans of whole contents; None if the template changes a content."""
         marks = list(itertools.islice(self._marks(), 2 * len(numbers)))
         contents = {
             number: marks[2 * i] + self.chat.messages[number]["content"] + marks[2 * i + 1]
@@ -148,12 +148,12 @@ class RenderedChat:
 
     @functools.cached_property
     def _characters(self) -> frozenset[str]:
-        """All that the text and the contents hold."""
+        """Return all characters of the text and the contents."""
         contents = (message.get("content") or "" for message in self.chat.messages)
         return frozenset(itertools.chain(self.text, *contents))
 
     def _places(self, contents: Mapping[int, str], marks: Sequence[str]) -> dict[str, int] | None:
-        """Where in `text` marks in other contents of messages come out.
+        """Return where in `text` marks inserted into contents appear.
 
         Those that the template leaves out have no place. None: there are two of a mark, or the
         rest of the text is another.
@@ -173,7 +173,7 @@ class RenderedChat:
         return dict(zip(found, itertools.accumulate(map(len, plain)), strict=False))
 
     def _changed_content(self, number: int) -> Span | None:
-        """The place of what the template takes over of a content that it does not take whole."""
+        """Return the span of a content that the template changes."""
         content, mark = self.chat.messages[number]["content"], next(self._marks())
 
         @functools.cache
@@ -200,7 +200,7 @@ class RenderedChat:
         return start, stop
 
     def _generations(self) -> dict[int, Span]:
-        """Of each answer what the template's `{% generation %}` markers enclose, if it has them."""
+        """Return the spans of answers within the template's `{% generation %}` markers, if any."""
         template = self.tokenizer.get_chat_template(tools=self.chat.tools)  # pyright: ignore
         if not GENERATION.search(template) or not self.tokenizer.is_fast:
             return {}
@@ -228,7 +228,7 @@ LEFT_OUT = "left out"
 
 
 def _first_known(place: Any, ends: range) -> tuple[int, int] | None:
-    """The first of the ends of a content's characters whose place is known, and its place."""
+    """Return the first of a content's end characters whose place is known, and its place."""
     skipped = 0
     if place(ends[0]) == LEFT_OUT:
         skipped = bisect_left(ends, True, key=lambda at: place(at) != LEFT_OUT)

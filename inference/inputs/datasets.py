@@ -1,4 +1,4 @@
-"""Data sets: documents from text files, JSON Lines, Parquet, token arrays and Hugging Face.
+"""Data sets: documents from text, JSON Lines, Parquet, token arrays and Hugging Face.
 
     .txt          a document a line, a paragraph or the file (`--sample_by`)
     .jsonl        an object a line
@@ -51,7 +51,7 @@ SAVED_DATASET = ("dataset_dict.json", "state.json")
 
 
 def read_inputs(settings: InputSettings, seed: int) -> list[Task]:
-    """The tasks or documents of a run, in their order.
+    """Return the tasks or documents of a run, in their order.
 
     Args:
         settings: where they are, and how many of them are wanted.
@@ -91,7 +91,7 @@ def read_tasks_of(settings: ExtractionT) -> tuple[ExtractionT, list[Task]]:
 
 
 def with_commit(settings: SettingsT) -> SettingsT:
-    """The settings with the commit of a hub dataset in place of its branch or tag.
+    """Return the settings with the commit of a hub dataset instead of its branch or tag.
 
     So the run's metadata tell what was read. Where the hub does not answer they stay as they are.
     """
@@ -112,7 +112,7 @@ def with_commit(settings: SettingsT) -> SettingsT:
 
 
 def random_sample(items: Iterable[T], count: int, seed: int) -> list[T]:
-    """So many of the items, all equally likely, in their order (Vitter's algorithm R)."""
+    """Return so many of the items, chosen uniformly, in their order (Vitter's algorithm R)."""
     random = np.random.default_rng(seed)
     kept: list[tuple[int, T]] = []
     for number, item in enumerate(items):
@@ -124,7 +124,7 @@ def random_sample(items: Iterable[T], count: int, seed: int) -> list[T]:
 
 
 def read_documents(settings: InputSettings) -> Iterator[PromptTask]:
-    """All documents of a data set.
+    """Yield all documents of a data set.
 
     Raises:
         InputError: there is no such data set, or a document is wrong; says where.
@@ -142,7 +142,7 @@ def read_documents(settings: InputSettings) -> Iterator[PromptTask]:
 
 
 def read_fields(settings: InputSettings) -> set[str]:
-    """The fields of a record that are read."""
+    """Return the fields of a record that are read."""
     own = {settings.text_field} | ({settings.id_field} if settings.id_field else set())
     return own | {"input_ids", "attention_mask", "entity", "tools"}
 
@@ -320,7 +320,7 @@ def _document(name: str, record: Record, settings: InputSettings) -> PromptTask:
 
 
 def _unmasked(name: str, token_ids: Sequence[int], mask: Any) -> tuple[int, ...]:
-    """The token ids without those that the attention mask leaves out."""
+    """Return the token ids without those that the attention mask leaves out."""
     try:
         array = np.asarray(mask if len(mask) else np.zeros(0, bool))
     except (ValueError, TypeError):  # lists of different lengths

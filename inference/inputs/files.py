@@ -1,4 +1,4 @@
-"""Files of inputs, which lie on this machine or in a bucket."""
+"""Input files, on this machine or in a bucket."""
 
 import contextlib
 import dataclasses
@@ -13,13 +13,13 @@ from inference.errors import InputError
 
 
 def is_in_bucket(address: str) -> bool:
-    """Whether it is `gs://...` and no local path."""
+    """Return whether an address is `gs://...` and no local path."""
     return scheme_of(address) is not None
 
 
 @dataclasses.dataclass(frozen=True)
 class InputFile:
-    """A file with what it holds.
+    """An input file with its content.
 
     Attributes:
         address: for messages.
@@ -34,24 +34,24 @@ class InputFile:
 
     @property
     def name(self) -> str:
-        """Without its folder."""
+        """Name without its folder."""
         return PurePosixPath(self.address).name
 
     @property
     def stem(self) -> str:
-        """The name without its extension."""
+        """Name without its extension."""
         return PurePosixPath(self.name).stem
 
     @property
     def suffix(self) -> str:
-        """The extension with its dot."""
+        """Extension with its dot."""
         return PurePosixPath(self.name).suffix
 
 
 def read_input_files(
     setting_name: str, address: str, extensions: str | tuple[str, ...]
 ) -> Iterator[InputFile]:
-    """A file, or those of a folder that have one of the extensions, by name.
+    """Yield a file, or the files of a folder with one of the extensions, by name.
 
     Args:
         setting_name: of the setting that says where, for messages.

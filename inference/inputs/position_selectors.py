@@ -1,4 +1,4 @@
-"""The selectors that `--positions` knows: one function for each, in the table `SELECTORS`.
+"""The selectors of `--positions`: one function for each, in the table `SELECTORS`.
 
 A function is given what stands behind the colon and in the brackets of an expression, and says
 which tokens of a prompt it chooses, and which generated ones. Those that read the text do so once
@@ -24,7 +24,7 @@ OCCURRENCES = ("every", "first", "last")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GeneratedToken:
-    """A generated token: its number from 0, its place in the sequence, its id."""
+    """A generated token: its number from 0, its position in the sample, its id."""
 
     number: int
     position: int
@@ -34,7 +34,7 @@ class GeneratedToken:
 
 @dataclasses.dataclass(frozen=True)
 class Selector:
-    """What one expression chooses.
+    """The tokens that one expression chooses.
 
     Attributes:
         prompt: positions in the prompt.
@@ -49,7 +49,7 @@ class Selector:
 
 
 def parse_selector(expression: str) -> Selector:
-    """The selector of an expression such as `last:3` or `substring[first]:Paris`.
+    """Return the selector of an expression such as `last:3` or `substring[first]:Paris`.
 
     Raises:
         InputError: it is none of `SELECTORS`, or its parts are wrong.
@@ -157,7 +157,7 @@ def _random(argument: str | None, options: Sequence[str]) -> Selector:
 
 @dataclasses.dataclass(frozen=True)
 class _Places:
-    """Which occurrences count, and which of their tokens: `[first, last 2]`."""
+    """Which occurrences a selector chooses, and which of their tokens: `[first, last 2]`."""
 
     occurrence: str = "every"
     tokens: str = "all"
@@ -165,7 +165,7 @@ class _Places:
 
     @classmethod
     def parse(cls, options: Sequence[str]) -> "_Places":
-        """Of up to two options; the first that is `every`, `first` or `last` is the occurrence."""
+        """Parse up to two options; the first `every`, `first` or `last` selects occurrences."""
         occurrence, tokens = ([*options, "every", "all"] if not options else [*options, "all"])[:2]
         if len(options) > 2 or occurrence not in OCCURRENCES:
             raise ValueError(
@@ -178,7 +178,7 @@ class _Places:
         return cls(occurrence, which, _number(count, "N") if count else 1)
 
     def of(self, prompt: PromptTokens, spans: Sequence[tuple[int, int]]) -> ChosenText:
-        """The chosen spans of the text, and their tokens."""
+        """Return the chosen spans of the text, and their tokens."""
         if self.occurrence != "every":
             spans = spans[:1] if self.occurrence == "first" else spans[-1:]
         found = []
@@ -198,7 +198,7 @@ def _of_text(
     *,
     is_found: bool = True,
 ) -> Selector:
-    """A selector that reads the text of the whole document, and keeps what lies in a piece.
+    """Return a selector that reads the whole document's text, and keeps positions in one piece.
 
     Args:
         spans_of: what it looks for, places in the text.
@@ -221,7 +221,7 @@ def _of_text(
 
 
 def _occurrences(text: str, wanted: str) -> list[tuple[int, int]]:
-    """Of a text in another, overlapping ones among them."""
+    """Return the spans of a text in another, including overlapping ones."""
     starts = (match.start() for match in re.finditer(f"(?={re.escape(wanted)})", text))
     return [(start, start + len(wanted)) for start in starts]
 

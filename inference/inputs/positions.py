@@ -1,4 +1,4 @@
-"""Which tokens' activations are kept: the selectors of `--positions`.
+"""The selection of tokens whose activations are kept, by the selectors of `--positions`.
 
 A selector chooses among a sample's tokens; several together choose what any of them does, and
 `not ...` takes away. Selectors that read the text know the prompt alone; the others go on over the
@@ -29,7 +29,7 @@ the rows are kept."""
 
 
 def choose_all(prompt_length: int, token_ids: Sequence[int]) -> Sequence[int]:
-    """A `ChooseGenerated`: the rows of all generated tokens that ran."""
+    """Choose all generated tokens that ran; a `ChooseGenerated`."""
     return range(len(token_ids))
 
 
@@ -54,15 +54,15 @@ class Positions:
 
     @property
     def any_generated(self) -> bool:
-        """Whether any generated token may be chosen."""
+        """Whether a generated token may be chosen."""
         return any(selector.generated is not None for selector in self._chosen)
 
     def most_generated(self, max_new_tokens: int) -> int:
-        """How many generated tokens may have a row: all but the last go through the model."""
+        """Return how many generated tokens may have a row: all that run, so all but the last."""
         return max(0, max_new_tokens - 1) if self.any_generated else 0
 
     def of_prompt(self, prompt: PromptTokens) -> tuple[int, ...]:
-        """Positions in the prompt, ascending, each once.
+        """Return the chosen positions in the prompt, ascending, each once.
 
         Raises:
             InputError: a selector needs what the prompt does not have.
@@ -74,7 +74,7 @@ class Positions:
         return tuple(sorted(chosen - excluded))
 
     def found_in_messages(self, prompt: PromptTokens) -> list[dict[str, Any]] | None:
-        """In which message of a chat each text stands that a selector found.
+        """Return the message of a chat in which each text lies that a selector found.
 
         Returns:
             Of each occurrence with chosen tokens in the prompt `selector`, `text`, number and
@@ -110,13 +110,13 @@ class Positions:
         return found
 
     def generated_chooser(self, tokenizer: PreTrainedTokenizerBase | None) -> ChooseGenerated:
-        """`of_generated` with the special tokens of a tokenizer."""
+        """Return `of_generated` with the special tokens of a tokenizer."""
         return functools.partial(self.of_generated, special_ids=special_ids(tokenizer))
 
     def of_generated(
         self, prompt_length: int, token_ids: Sequence[int], special_ids: frozenset[int]
     ) -> list[int]:
-        """Numbers, from 0, of the chosen ones among the generated tokens.
+        """Return the numbers, from 0, of the chosen generated tokens.
 
         Args:
             prompt_length: tokens before the first.

@@ -1,4 +1,4 @@
-"""What a prompt may be, whichever input it comes from: a text, a chat, or token ids.
+"""The forms of a prompt, in any input: a text, a chat, or token ids.
 
 Tasks files, data sets and `capture` read their prompts here, so a chat that one of them takes all
 of them take, and render alike.
@@ -17,7 +17,7 @@ Message = dict[str, Any]
 
 
 def read_prompt(where: str, value: Any) -> dict[str, Any]:
-    """The one of `prompt`, `messages` and `token_ids` that a value is, under that name.
+    """Return a prompt under its form's name: `prompt`, `messages` or `token_ids`.
 
     Args:
         where: it stands, the subject of a message.
@@ -40,7 +40,7 @@ def read_prompt(where: str, value: Any) -> dict[str, Any]:
 
 
 def read_text(where: str, value: Any) -> str:
-    """The value, if it is a text that a file can hold.
+    """Return a value if it is a text that a file can hold, else raise.
 
     Raises:
         InputError: it is not.
@@ -52,7 +52,7 @@ def read_text(where: str, value: Any) -> str:
 
 
 def read_messages(where: str, value: Any) -> list[Message]:
-    """The messages of a chat, with all that the template may read.
+    """Return the messages of a chat, with all fields that the template may read.
 
     A field that is null counts as missing, but for `content`, which may be null beside
     `tool_calls`.
@@ -88,7 +88,7 @@ def _message(where: str, value: Any) -> Message:
 
 
 def read_tools(where: str, value: Any) -> list[dict[str, Any]] | None:
-    """The tools that a chat's template is told of, JSON schemas; None without any.
+    """Return the tools of a chat, as JSON schemas; None if there are none.
 
     Raises:
         InputError: they are none.
@@ -114,7 +114,7 @@ def _refuse_what_json_cannot_hold(where: str, value: Any) -> None:
 
 
 def refuse_surrogates(where: str, text: str) -> None:
-    """Makes sure that a file can hold a text.
+    """Check that a file can hold a text.
 
     Raises:
         InputError: it cannot.
@@ -124,7 +124,7 @@ def refuse_surrogates(where: str, text: str) -> None:
 
 
 def token_ids_of(value: Any) -> tuple[int, ...] | None:
-    """The value as token ids, or None if it is no list or array of whole numbers.
+    """Return a value as token ids, or None if it is not a list or array of whole numbers.
 
     Truth values are no numbers here, bytes no ids, and the order of a set is not told.
     """
@@ -148,7 +148,7 @@ def _is_whole_number(value: Any) -> bool:
 
 
 def without_arrow_nulls(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record as its JSON was, before Arrow gave each object in it the fields of all others.
+    """Return a record as its JSON was, without the null fields that Arrow adds to objects.
 
     Arrow stores a list of objects as columns: what one of them has all have, with null for what
     was not there. A chat template would print those. A null that was there is lost with them.

@@ -1,4 +1,4 @@
-"""A prompt's tokens and where they stand in its text, as selectors of positions read them."""
+"""A prompt's tokens and their spans in its text, for the selectors of positions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptTokens:
-    """A prompt, as far as selectors read it.
+    """The parts of a prompt that selectors read.
 
     Attributes:
         task_id: of its task, for messages.
@@ -50,13 +50,13 @@ class PromptTokens:
     first: int = 0
 
     def piece(self, start: int, stop: int) -> "PromptTokens":
-        """Some of its tokens, as a prompt of their own."""
+        """Return some of its tokens as a prompt of their own."""
         ids = self.token_ids[start:stop]
         return dataclasses.replace(self, token_ids=ids, whole=self, first=start)
 
     @functools.cached_property
     def spans(self) -> np.ndarray:
-        """`[S, 2]` places of the tokens in `text`; those of a character's parts are the same.
+        """`[S, 2]` spans of the tokens in `text`; tokens of parts of one character have its span.
 
         Raises:
             InputError: the tokens are not those that the tokenizer makes of the text, or it cannot
@@ -80,27 +80,27 @@ class PromptTokens:
         return np.array([*found["offset_mapping"], *behind], np.int64).reshape(-1, 2)
 
     def within(self, start: int, stop: int) -> list[int]:
-        """The tokens that have a part of `text[start:stop]`."""
+        """Return the tokens that overlap `text[start:stop]`."""
         tokens, starts, ends = self._spans_with_text
         first, end = np.searchsorted(ends, start, "right"), np.searchsorted(starts, stop, "left")
         return tokens[first:end].tolist()
 
     @functools.cached_property
     def _spans_with_text(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of the tokens that stand for text: their numbers, starts and ends, ascending."""
+        """Numbers, starts and ends of the tokens that stand for text, ascending."""
         starts, ends = self.spans.T
         tokens = np.flatnonzero(ends > starts)  # a tokenizer's own have no place in the text
         return tokens, starts[tokens], ends[tokens]
 
     @functools.cached_property
     def chosen_by_text(self) -> dict[Callable[..., Any], "ChosenText"]:
-        """What selectors that read the text chose in it, once for all pieces."""
+        """Spans chosen by selectors of text, computed once for all pieces."""
         return {}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ChosenText:
-    """What a selector that reads the text chose in a document.
+    """The spans of a document that a selector of text chose.
 
     Attributes:
         places: where each occurrence begins and ends in the text.
@@ -112,12 +112,12 @@ class ChosenText:
 
     @functools.cached_property
     def positions(self) -> np.ndarray:
-        """Of the tokens of all occurrences, ascending, each once."""
+        """Positions of the tokens of all occurrences, ascending, each once."""
         return np.unique(np.array([at for tokens in self.tokens for at in tokens], np.int64))
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
-    """Ids of the tokenizer's special tokens, such as those around a chat's messages."""
+    """Return the ids of the tokenizer's special tokens, such as those around a chat's messages."""
     if tokenizer is None:
         return frozenset()
     added = getattr(tokenizer, "added_tokens_decoder", {})

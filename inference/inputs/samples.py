@@ -1,4 +1,4 @@
-"""From tasks to samples: prompts made, numbered and tokenised."""
+"""From tasks to samples: render, number and tokenise prompts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Sample:
 def read_samples(
     tasks: Sequence[Task], pretrained: Pretrained, settings: ExtractionSettings
 ) -> list[Sample]:
-    """Return every sample of a run; long work shows how far it is. See `make_samples`."""
+    """Return every sample of a run, showing progress; see `make_samples`."""
     config = pretrained.checkpoint.config
     with ProgressLine() as progress:
         return list(
@@ -72,7 +72,7 @@ def make_samples(
     context_length: int | None = None,
     progress: Progress = silent,
 ) -> Iterator[Sample]:
-    """Every sample of the tasks, in their order.
+    """Yield every sample of the tasks, in their order.
 
     Args:
         tasks: or documents.
@@ -135,7 +135,7 @@ def make_samples(
 def separator_ids(
     settings: SampleSettings, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[int, ...]:
-    """The tokens to put behind each document: one, or none.
+    """Return the tokens to append to each document: one, or none.
 
     Raises:
         InputError: the tokenizer has no such token.
@@ -152,7 +152,7 @@ def separator_ids(
 
 
 def _piece_length(settings: SampleSettings, context_length: int | None) -> int | None:
-    """Tokens that a piece of a document has at most, so that what is generated fits behind it."""
+    """Return the most tokens of a piece of a document, so that generated ones still fit."""
     if context_length is None:
         return settings.context_length
     room = context_length - max(settings.max_new_tokens, 1) + 1
@@ -166,7 +166,7 @@ def _piece_length(settings: SampleSettings, context_length: int | None) -> int |
 
 
 def _pieces(tokens: PromptTokens, length: int | None, truncate: bool) -> Iterator[PromptTokens]:
-    """What is run of a document at a time; an empty one is one piece."""
+    """Yield the pieces of a document; an empty document is one piece."""
     count = len(tokens.token_ids)
     if length is None or count <= length:
         yield tokens
@@ -191,7 +191,7 @@ def _check_token_ids(
     vocab_size: int,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
-    """Makes sure that the model has an embedding of every token.
+    """Check that the model has an embedding of every token.
 
     Args:
         where: the sample or flag that the tokens are of.
@@ -247,7 +247,7 @@ def decode_text(
     token_ids: Sequence[int],
     skip_special_tokens: bool = True,
 ) -> str | None:
-    """The tokens as text; None without a tokenizer."""
+    """Return the tokens as text; None without a tokenizer."""
     if tokenizer is None:
         return None
     return cast(str, tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
@@ -259,7 +259,7 @@ def _tokenise(
     tokenizer: PreTrainedTokenizerBase | None,
     settings: SampleSettings,
 ) -> tuple[str | None, tuple[int, ...], RenderedChat | None]:
-    """The text if there is any, its tokens, and the chat that it is of if it is of one."""
+    """Return the text (if any), its tokens, and the chat it comes from (if any)."""
     if isinstance(content, tuple):
         return decode_text(tokenizer, content, skip_special_tokens=False), content, None
     if tokenizer is None:
@@ -279,7 +279,7 @@ def _tokenise(
 
 
 def reason_to_skip(sample: Sample, context: int, max_new_tokens: int) -> str | None:
-    """Why a sample cannot run, or None if it can."""
+    """Return why a sample cannot run, or None if it can."""
     if not sample.token_ids:
         return "the prompt is empty"
     needed = len(sample.token_ids) + max(max_new_tokens, 1) - 1

@@ -1,4 +1,4 @@
-"""Prompts with the chosen tokens marked, for people to look at."""
+"""Prompts printed with their chosen tokens marked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPEN, CLOSE = "⟦", "⟧"
 def mark_tokens(
     tokenizer: PreTrainedTokenizerBase | None, token_ids: Sequence[int], positions: Sequence[int]
 ) -> str:
-    """The text of the tokens, each stretch of chosen ones between ⟦ and ⟧; ids without a tokenizer.
+    """Return the tokens' text, with chosen tokens between ⟦ and ⟧; ids without a tokenizer.
 
     Args:
         tokenizer: of the model.
@@ -38,7 +38,7 @@ def mark_tokens(
 def print_samples(
     samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase | None, count: int
 ) -> None:
-    """Prints the first `count` samples so."""
+    """Print the first `count` samples with their chosen tokens marked."""
     for sample in samples[:count]:
         print(
             f"{sample.task_id}, sample_idx {sample.sample_idx}: {len(sample.positions)} of"

@@ -1,4 +1,4 @@
-"""Tasks files: what they may look like, and every way in which they can be wrong.
+"""Tasks files: their forms, and checks of every way in which they can be wrong.
 
     ARC         {task_id: {"train": [...], "test": [...]}}, one such task alone, or a folder of
                 such files (the file's name is then the task's id where it holds one task alone)
@@ -61,7 +61,7 @@ Task = ArcTask | PromptTask
 
 
 def read_tasks(tasks_file: str) -> list[Task]:
-    """The tasks of a file or folder, here or in a bucket, in its order (a folder's: by file name).
+    """Return the tasks of a file or folder, local or in a bucket, in order (a folder's by name).
 
     Raises:
         InputError: no such file, nothing in it, or a task that is wrong; says where.
@@ -83,7 +83,7 @@ def read_tasks(tasks_file: str) -> list[Task]:
 
 
 def tasks_digest(tasks_file: str) -> str:
-    """sha256 over what the tasks are read from: names and contents of the files."""
+    """Return the sha256 over names and contents of the files that the tasks are read from."""
     digest = hashlib.sha256()
     for file in read_input_files("tasks_file", tasks_file, ".json"):
         content = hashlib.sha256(file.data).hexdigest()
@@ -114,7 +114,7 @@ def _read_file(file: InputFile) -> Iterator[Task]:
 
 
 def _is_json_lines(file: InputFile, text: str) -> bool:
-    """By name, or because a first line that is an object of its own names a task."""
+    """Return whether a file is JSON Lines: by name, or if its first line alone is a task."""
     if file.suffix == ".jsonl":
         return True
     if not text.lstrip().startswith("{"):
@@ -134,7 +134,7 @@ def _read_json_lines(file: InputFile, text: str) -> Iterator[Task]:
 
 
 def parse_json(file: InputFile, text: str, line_number: int | None = None) -> Any:
-    """Parses a file, or one line of it, strictly.
+    """Parse a file, or one line of it, strictly.
 
     Raises:
         InputError: it is no JSON, or JSON that no two readers understand alike.
@@ -178,7 +178,7 @@ def parse_json(file: InputFile, text: str, line_number: int | None = None) -> An
 
 
 def check_task_id(where: object, task_id: str) -> None:
-    """Ids are data and never part of a path; those that could hurt as one are refused even so.
+    """Refuse a task id that could do harm as part of a path, although it never is one.
 
     Args:
         where: it stands, for the message.
@@ -221,7 +221,7 @@ def _prompt_task(where: str, entry: Any) -> PromptTask:
 
 
 def read_entry(where: str, task_id: str, entry: Mapping[str, Any]) -> PromptTask:
-    """The task of an object with one of `PROMPT_FIELDS`.
+    """Return the task of an object with one of `PROMPT_FIELDS`.
 
     Args:
         where: it stands, for messages.

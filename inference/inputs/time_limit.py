@@ -1,4 +1,4 @@
-"""A limit of time for what runs a program of somebody else's, such as a chat template."""
+"""A time limit for running somebody else's program, such as a chat template."""
 
 import contextlib
 import signal

@@ -1,1 +1,1 @@
-"""What a run will take, before it runs. `command` holds the flags, `plan` makes the plan."""
+"""The planner: what a run will need, before it runs. `command` has the flags, `plan` the plan."""

@@ -1,9 +1,9 @@
-"""Times a plan's batches on the devices that are here, with the real parameters and prompts.
+"""Calibration: time a plan's batches on this machine's devices, with real parameters and prompts.
 
-Of a few buckets from the shortest to the longest the first batch runs once to compile and then some
-times more, through the loop that runs them in earnest; what lies between is interpolated. The
-self-check of a sample is timed twice, and committing a unit once, beside the folder where the files
-will be. Nothing of it stays.
+For a few buckets from the shortest to the longest, the first batch runs once to compile and then
+several times more, on the engine that a run uses; buckets in between are interpolated. The
+self-check of a sample is timed twice, and committing a unit once, on the disk where the files will
+be. All files are removed afterwards.
 """
 
 import tempfile
@@ -32,11 +32,11 @@ TIMED_BUCKETS = 5
 
 
 def calibrate(job: Job, repeats: int) -> Rates:
-    """Measures what the parts of a job cost here.
+    """Measure the costs of a job's parts on this machine.
 
     Args:
-        job: for the devices of this process.
-        repeats: how often a batch is timed.
+        job: a job for the devices of this process.
+        repeats: number of times that a batch is timed.
     """
     pretrained = job.prepared.pretrained
     batches = batches_of(job, job.workers.number, ())
@@ -62,7 +62,7 @@ def calibrate(job: Job, repeats: int) -> Rates:
     alone, checks = job.model("xla"), [0.0, 0.0]
     for turn in range(2 if planned.samples else 0):
         started = time.perf_counter()
-        SelfCheck(alone, params, planned).check(kept[timed[0]])  # padded as any other is
+        SelfCheck(alone, params, planned).check(kept[timed[0]])  # all are padded to one length
         checks[turn] = time.perf_counter() - started
     return Rates(
         source=f"measured here, on {len(jax.local_devices())} {jax.devices()[0].device_kind},"
@@ -76,14 +76,14 @@ def calibrate(job: Job, repeats: int) -> Rates:
 
 
 def _run(job: Job, engine: Engine, batches: Sequence[Batch]) -> tuple[float, SampleResult]:
-    """Seconds until all rows of some batches are here, and the result of one sample."""
+    """Return the seconds until all rows of some batches are here, and the result of one sample."""
     started = time.perf_counter()
     *_, result = engine.run(batches, job.prepared.samples)
     return time.perf_counter() - started, result
 
 
 def _commit_seconds(job: Job) -> float:
-    """Of the files of a unit of middling size."""
+    """Return the seconds to commit a unit of median size."""
     later = job.prepared.positions.most_generated(job.settings.max_new_tokens)
     planned = [
         (sum(len(job.prepared.samples[n].positions) + later for n in unit.samples), unit.number)
@@ -107,19 +107,19 @@ def _commit_seconds(job: Job) -> float:
 
 
 def disk_of(folder: Path) -> Path:
-    """The folder that is there already, of those above one that is to be made."""
+    """Return the nearest existing parent folder of a folder."""
     path = folder.expanduser().absolute()
     return next(parent for parent in path.parents if parent.is_dir())
 
 
 def _spread(buckets: Sequence[int], count: int) -> list[int]:
-    """At most so many of them, the first and the last among them."""
+    """Return at most `count` buckets, evenly spread, with the first and the last."""
     places = np.linspace(0, len(buckets) - 1, min(count, len(buckets)))
     return [buckets[place] for place in np.unique(places.round().astype(int))]
 
 
 def _between(seconds: Mapping[int, float], buckets: Sequence[int]) -> dict[int, float]:
-    """Of every bucket, on straight lines between those that were timed."""
+    """Return the seconds of every bucket, interpolated linearly between timed ones."""
     known = sorted(seconds)
     found = np.interp(buckets, known, [seconds[bucket] for bucket in known])
     return dict(zip(buckets, found.tolist(), strict=True))
@@ -128,7 +128,7 @@ def _between(seconds: Mapping[int, float], buckets: Sequence[int]) -> dict[int, 
 def _batch_seconds(
     job: Job, timed: Mapping[int, float], buckets: Sequence[int]
 ) -> dict[int, float]:
-    """Of every bucket's batch, from seconds a token: how many there are jumps between buckets."""
+    """Return the seconds of every bucket's batch, interpolated in seconds per token."""
     tokens = {bucket: bucket * job.plan.batch_size(bucket) for bucket in buckets}
     of_token = _between({bucket: timed[bucket] / tokens[bucket] for bucket in timed}, buckets)
     return {bucket: of_token[bucket] * tokens[bucket] for bucket in buckets}

@@ -1,7 +1,7 @@
-"""What a batch needs on a chip, as the TPU compiler says. It needs libtpu, but no TPU.
+"""The memory that a batch needs on a chip, from the TPU compiler. Needs libtpu, but no TPU.
 
-`pip install "jax[tpu]"` brings the compiler. It knows the chips of a topology by name, takes the
-distributed command's own program for them, and tells the memory of the whole of it.
+`pip install "jax[tpu]"` installs the compiler. It compiles the distributed command's own program
+for the chips of a named topology, and reports the program's memory.
 """
 
 import dataclasses
@@ -28,20 +28,20 @@ from qwen_hooks.sharding import Layout, make_mesh
 log = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = "Ran out of memory in memory space hbm"
-"""What the TPU compiler says of a program that does not fit a chip."""
+"""Part of the TPU compiler's error for a program that does not fit a chip."""
 
 HOST_TOPOLOGIES = {1: "1x1", 4: "2x2", 8: "2x4"}
-"""Of the chips of one host, in generations whose chips lie flat; in the others it is 2x2x1."""
+"""Topology of one host's chips in 2D generations; in 3D ones it is 2x2x1."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompiledBatch:
-    """A program that has been compiled.
+    """A compiled program.
 
     Attributes:
-        bytes: that it needs on a chip at its peak, arguments included.
-        text: the program, as XLA writes it.
-        seconds: that the compiler took.
+        bytes: peak bytes on a chip, including the arguments.
+        text: the program as text of XLA.
+        seconds: seconds that the compiler took.
     """
 
     bytes: int
@@ -50,23 +50,23 @@ class CompiledBatch:
 
 
 def has_compiler() -> bool:
-    """Whether the TPU compiler is installed here."""
+    """Return whether the TPU compiler is installed here."""
     return importlib.util.find_spec("libtpu") is not None
 
 
 def compile_job(job: Job, slice_: Machine, bucket: int) -> CompiledBatch | None:
-    """Compiles a job's program for one bucket, as each process of a slice runs it.
+    """Compile a job's program for one bucket, as each process of a slice runs it.
 
     Args:
-        job: planned for the slice.
-        slice_: it.
+        job: job planned for the slice.
+        slice_: the slice.
         bucket: padded prompt length.
 
     Returns:
-        None if the compiler fails, of which it is logged why.
+        None if the compiler fails; the reason is logged.
 
     Raises:
-        InputError: the compiler says that it does not fit a chip.
+        InputError: the program does not fit a chip.
     """
     axes = job.workers.layout.mesh.shape
     topology = slice_.gke_topology
@@ -88,7 +88,7 @@ def compile_job(job: Job, slice_: Machine, bucket: int) -> CompiledBatch | None:
         )
     except (RuntimeError, ValueError) as error:  # JAX's own errors are RuntimeErrors
         if OUT_OF_MEMORY not in str(error):
-            log.warning("the TPU compiler says nothing of memory: %s", first_line(error))
+            log.warning("the TPU compiler failed, so memory is estimated: %s", first_line(error))
             return None
         raise InputError(
             f"a batch of {size} prompts of up to {bucket} tokens does not fit a chip of"
@@ -99,18 +99,18 @@ def compile_job(job: Job, slice_: Machine, bucket: int) -> CompiledBatch | None:
 
 
 def topology_devices(name: str) -> list[Any]:
-    """Devices of a topology that need not be here.
+    """Return the devices of a topology, none of which need be here.
 
     Args:
-        name: as JAX has it, `v5e:8x8`.
+        name: JAX's name of the topology, such as `v5e:8x8`.
     """
-    # Else libtpu asks the metadata server of Google's machines, which is not there elsewhere.
+    # Otherwise libtpu queries the metadata server, which exists only on Google's machines.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     generation, _, shape = name.partition(":")
     options: dict[str, Any] = {}
-    if generation == "v4":  # its two cores as one device, as JAX has them where there is a chip
+    if generation == "v4":  # two cores as one device, as JAX shows a real chip
         options["chip_config_name"] = "megacore"
-    if shape == "1x1":  # libtpu takes hosts for 2x2
+    if shape == "1x1":  # libtpu assumes hosts of 2x2
         options["chips_per_host_bounds"] = (1, 1, 1)
     return list(topologies.get_topology_desc(name, "tpu", **options).devices)
 
@@ -125,16 +125,16 @@ def compile_batch(
     row_slots: int,
     packed: bool = False,
 ) -> CompiledBatch:
-    """Compiles `generate_batch`.
+    """Compile `generate_batch`.
 
     Args:
-        model: as the layout wants it.
-        layout: with a mesh of a topology's devices.
-        settings: of the program.
-        batch_size: rows on one place of the data axis.
+        model: model for the layout.
+        layout: layout with a mesh of a topology's devices.
+        settings: settings of the program.
+        batch_size: sequences for one index of the data axis.
         bucket: padded prompt length.
-        row_slots: slots of a row that are captured.
-        packed: several samples share a row.
+        row_slots: captured slots of a sequence.
+        packed: whether several samples share a sequence.
     """
     rows = batch_size * layout.mesh.shape["data"]
 
@@ -159,19 +159,19 @@ def compile_batch(
     lowered = program.lower(abstract_params(model, layout), batch)
     started = time.perf_counter()
     with warnings.catch_warnings():
-        # Where JAX keeps compiled programs, it cannot read those for devices that are not here.
+        # JAX cannot read programs for absent devices from its compilation cache, and warns.
         warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
         compiled = lowered.compile()
     seconds = time.perf_counter() - started
     memory = compiled.memory_analysis()
-    assert memory is not None  # the TPU compiler tells it
+    assert memory is not None  # the TPU compiler always reports it
     return CompiledBatch(
         bytes=memory.peak_memory_in_bytes, text=compiled.as_text() or "", seconds=seconds
     )
 
 
 def abstract_params(model: QwenModelWithActivations, layout: Layout) -> Any:
-    """Shapes and shardings of the parameters, none of them made."""
+    """Return shapes and shardings of the parameters, without allocating any."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
 
     def with_sharding(path: Any, leaf: Any) -> Any:

@@ -7,14 +7,14 @@ From Google's public documentation:
     https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus  `gke_*`
 
 A host here is a virtual machine, which runs one process. A v5e or v6e slice of up to eight chips is
-one virtual machine; in larger ones each has four, and so it is in v4 and v5p slices of every size.
-(Google's v5e page counts physical hosts, of eight chips, so its numbers are half of these.)
+one virtual machine; in larger slices, and in all v4 and v5p slices, each virtual machine has four
+chips. (Google's v5e page counts physical hosts, of eight chips, so its numbers are half of these.)
 
-v4 and v5p are named after TensorCores, two to a chip, which JAX shows as one device: `v4-8` has
-four chips and four devices.
+v4 and v5p slices are named after TensorCores, two of which make a chip and one JAX device: `v4-8`
+has four chips and four devices.
 
-Google tells memory rounded, as 16, 32 or 95 GB. What counts for a program is what the TPU compiler
-says when one does not fit, and `memory_bytes` is that, as libtpu 0.0.42 has it.
+Google states memory rounded, as 16, 32 or 95 GB. `memory_bytes` is the exact limit that the TPU
+compiler of libtpu 0.0.42 names when a program does not fit.
 """
 
 import dataclasses
@@ -33,13 +33,13 @@ class Machine:
     Attributes:
         name: accelerator type, as `gcloud compute tpus` takes it.
         generation: v4, v5e, v5p or v6e.
-        chips: of the slice; each is one JAX device.
-        hosts: virtual machines, each with one process.
+        chips: number of chips of the slice; each is one JAX device.
+        hosts: number of virtual machines, each with one process.
         chips_per_host: `chips / hosts`.
-        memory_bytes: of a chip, that a program may use.
-        peak_flops: of a chip, bfloat16, operations a second.
-        hbm_bandwidth: of a chip's memory, bytes a second.
-        runtime_version: TPU software, as `gcloud` takes it.
+        memory_bytes: bytes of a chip that a program may use.
+        peak_flops: peak bfloat16 operations per second of a chip.
+        hbm_bandwidth: bytes per second of a chip's memory.
+        runtime_version: TPU software version, as `gcloud` takes it.
         gke_accelerator: value of the label `cloud.google.com/gke-tpu-accelerator`.
         gke_topology: value of the label `cloud.google.com/gke-tpu-topology`.
     """
@@ -59,7 +59,7 @@ class Machine:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Generation:
-    """What all slices of a generation share; `cores` is what their names count of a chip."""
+    """Properties that all slices of a generation share; slice names count `cores` for each chip."""
 
     name: str
     prefix: str
@@ -73,7 +73,7 @@ class _Generation:
     topologies: tuple[str, ...]
 
     def machines(self) -> list[Machine]:
-        """Its slices."""
+        """Return the slices of the generation."""
         found = []
         for topology in self.topologies:
             chips = math.prod(map(int, topology.split("x")))
@@ -154,14 +154,14 @@ _GENERATIONS = (
 MACHINES: dict[str, Machine] = {
     machine.name: machine for generation in _GENERATIONS for machine in generation.machines()
 }
-"""By accelerator type. v4 and v5p come in further shapes, for which these are examples."""
+"""Slices by accelerator type; v4 and v5p exist in further shapes."""
 
 
 def machine(name: str) -> Machine:
-    """The slice of a name; `v5e-64` stands for `v5litepod-64`.
+    """Return the slice with a name; `v5e-64` means `v5litepod-64`.
 
     Raises:
-        InputError: none is known by it; names the nearest ones.
+        InputError: no such slice is known; the message names similar ones.
     """
     wanted = name.strip().lower()
     if wanted.startswith("v5e-"):
@@ -169,4 +169,4 @@ def machine(name: str) -> Machine:
     if wanted in MACHINES:
         return MACHINES[wanted]
     near = difflib.get_close_matches(wanted, MACHINES, n=4, cutoff=0.5) or sorted(MACHINES)
-    raise InputError(f"{name!r} is no TPU slice that is known here; near it: {', '.join(near)}")
+    raise InputError(f"{name!r} is not a known TPU slice; did you mean {', '.join(near)}?")

@@ -1,7 +1,7 @@
-"""What a run would be, before it is one: rows, bytes, files, programs, memory, hours, dollars.
+"""The plan of a run before it runs: rows, bytes, files, programs, memory, hours, dollars.
 
-Tasks are read, tokenised and cut into units by the command's own code, so what is counted is what
-will be run, and what the command would refuse is refused here. Nothing is written.
+Tasks are read, tokenised and cut into units by the command's own code, so the counts are those of
+the run, and whatever the command would refuse is refused here. Nothing is written.
 
 Read in this order: `sizes` (files, to the byte), `seconds` (from rates), `calibration` (rates,
 measured), `compiled` (memory, by the TPU's compiler), `report` (what is printed).
@@ -46,7 +46,7 @@ NO_TIME = PlannedTime(
 )
 
 DEVICE_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
-"""JAX's names of the generations."""
+"""Generation by JAX's name of the device."""
 
 
 def make_plan(
@@ -58,19 +58,20 @@ def make_plan(
     compile_memory: bool = False,
     prices: Prices = PRICES,
 ) -> Planned:
-    """Plans a run of the distributed command.
+    """Plan a run of the distributed command.
 
     Args:
-        settings: of the command.
-        tasks: of the run.
-        slice_: to plan for; None: this machine.
-        repeats: how often a batch is timed on the devices here; 0: none is run.
-        compile_memory: let the TPU compiler say what the fullest batch needs, if it is here.
-        prices: of chips.
+        settings: settings of the command.
+        tasks: tasks of the run.
+        slice_: slice to plan for; None: this machine.
+        repeats: number of times that a batch is timed on the devices here; 0: no timing.
+        compile_memory: whether to ask the TPU compiler, if installed, for the memory of the
+            fullest batch.
+        prices: prices of chips.
 
     Raises:
-        InputError: it cannot work as it is.
-        ModelError: the model is none that can be run there.
+        InputError: the run cannot work with these settings.
+        ModelError: the model cannot be run there.
         StoreError: the folder or the bucket cannot be used.
     """
     if slice_ is not None:
@@ -91,7 +92,7 @@ def make_plan(
     fullest = max(buckets, key=lambda bucket: memory[bucket].batch, default=0)
     compiled = None
     if compile_memory and slice_ is not None and buckets and has_compiler():
-        log.info("the TPU compiler makes the program for prompts of %d tokens", fullest)
+        log.info("compiling the program for prompts of %d tokens for a TPU", fullest)
         compiled = compile_job(job, slice_, fullest)
     time = _time(job, committed, slice_, repeats) if buckets else NO_TIME
     dollars = {}
@@ -125,7 +126,7 @@ def make_plan(
 def _lay_out(
     settings: DistributedSettings, pretrained: Pretrained, slice_: Machine | None
 ) -> tuple[Workers, tuple[int, int], str]:
-    """Who runs the units, data and model axis of all devices, and attention of prompts."""
+    """Return the workers, the mesh of all devices, and the attention of prompts."""
     config, itemsize = pretrained.checkpoint.config, pretrained.dtype.itemsize
     if slice_ is None:
         workers = plan_workers(config, settings.mesh_axes(), itemsize)
@@ -146,7 +147,7 @@ def _lay_out(
 
 
 def _committed(job: Job, *, is_here: bool) -> set[int]:
-    """Units that a run to be resumed has, and all the checks that the command makes."""
+    """Return the committed units of a run to be resumed, after all checks of the command."""
 
     def found(settings: DistributedSettings) -> set[int]:
         prepared = dataclasses.replace(job.prepared, settings=settings)
@@ -164,10 +165,10 @@ def _committed(job: Job, *, is_here: bool) -> set[int]:
 def _check_place(
     job: Job, files: PlannedFiles, missing: PlannedFiles, slice_: Machine | None
 ) -> str:
-    """What is known of the place where the files will be.
+    """Check that the files fit their folder or bucket; return a line about it.
 
     Raises:
-        InputError: they do not fit the disk.
+        InputError: the files do not fit the disk.
     """
     settings, cloud = job.settings, job.settings.cloud()
     if slice_ is not None:
@@ -175,18 +176,18 @@ def _check_place(
             return _cloud_place(cloud)
         if slice_.hosts > 1:
             return (
-                f"{settings.activations_dir} of {slice_.hosts} hosts, which must be a folder that"
-                f" all share; else give {setting('gcs_bucket')}"
+                f"{settings.activations_dir} on {slice_.hosts} hosts, which must share this folder;"
+                f" if they do not, give {setting('gcs_bucket')}"
             )
-        return f"{settings.activations_dir} on the slice, whose disk is not looked at"
+        return f"{settings.activations_dir} on the slice, whose disk is not checked"
     needed = missing.activation_bytes
     if cloud is not None:
         needed = min(needed, int(settings.spool_gb * 1e9))
-    needed += 2 * missing.output_bytes  # the units' parts, and outputs.jsonl
+    needed += 2 * missing.output_bytes  # each unit's lines, and outputs.jsonl
     free = shutil.disk_usage(disk_of(settings.spool)).free
     if needed > free:
         raise InputError(
-            f"{settings.spool} needs {needed / 1e9:.1f} GB, and its disk has"
+            f"{settings.spool} needs {needed / 1e9:.1f} GB, but its disk has only"
             f" {free / 1e9:.1f} GB free; choose another {setting('activations_dir')}, fewer hook"
             f" points or positions, or {setting('gcs_bucket')}"
         )
@@ -195,14 +196,14 @@ def _check_place(
 
 
 def _cloud_place(address: str) -> str:
-    """What is known of a bucket, in which nothing is written to find out."""
+    """Return a line about a bucket; nothing is written to it."""
     try:
         missing = open_cloud(address).missing_permissions()
-    except StoreError:  # its listing was read before, so it is there; some servers do not tell
-        return f"{address}, which can be reached; whether it can be written to is not known"
+    except StoreError:  # it exists, since it was listed; some servers do not say
+        return f"{address}, which can be reached; write permission is not known"
     if not missing:
         return f"{address}, which can be reached and written to"
-    return f"{address}, where the account here is not granted {', '.join(missing)}"
+    return f"{address}, where this account lacks {', '.join(missing)}"
 
 
 def _memory(job: Job, bucket: int) -> MemoryEstimate:
@@ -242,7 +243,7 @@ def _computed_tokens(job: Job, committed: set[int]) -> int:
 
 
 def _check_devices(slice_: Machine) -> None:
-    """Refuses to time on one kind of device what is planned for another."""
+    """Refuse to calibrate on another kind of device than that of the plan."""
     devices = jax.local_devices()
     here = DEVICE_KINDS.get(devices[0].device_kind)
     if here != slice_.generation or len(devices) != slice_.chips_per_host:

@@ -1,4 +1,4 @@
-"""What a chip costs for an hour: a dated table, which a JSON file may replace.
+"""Prices of chips per hour: a dated table, which a JSON file may replace.
 
     {"date": "2026-11-01", "source": "my contract",
      "per_chip_hour": {"v5e": {"on_demand": 0.84, "spot": null}}}
@@ -22,12 +22,12 @@ KINDS = ("on_demand", "spot")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prices:
-    """US dollars.
+    """Prices in US dollars.
 
     Attributes:
-        date: that the prices are of.
-        source: where they come from.
-        per_chip_hour: generation to kind to dollars; a kind may be missing.
+        date: date of the prices.
+        source: origin of the prices.
+        per_chip_hour: dollars by generation and kind; a kind may be missing.
     """
 
     date: str
@@ -35,7 +35,7 @@ class Prices:
     per_chip_hour: Mapping[str, Mapping[str, float]]
 
     def dollars(self, generation: str, chips: int, hours: float) -> dict[str, float]:
-        """Of chips for some hours, by kind; empty for a generation that the table does not have."""
+        """Return the dollars of chips for some hours, by kind; empty for an unknown generation."""
         kinds = self.per_chip_hour.get(generation, {})
         return {kind: chips * hours * price for kind, price in kinds.items()}
 
@@ -52,14 +52,14 @@ PRICES = Prices(
         "v6e": {"on_demand": 2.70, "spot": 0.573},
     },
 )
-"""What is taken where the user gives no table. Disks, buckets and traffic are not in it."""
+"""Default prices, of chips only, without disks, buckets and traffic."""
 
 
 def read_prices(path: str) -> Prices:
-    """The table in a file.
+    """Return the prices in a JSON file.
 
     Raises:
-        InputError: it is none; says what is wrong.
+        InputError: the file is not a table of prices; the message says why.
     """
     try:
         document: Any = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))

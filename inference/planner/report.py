@@ -1,6 +1,6 @@
-"""What a plan says: for people, and for programs.
+"""The report of a plan.
 
-lines(planned)      what `python -m launch plan` prints
+lines(planned)      the lines that `python -m launch plan` prints
 planned.document()  the same as JSON, for `--json`
 """
 
@@ -19,28 +19,28 @@ HOOK_POINTS_SHOWN = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A plan that can work.
+    """A checked plan.
 
     Attributes:
-        machine: None: this one.
-        samples: of the run.
-        skipped: of them.
-        prompt_tokens: of those that run.
-        computed_tokens: with padding.
-        units: files of a hook point, and of skipped samples; those that are committed among them.
-        committed: units that are there already.
-        files: of all units.
+        machine: slice of the plan; None: this machine.
+        samples: number of samples of the run.
+        skipped: number of samples that cannot run.
+        prompt_tokens: tokens of the prompts that run.
+        computed_tokens: tokens of those prompts with padding.
+        units: number of units, including committed ones and those of skipped samples.
+        committed: number of units that are committed already.
+        files: files of all units.
         programs: buckets that a program is compiled for.
         mesh: data and model axis of all devices.
-        processes: that run the units.
-        memory: of the fullest device, with the bucket that fills it.
-        compiled_memory: bytes of the same by the TPU compiler; None: it was not asked.
-        fullest_bucket: that one.
+        processes: number of processes that run units.
+        memory: estimated memory of a device with the bucket that needs most.
+        compiled_memory: the same in bytes from the TPU compiler; None: it was not asked.
+        fullest_bucket: the bucket that needs most memory.
         device_memory: bytes of a device.
-        time: None: not known.
-        dollars: by kind of price; empty: not known.
-        prices: that they come from.
-        place: what was found where the files will be.
+        time: planned time; None: not known.
+        dollars: dollars by kind of price; empty: not known.
+        prices: prices that the dollars come from.
+        place: a line about the folder or bucket of the files.
     """
 
     machine: Machine | None
@@ -64,7 +64,7 @@ class Planned:
     place: str
 
     def document(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Return the plan as a JSON object."""
         files, memory, time = self.files, self.memory, self.time
         return {
             "machine": self.machine.name if self.machine else None,
@@ -95,7 +95,7 @@ class Planned:
 
 
 def lines(planned: Planned) -> list[str]:
-    """What a plan says, a fact a line."""
+    """Return the lines of the plan, one fact each."""
     files = planned.files
     most = "" if files.exact else "at most "
     done = f"; {planned.committed} units are there already" if planned.committed else ""

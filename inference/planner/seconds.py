@@ -1,9 +1,9 @@
-"""How long a plan takes: batches of each bucket, and what one of them costs.
+"""The time that a plan takes: the number of batches of each bucket, and the cost of each.
 
-`Rates` are measured by `plan_calibration`, or else assumed from a chip's peak rates. `planned_time`
-turns them into the seconds of the slowest process, which is when a run ends.
+`Rates` are measured by `calibration`, or assumed from a chip's peak rates. `planned_time` turns
+them into the seconds of the slowest process, which is when a run ends.
 
-What is assumed of a TPU, none of it measured on one yet: prompts run at 40 % of the peak FLOP/s
+Assumptions about a TPU, none of them measured on one yet: prompts run at 40 % of the peak FLOP/s
 (the scaling book's assumption for serving on v5e, https://jax-ml.github.io/scaling-book), decode
 steps read parameters and cache at half of the memory's bandwidth, and a program takes a minute to
 compile (benchmarks/results/tpu_compile.txt has 16 to 86 s on v5e).
@@ -26,15 +26,15 @@ COMPILE_SECONDS = 60.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rates:
-    """What the parts of a run cost.
+    """Costs of the parts of a run.
 
     Attributes:
-        source: where the numbers come from, in words.
+        source: origin of the numbers, in words.
         load: seconds until the parameters are on the devices.
-        compile: seconds of each bucket's program.
+        compile: seconds to compile each bucket's program.
         batch: seconds of each bucket's batch.
-        check: seconds to compile the self-check, and seconds of it for each sample.
-        unit: seconds until a unit of files is committed, while the devices go on.
+        check: seconds to compile the self-check, and seconds to check a sample.
+        unit: seconds to commit a unit, while the devices go on computing.
     """
 
     source: str
@@ -47,15 +47,15 @@ class Rates:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlannedTime:
-    """Seconds of the slowest process.
+    """Planned seconds of the slowest process.
 
     Attributes:
         source: see `Rates`.
-        load: of the parameters.
-        compile: of all programs, if none is in the compilation cache.
-        batches: of the devices.
-        check: of the self-check.
-        commits: of the files; only what is longer than the batches adds to the total.
+        load: seconds to load the parameters.
+        compile: seconds to compile all programs, if none is in the compilation cache.
+        batches: seconds of the devices.
+        check: seconds of the self-check.
+        commits: seconds to commit; only the part beyond `batches` adds to the total.
     """
 
     source: str
@@ -67,18 +67,18 @@ class PlannedTime:
 
     @property
     def total(self) -> float:
-        """Until the last file is there; what is uploaded afterwards is not in it."""
+        """Seconds until the last file is committed, without uploads after that."""
         return self.load + self.compile + self.check + max(self.batches, self.commits)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """What one process runs.
+    """The work of one process.
 
     Attributes:
-        units: that it commits.
-        batches: of each bucket, how many.
-        checked: how many samples are checked.
+        units: number of units that it commits.
+        batches: number of batches of each bucket.
+        checked: number of samples that the self-check computes again.
     """
 
     units: int
@@ -87,13 +87,13 @@ class Work:
 
 
 def batches_of(job: Job, number: int, committed: Container[int]) -> list[Batch]:
-    """The batches of a worker."""
+    """Return the batches of a worker."""
     own = own_units(job.units, number, job.workers.count, committed)
     return list(pack_batches(own, job.plan, job.workers.layout.mesh.shape["data"]))
 
 
 def work_of(job: Job, committed: Container[int]) -> list[Work]:
-    """What each worker runs."""
+    """Return the work of each worker."""
     found = []
     for number in range(job.workers.count):
         batches = batches_of(job, number, committed)
@@ -109,7 +109,7 @@ def work_of(job: Job, committed: Container[int]) -> list[Work]:
 
 
 def planned_time(work: Sequence[Work], rates: Rates) -> PlannedTime:
-    """Seconds of the slowest of some processes."""
+    """Return the planned time of the slowest process."""
 
     def of(one: Work) -> PlannedTime:
         runs = bool(one.batches)
@@ -129,7 +129,7 @@ def planned_time(work: Sequence[Work], rates: Rates) -> PlannedTime:
 
 
 def assumed_rates(job: Job, machine: Machine) -> Rates:
-    """From the peak rates of a slice's chips; see the module's docstring."""
+    """Return rates assumed from the peak rates of a slice's chips; see the module's docstring."""
     buckets = sorted({unit.bucket for unit in job.units if unit.bucket})
     return Rates(
         source=f"assumed, not measured: prompts at {PEAK_SHARE:.0%} of {machine.generation}'s"
@@ -160,8 +160,10 @@ def _assumed_seconds(job: Job, machine: Machine, bucket: int) -> float:
 
 
 def prompt_flops(config: QwenConfig, rows: int, slots: int, blocks: int) -> float:
-    """Products of prompts through some blocks: two FLOPs for each parameter and token, and four
-    for each key that a query sees, half of the slots on average.
+    """Return the FLOPs of prompts in some blocks.
+
+    Two for each parameter and token, and four for each pair of query and visible key (on average
+    half of the slots) and dimension of the heads.
     """
     D, F = config.hidden_size, config.intermediate_size
     queries = config.num_attention_heads * config.head_dim

@@ -1,13 +1,12 @@
-"""How many files a plan gives, and how large each of them is, to the byte.
+"""The number of files of a plan, and the size of each, to the byte.
 
-The keys of a unit's rows are made by the code that makes them in a run, zeros stand for the
-activations, and the format itself turns both into the file whose size counts. Nothing of a size
-depends on the values, only on numbers of rows, widths and lengths of names, so most units have been
-seen before and cost nothing.
+The keys of a unit's rows are made by the code of a run, the activations are zeros, and the format
+serialises both into a file, whose size is taken. A size does not depend on values, only on numbers
+of rows, widths and lengths of names, so the sizes of most units are in a cache.
 
-Exact is what does not depend on what the model says. Rows of generated tokens do, since a stop
-token ends a text early: there the numbers are the most that can come. The text of the output
-lines does too, of which only what stands in the prompts is known.
+Sizes are exact if they do not depend on the generated text. Rows of generated tokens do, since a
+stop token ends a text early: then the numbers are upper limits. Output lines do too: for them only
+the part that the prompts determine is counted.
 """
 
 import dataclasses
@@ -30,17 +29,17 @@ from qwen_hooks.hook_points import hook_widths
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlannedFiles:
-    """What units leave in the run's folder.
+    """The files that units leave in the run's folder.
 
     Attributes:
-        rows: of each hook point.
-        sequences: samples that have rows.
-        widths: of each hook point, numbers in a row.
-        bytes: of each hook point, in all its files.
-        activation_files: of all hook points.
-        output_bytes: of the output lines; they stand in the units' parts and in `outputs.jsonl`.
-        exact: rows, files and bytes are what they will be, and not the most that they can be.
-        outputs_exact: so are the output lines, and not the least that they can be.
+        rows: number of rows of each hook point.
+        sequences: number of samples that have rows.
+        widths: width of each hook point's rows.
+        bytes: bytes of all files of each hook point.
+        activation_files: number of files of all hook points.
+        output_bytes: bytes of the output lines, which are stored twice: by unit and joined.
+        exact: whether rows, files and bytes are exact, and not upper limits.
+        outputs_exact: whether `output_bytes` is exact, and not a lower limit.
     """
 
     rows: int
@@ -54,12 +53,12 @@ class PlannedFiles:
 
     @property
     def activation_bytes(self) -> int:
-        """Of all hook points."""
+        """Bytes of the files of all hook points."""
         return sum(self.bytes.values())
 
 
 def planned_files(job: Job, units: Iterable[Unit]) -> PlannedFiles:
-    """The files of some units of a job."""
+    """Return the files of some units of a job."""
     config, hook_points = (
         job.prepared.pretrained.checkpoint.config,
         job.prepared.pretrained.model.hook_points,
@@ -94,12 +93,12 @@ def planned_files(job: Job, units: Iterable[Unit]) -> PlannedFiles:
 
 
 def unit_keys(job: Job, unit: Unit, later: int) -> RowBlock | None:
-    """Keys of a unit's rows, if every sample gives all the rows that it can.
+    """Return the keys of a unit's rows, if every sample gives all the rows that it can.
 
     Args:
-        job: with the samples.
-        unit: of it.
-        later: rows of a sample's generated tokens.
+        job: the job.
+        unit: one of its units.
+        later: number of rows of a sample's generated tokens.
 
     Returns:
         A block without hook points, or None if there are no rows.
@@ -120,7 +119,7 @@ def unit_keys(job: Job, unit: Unit, later: int) -> RowBlock | None:
 
 
 def with_zeros(keys: RowBlock, widths: Mapping[str, int], dtype: str) -> RowBlock:
-    """The same rows with activations of hook points."""
+    """Return the same rows with activations of zeros."""
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32
     zeros = {hook: np.zeros((len(keys), width), kind) for hook, width in widths.items()}
     return dataclasses.replace(keys, activations=zeros)
@@ -128,7 +127,7 @@ def with_zeros(keys: RowBlock, widths: Mapping[str, int], dtype: str) -> RowBloc
 
 @dataclasses.dataclass(frozen=True)
 class _Keys:
-    """What of a block's keys decides the size of a file."""
+    """The properties of a block's keys that determine the size of a file."""
 
     rows: int
     texts: int
@@ -152,7 +151,7 @@ class _Keys:
 def _file_size(
     keys: _Keys, file_format: str, hook_point: str, width: int, dtype: str
 ) -> tuple[int, int]:
-    """Bytes, and number of the files that they stand in."""
+    """Return the bytes and the number of files of a batch of one hook point."""
     block = with_zeros(keys.block, {hook_point: width}, dtype)
     batch = FORMATS[file_format].serialise(hook_point, block, dtype)
     if batch.sidecar is None:
@@ -161,7 +160,7 @@ def _file_size(
 
 
 def _output_bytes(job: Job, unit: Unit) -> int:
-    """Of the lines of a unit, as if nothing were generated."""
+    """Return the bytes of a unit's output lines, as if nothing were generated."""
     size = 0
     for sample in (job.prepared.samples[number] for number in unit.samples):
         reason = job.prepared.reasons[sample.number]

@@ -1,4 +1,4 @@
-"""How a model is laid out over a TPU slice that is not here."""
+"""The layout of a model over a TPU slice that is not here."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from qwen_hooks.sharding import Layout, layout_for, make_mesh
 
 @dataclasses.dataclass(frozen=True)
 class _Chip:
-    """Stands for a device of a slice that is not here."""
+    """A stand-in for a device of a slice that is not here."""
 
     id: int
     process_index: int
@@ -21,26 +21,26 @@ class _Chip:
 def slice_layout(
     config: QwenConfig, machine: Machine, itemsize: int, mesh_shape: tuple[int, int] | None = None
 ) -> Layout:
-    """How the engine lays a model out over all chips of a slice; no device is needed.
+    """Return the engine's layout of a model over all chips of a slice; no device is needed.
 
     Args:
-        config: of the model.
+        config: configuration of the model.
         machine: the slice.
-        itemsize: bytes of a parameter.
+        itemsize: bytes of a number of the parameters.
         mesh_shape: data and model axis; None: the default.
 
     Raises:
-        ModelError: the mesh does not fit the slice, or the model does not fit it.
+        ModelError: the mesh does not match the slice's chips, or the model does not fit them.
     """
     return layout_for(config, mesh_shape, _chips(machine.chips, machine), machine.memory_bytes,
                       itemsize)  # fmt: skip
 
 
 def default_mesh(config: QwenConfig, machine: Machine, itemsize: int) -> tuple[int, int]:
-    """Data and model axis that the engine chooses for a model on a slice.
+    """Return the data and model axis that the engine chooses for a model on a slice.
 
     Raises:
-        ModelError: the model fits no mesh of it.
+        ModelError: the model fits no mesh of the slice.
     """
     shape = slice_layout(config, machine, itemsize).mesh.shape
     return shape["data"], shape["model"]
@@ -49,7 +49,7 @@ def default_mesh(config: QwenConfig, machine: Machine, itemsize: int) -> tuple[i
 def slice_workers(
     config: QwenConfig, machine: Machine, itemsize: int, mesh_shape: tuple[int, int] | None = None
 ) -> Workers:
-    """As `inference.engine.hosts.plan_workers` on the slice's first host.
+    """Return the worker of the slice's first host, as `hosts.plan_workers` does for real devices.
 
     Raises:
         ModelError: see `slice_layout`.

@@ -1,4 +1,4 @@
-"""Command lines from dataclasses of settings, logging, and errors to exit statuses.
+"""Command lines from dataclasses of settings; logging; errors as exit statuses.
 
 Exit status 0: done; 2: bad input, refused before anything was computed or written, with one
 message; 5: the self-check disagrees; 74: the disk stayed full or the cloud could not be reached;
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Shows each flag once, with an example of what follows it."""
+    """A help formatter that shows each flag once, with an example of its value."""
 
     def _format_args(self, action: argparse.Action, default_metavar: str | None) -> str:
         return str(action.metavar or default_metavar) if action.nargs != 0 else ""
@@ -109,7 +109,7 @@ def make_parser(settings_type: type[Settings], description: str) -> CommandParse
 
 
 def _argument(entry: dataclasses.Field, hints: Mapping[str, Any]) -> dict[str, Any]:
-    """What argparse is told of a field."""
+    """Return the arguments of `add_argument` for a field."""
     kind, _ = without_none(hints[entry.name])
     told: dict[str, Any] = {}
     help_text, default = entry.metadata["help"], entry.default
@@ -171,7 +171,7 @@ def parse_settings(
 
 
 def _values_of(path: Path, settings_type: type[Settings], ignored: Collection[str]) -> dict:
-    """The fields that a settings file holds."""
+    """Return the fields that a settings file holds."""
     content = read_yaml(path)
     if isinstance(content, dict) and "extraction" in content:
         content = content["extraction"]

@@ -227,7 +227,7 @@ class StoreSettings(Settings):
 
     @property
     def upload_to(self) -> str | None:
-        """Where a folder's files are uploaded to, if anywhere."""
+        """Address that a folder's files are uploaded to, or None."""
         return None if self.upload_to_cloud is False else self.gcs_bucket
 
     def cloud(self) -> str | None:

@@ -106,7 +106,7 @@ def without_none(hint: Any) -> tuple[Any, bool]:
 
 
 def checked(hint: Any, value: Any, where: str) -> Any:
-    """Return a value as its type wants it: `3` for a float becomes `3.0`, a path becomes text.
+    """Return a value converted to its type: `3` for a float becomes `3.0`, a path becomes text.
 
     Args:
         hint: `str`, `int`, `float`, `bool`, a `Literal`, a list of one of these, or None beside it.
@@ -137,7 +137,7 @@ def checked(hint: Any, value: Any, where: str) -> Any:
 
 
 def _as(kind: type, value: Any) -> Any:
-    """A value of a plain type; None if it is of another."""
+    """Return a value as a plain type; None if it is of another type."""
     if kind is str:
         return os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if kind is bool:

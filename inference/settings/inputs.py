@@ -141,7 +141,7 @@ class InputSettings(Settings):
 
     @property
     def inputs(self) -> str:
-        """The tasks file or the data set."""
+        """Path or name of the tasks file or the data set."""
         return self.tasks_file or self.dataset or ""
 
 

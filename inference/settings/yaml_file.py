@@ -1,4 +1,4 @@
-"""YAML to frozen dataclasses, strictly: the fields' types say what a file may hold.
+"""YAML files as frozen dataclasses, read strictly by the types of the fields.
 
 Refused are unknown fields (the nearest known one is named), fields that stand twice, values of
 another type than the field's, control characters, aliases and tags. YAML reads `yes`, `8:30` and
@@ -32,7 +32,7 @@ NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 
 
 class _Loader(yaml.SafeLoader):
-    """Without dates, which are text here, and without fields that stand twice."""
+    """A YAML loader without dates, which are read as text, and without duplicate fields."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
@@ -140,7 +140,7 @@ def field_values(kind: type, value: Any, where: str = "") -> dict[str, Any]:
 
 
 def _checked(hint: Any, value: Any, where: str) -> Any:
-    """A value, if it is of a type."""
+    """Return a value if it is of a type, else raise."""
     inner, optional = without_none(hint)
     if dataclasses.is_dataclass(inner):
         return None if value is None and optional else build(typing.cast(type, inner), value, where)

@@ -1,4 +1,4 @@
-"""The model families by `model_type` of config.json: a file for each, and a line here."""
+"""The model families, by `model_type` of config.json: one file for each, and one line here."""
 
 from qwen_hooks.families.family import Family
 from qwen_hooks.families.gemma2 import GEMMA2

@@ -1,4 +1,4 @@
-"""What a family of models is: how its config.json is read, and what it computes.
+"""The description of a model family: how its config.json is read, and what it computes.
 
 `config` reads the fields that all families share; a family adds its own, with the defaults of
 transformers' class, and says which switches of `QwenConfig` they set.
@@ -70,7 +70,7 @@ def read_sliding(fields: Fields) -> dict[str, Any]:
 
 
 def check_layer_types(types: list[str] | None, layers: int) -> tuple[str, ...]:
-    """Return the types of all blocks; none: all alike.
+    """Return the types of all blocks; without any in config.json, all are the same.
 
     Raises:
         ModelError: not one type a block, or a type that is not computed.

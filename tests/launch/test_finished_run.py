@@ -45,6 +45,6 @@ def test_it_is_verified_and_compared_with_its_plan(tiny_model, tiny_tasks, tmp_p
     place.write_text("{}")  # without the plan the run is no less good
     said.clear()
     assert check_run(settings, said.append).exit_status == 0
-    assert any(str(place) in line and "is no plan" in line for line in said)
+    assert any(str(place) in line and "must be a file" in line for line in said)
     assert said[-1].startswith("verdict: good")
     assert is_whole(settings)

@@ -112,7 +112,10 @@ def test_what_does_not_go_away_ends_it():
 
 @pytest.mark.parametrize(
     ("limits", "words"),
-    [({"hours": 1.0}, "1.0 hours, of 1"), ({"dollars": 80.0, "dollars_per_hour": 76.8}, "of $80")],
+    [
+        ({"hours": 1.0}, "1.0 hours; limits.hours allows 1"),
+        ({"dollars": 80.0, "dollars_per_hour": 76.8}, "allows $80"),
+    ],
 )
 def test_hours_and_dollars_are_those_of_all_attempts(limits, words):
     limits = dataclasses.replace(LIMITS, silent_minutes=1e9, start_minutes=1e9, **limits)

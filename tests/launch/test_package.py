@@ -40,5 +40,5 @@ def test_requirements_of_an_installed_project(monkeypatch, tmp_path):
         raise package.importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(package.importlib.metadata, "requires", missing)
-    with pytest.raises(InputError, match="not known what the workers need"):
+    with pytest.raises(InputError, match="requirements are not known"):
         list(package.required("tpu"))

@@ -65,7 +65,7 @@ def test_a_slice_is_planned_without_being_there(flags, capsys):
     assert found["dollars"] == {kind: pytest.approx(64 * hours * price[kind]) for kind in price}
     shown = capsys.readouterr().out
     assert "v5litepod-64 (64 chips, 16 hosts)" in shown
-    assert "a folder that all share" in shown
+    assert "must share this folder" in shown
     assert PRICES.date in shown
 
 
@@ -131,7 +131,7 @@ def test_a_compiler_that_fails_leaves_the_estimate(cpu_as_slice, flags, caplog, 
     found = planned(flags, "--machine", "v5e-8")
     assert found["compiled_memory"] is None
     assert found["memory"]["params"] > 0
-    assert "says nothing of memory: the library is in use" in caplog.text
+    assert "so memory is estimated: the library is in use" in caplog.text
 
 
 def test_a_slice_computes_in_bfloat16_and_halves_what_is_stored(flags):
@@ -240,12 +240,12 @@ def test_what_is_known_of_a_bucket(
     fake_gcs.store.bucket("bucket").permissions = {"storage.objects.get", "storage.objects.list"}
     planned(flags, "--gcs_bucket", "gs://bucket/run", *machine)
     assert (
-        "goes to      gs://bucket/run, where the account here is not granted"
+        "goes to      gs://bucket/run, where this account lacks"
         " storage.objects.create, storage.objects.delete"
     ) in capsys.readouterr().out
     fake_gcs.faults.add(Fault(kind="403", path_contains="/iam/"))
     planned(flags, "--gcs_bucket", "gs://bucket/run", *machine)
-    told = "gs://bucket/run, which can be reached; whether it can be written to is not known"
+    told = "gs://bucket/run, which can be reached; write permission is not known"
     assert told in capsys.readouterr().out
     assert not fake_gcs.objects("bucket")
     assert "the bucket does not exist" in refused(
@@ -323,16 +323,19 @@ def test_seconds_of_a_run_that_had_begun_are_not_compared(flags, tmp_path, capsy
 def test_a_file_that_is_no_plan_is_refused_before_anything_runs(text, flags, tmp_path, capsys):
     place = tmp_path / "plan.json"
     place.write_text(text)
-    with pytest.raises(InputError, match="is no plan that python -m launch plan"):
+    with pytest.raises(InputError, match="must be a file that `python -m launch plan"):
         read_plan(str(place))
-    for path, says in ((place, "is no plan"), (tmp_path / "none.json", "there is no such file")):
+    for path, says in (
+        (place, "must be a file"),
+        (tmp_path / "none.json", "there is no such file"),
+    ):
         assert distributed.main([*flags, "--plan", str(path)]) == 2
         assert says in capsys.readouterr().err
     assert not (tmp_path / "act").exists()
 
 
 def test_the_plan_of_a_plan_is_refused(flags, capsys):
-    assert "--json is where" in refused(capsys, flags, "--plan", "plan.json")
+    assert "use --json to write" in refused(capsys, flags, "--plan", "plan.json")
 
 
 def test_seconds_are_those_of_the_slowest_process():

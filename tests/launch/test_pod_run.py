@@ -35,7 +35,7 @@ def test_created_preempted_twice_resumed_and_finished(launch, finishes, capsys):
     assert launch() == 0
     out = capsys.readouterr().out
     assert "verdict: good" in out
-    assert out.count("it was taken away (SUSPENDED)") == 4  # each: taken away, asked for anew
+    assert out.count("the slice was preempted (SUSPENDED)") == 4  # each: taken away, asked for anew
     assert finishes.verbs("create", "delete") == ["create", "delete"] * 3
     assert not finishes.has_slice
     creates = [call for call in finishes.calls() if "create" in call]
@@ -95,7 +95,7 @@ def test_an_unknown_state_ends_it_and_changes_nothing(state, launch, cloud, caps
     cloud.play([state])
     assert launch() == 1
     out = capsys.readouterr().out
-    assert f"a state that is not known here: {state}" in out
+    assert f"an unknown state: {state}" in out
     assert "queued-resources delete arc-05b" in out.splitlines()[-1]
     assert cloud.verbs("delete") == []
 
@@ -154,7 +154,7 @@ def test_a_slice_of_somebody_else_is_left_alone(launch, cloud, capsys):
         json.dumps({"labels": {}, "steps": ["ACTIVE"], "step": 0})
     )
     assert launch() == 2
-    assert "launch did not make it" in capsys.readouterr().err
+    assert "that launch did not create" in capsys.readouterr().err
     assert cloud.verbs("create", "delete") == []
 
 
@@ -229,7 +229,7 @@ def test_ctrl_c_at_any_call_leaves_a_command_that_cleans_up(number, name, launch
     assert launch() == 128 + signal.Signals[name]
     assert signal.getsignal(signal.SIGTERM) is before
     told = capsys.readouterr()
-    line = re.search(r"to take the slice away, if there is one: (.*)", told.err)
+    line = re.search(r"to delete the slice, if there is one: (.*)", told.err)
     assert line
     finishes.play(*life)
     had_one = finishes.has_slice
@@ -270,7 +270,7 @@ def test_a_log_is_followed(launch, cloud, capsys, monkeypatch, write_settings):
     capsys.readouterr()
     path = str(write_settings(machine=PAIR))
     assert main(["logs", path, "--follow"]) == 2
-    assert "--follow needs --worker N, 0 to 1" in capsys.readouterr().err
+    assert "--follow needs --worker N, a number from 0 to 1" in capsys.readouterr().err
     resource = json.loads((cloud.folder / "resource.json").read_text())
     attempt = resource["labels"]["launch-attempt"]
     address = f"gs://my-bucket/runs/arc-05b/_launch/attempt-{attempt}/worker-1.log"

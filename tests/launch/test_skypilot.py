@@ -45,8 +45,8 @@ def test_the_task_asks_for_the_slice_and_goes_on(capsys, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("machine", "words"),
     [
-        ({"slice": "v5litepod-63"}, "no TPU slice that is known"),
-        ({"provisioning": "reserved"}, "reserved slices are asked for by"),
+        ({"slice": "v5litepod-63"}, "not a known TPU slice"),
+        ({"provisioning": "reserved"}, "for reserved slices use"),
     ],
 )
 def test_what_skypilot_would_take_and_google_would_not(machine, words, write_settings, capsys):

@@ -231,7 +231,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path):
     first, second, *_ = sorted(folder.glob("model-*.safetensors"))
     stray = dict(list(load_file(first).items())[:1])
     save_file(load_file(second) | stray, second)
-    with pytest.raises(ModelError, match=f"{next(iter(stray))} stands in more than one file"):
+    with pytest.raises(ModelError, match=f"{next(iter(stray))} is in more than one file"):
         Checkpoint.open(folder)
 
 
@@ -244,7 +244,7 @@ def test_files_that_are_not_there(folder):
     with pytest.raises(ModelError, match="outside its folder"):
         Checkpoint.open(folder)
     index.write_text(json.dumps({"weight_map": {"model.norm.weight": "model-1.safetensors"}}))
-    with pytest.raises(ModelError, match=r"names model-1\.safetensors, which is not there"):
+    with pytest.raises(ModelError, match=r"names model-1\.safetensors, which is missing"):
         Checkpoint.open(folder)
 
 
@@ -319,7 +319,7 @@ def test_stop_tokens_come_from_the_generation_config_first(folder):
 @pytest.mark.parametrize(
     ("path", "words"),
     [("./nowhere", "no folder"), ("/nowhere/at/all", "no folder"), ("nowhere", "owner/name"),
-     ("owner/na me", "no hub id"), ("nobody/nothing", "the hub did not give it")],
+     ("owner/na me", "not a valid hub id"), ("nobody/nothing", "from the hub failed")],
 )  # fmt: skip
 def test_neither_a_folder_nor_on_the_hub(path, words):
     with pytest.raises(ModelError, match=words):
@@ -342,5 +342,5 @@ def test_what_is_no_file_in_a_checkpoint_is_refused_and_not_waited_for(folder, n
         os.mkfifo(folder / name)
     else:
         (folder / name).symlink_to("/dev/zero")
-    with pytest.raises(ModelError, match=f"{name} is no regular file"):
+    with pytest.raises(ModelError, match=f"{name} is not a regular file"):
         Checkpoint.open(folder)

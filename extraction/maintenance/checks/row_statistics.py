@@ -52,7 +52,7 @@ def differing_statistics(
 
 
 def _near_an_edge(rows: np.ndarray) -> int:
-    """Rows whose norm may fall into the next bin when it is computed a little differently."""
+    """Count the rows whose norm may fall into the next bin after rounding errors."""
     norms = row_norms(rows)
     norms = norms[np.isfinite(norms) & (norms > 0)]
     place = BINS_PER_OCTAVE * np.log2(norms)

@@ -86,5 +86,5 @@ def test_advice_is_a_batch_size_that_fits():
 
 
 def test_where_nothing_fits_the_message_says_so():
-    with pytest.raises(InputError, match="not even one row fits"):
+    with pytest.raises(InputError, match="not even one prompt fits"):
         check(30 * 10**6)
