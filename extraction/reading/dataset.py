@@ -17,7 +17,6 @@ batch 4 before batch 3; `refresh` puts what is new behind what was there, so wit
 import dataclasses
 import functools
 import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +38,9 @@ from extraction.reading.row_filters import (
     ReadBatch,
     RowFilter,
     RowFilters,
-    above_limit,
     limits_of,
+    median_norms,
+    rows_above,
 )
 from extraction.reading.row_numbers import EVERY, Place, RowNumbers, is_number
 from extraction.reading.run_contents import (
@@ -51,7 +51,7 @@ from extraction.reading.run_info import RunInfo
 from extraction.reading.shuffle_buffer import RowSource
 from extraction.reading.stored_files import StoredFiles, listing_problems
 from extraction.run.rows import RowBlock
-from extraction.run.statistics import MAX_NORM_MULTIPLE, RowStatistics, StatisticsSum
+from extraction.run.statistics import MAX_NORM_MULTIPLE
 from extraction.storage import Storage
 
 if TYPE_CHECKING:
@@ -400,12 +400,7 @@ class ActivationDataset:
         filters = self._filters(asked, None)
         if filters is None:
             return KeptRows(np.arange(len(self)), {TOGETHER: 0})
-        numbers, left_out = [np.zeros(0, np.int64)], Counter()
-        for first, batch_id, parsed in self._all_rows():
-            kept = filters.kept(parsed, self._name(batch_id))
-            numbers.append(first + kept.numbers)
-            left_out.update(kept.left_out)
-        return KeptRows(np.concatenate(numbers), dict(left_out))
+        return filters.kept_of_all(self._all_rows())
 
     def outlier_rows(self, factor: float = MAX_NORM_MULTIPLE) -> Any:
         """Numbers of the rows whose norm is beyond `factor` times the median, or not finite.
@@ -418,26 +413,15 @@ class ActivationDataset:
             `[found]` int64 in ascending order, or a dictionary of such.
         """
         medians = self._medians()
-        found = {hook: [np.zeros(0, np.int64)] for hook in self.hook_points}
-        for first, _, parsed in self._all_rows():
-            for hook, batch in parsed.items():
-                median = medians[hook]
-                limit = None if median is None else factor * median
-                above = above_limit(to_float32(batch.stored, batch.dtype), limit)
-                found[hook].append(first + np.flatnonzero(above))
-        return self._as_asked({hook: np.concatenate(each) for hook, each in found.items()})
+        limits = {h: None if median is None else factor * median for h, median in medians.items()}
+        return self._as_asked(rows_above(limits, self._all_rows()))
 
     def _medians(self) -> dict[str, float | None]:
         """The median norm of each hook point; None: no row is finite."""
         statistics = self.info.statistics
         if all(hook in statistics for hook in self.hook_points):
             return {hook: statistics[hook]["median_norm"] for hook in self.hook_points}
-        sums = {hook: StatisticsSum() for hook in self.hook_points}
-        for _, _, parsed in self._all_rows():
-            for hook, batch in parsed.items():
-                sums[hook].add(RowStatistics.of(to_float32(batch.stored, batch.dtype)))
-        totals = {hook: each.total() for hook, each in sums.items()}
-        return {h: each.median_norm() if each.values else None for h, each in totals.items()}
+        return median_norms(self.hook_points, self._all_rows())
 
     def _filters(self, asked: RowFilters, start: Mapping[str, Any] | None) -> RowFilter | None:
         """What applies the filters that are asked for; None: there are none."""
@@ -452,11 +436,8 @@ class ActivationDataset:
         recorded = self._run.description.special_token_ids
         return RowFilter(asked, limits, asked.special_ids(recorded, self._storage.address))
 
-    def _name(self, batch_id: int) -> str:
-        return f"batch {batch_id} of {self._storage.address}"
-
     def _all_rows(self) -> Iterator[tuple[int, int, dict[str, ParsedBatch]]]:
-        """Of each batch the number of its first row, its id, and what holds until the next."""
+        """Yield each batch: the number of its first row, its id, and its rows until the next."""
         memory = RecycledMemory().take
         for first, batch in self._numbers:
             parsed = self._parsed(batch, memory)
@@ -473,7 +454,7 @@ class ActivationDataset:
         rows = {hook: self._values(part) for hook, part in parsed.items()}
         if filters is None:
             return ReadBatch(rows=rows)
-        return ReadBatch.of(rows, filters.kept(parsed, self._name(batch.batch_id)))
+        return ReadBatch.of(rows, filters.kept(parsed, batch.batch_id))
 
     def _parsed(self, batch: StoredBatch, memory: TakeMemory) -> dict[str, ParsedBatch] | None:
         try:

@@ -10,7 +10,8 @@ loss becomes. They are stored as any other row, and left out here if that is ask
 import dataclasses
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,19 +22,23 @@ from extraction.formats.float_types import to_float32
 from extraction.reading.frameworks import Rows
 from extraction.run.large_norms import check_multiple
 from extraction.run.rows import UNKNOWN
-from extraction.run.statistics import row_norms
+from extraction.run.statistics import RowStatistics, StatisticsSum, row_norms
 from extraction.setting_names import setting
 
+NumberedBatch = tuple[int, int, Mapping[str, ParsedBatch]]
+"""Number of a batch's first row, the batch's id, and its rows by hook point."""
+
 TOGETHER = "together"
-"""Name in the counts of the rows that any of the filters leaves out."""
+"""Name of the count of rows that at least one filter leaves out."""
 
 
 class KeptRows(NamedTuple):
-    """Rows that filters keep.
+    """The rows that filters keep.
 
     Attributes:
-        numbers: `[kept]` int64, of the rows, ascending.
-        left_out: rows that each filter leaves out, by its name, and all of them `together`.
+        numbers: `[kept]` int64, ascending numbers of the kept rows.
+        left_out: number of rows that each filter leaves out, by the filter's name, and of all rows
+            that are left out, `together`.
     """
 
     numbers: np.ndarray
@@ -42,16 +47,17 @@ class KeptRows(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowFilters:
-    """What a user asks to leave out.
+    """The rows that a user asks to leave out.
 
     Attributes:
-        max_norm_multiple: rows whose norm is above this many times the median norm of their hook
-            point, or not finite; of several hook points, at any of them. None: none.
-        exclude_special: rows of special tokens, those whose ids the run records; or token ids.
-        skip_first: rows at positions below this number.
+        max_norm_multiple: leave out rows whose norm is above this many times the median norm of
+            their hook point, or not finite; with several hook points, at any of them. None: no row.
+        exclude_special: leave out rows of special tokens: True for the ids that the run records,
+            or token ids.
+        skip_first: leave out rows at positions below this number.
 
     Raises:
-        StoreError: one of them is no such number.
+        StoreError: a value has another type, or is out of range.
     """
 
     max_norm_multiple: float | None = None
@@ -82,14 +88,14 @@ class RowFilters:
         )
 
     def special_ids(self, recorded: Sequence[int] | None, address: str) -> tuple[int, ...] | None:
-        """Return the token ids whose rows are left out; None: no such are asked for.
+        """Return the token ids whose rows are left out; None without `exclude_special`.
 
         Args:
-            recorded: by the run; None: it records none.
-            address: of the run.
+            recorded: ids that the run records; None if it records none.
+            address: address of the run, for the message.
 
         Raises:
-            StoreError: they are those of the run, which records none.
+            StoreError: `exclude_special` is True, and the run records no ids.
         """
         if self.exclude_special is False:
             return None
@@ -104,13 +110,13 @@ class RowFilters:
 
 
 class RowFilter:
-    """`RowFilters` for the hook points of a run.
+    """Row filters with the limits and token ids of a run.
 
     Args:
-        filters: what is asked for.
-        limits: of each hook point, the norm that rows are left out above; None: no row has a finite
-            norm. Empty if norms do not matter.
-        special_ids: token ids whose rows are left out; None: they do not matter.
+        filters: the filters that the user asks for.
+        limits: largest norm of a kept row, by hook point; None where no row has a finite norm.
+            Empty without `max_norm_multiple`.
+        special_ids: token ids whose rows are left out; None without `exclude_special`.
     """
 
     def __init__(
@@ -122,7 +128,7 @@ class RowFilter:
         self._filters, self._limits, self._special_ids = filters, dict(limits), special_ids
 
     def position(self) -> dict[str, Any]:
-        """Return what a stream's position tells of the filters."""
+        """Return the filters as a stream's position holds them, JSON."""
         special = self._special_ids
         return {
             "max_norm_multiple": self._filters.max_norm_multiple,
@@ -131,12 +137,12 @@ class RowFilter:
             "skip_first": self._filters.skip_first,
         }
 
-    def kept(self, batch: Mapping[str, ParsedBatch], name: str) -> KeptRows:
+    def kept(self, batch: Mapping[str, ParsedBatch], batch_id: int) -> KeptRows:
         """Return which rows of a batch are kept.
 
         Args:
-            batch: of each hook point.
-            name: of the batch, for a message.
+            batch: rows of each hook point.
+            batch_id: number of the batch, for messages.
 
         Raises:
             StoreError: positions or token ids are not known, and a filter needs them.
@@ -149,10 +155,10 @@ class RowFilter:
                 above = above_limit(to_float32(parsed.stored, parsed.dtype), self._limits[hook])
                 masks["max_norm_multiple"] |= above
         if self._special_ids is not None:
-            token_id = _known(some.keys.token_id, "exclude_special", "token id", name)
+            token_id = _known(some.keys.token_id, "exclude_special", "token id", batch_id)
             masks["exclude_special"] = np.isin(token_id, self._special_ids)
         if self._filters.skip_first:
-            position = _known(some.keys.position, "skip_first", "position", name)
+            position = _known(some.keys.position, "skip_first", "position", batch_id)
             masks["skip_first"] = position < self._filters.skip_first
         masks[TOGETHER] = np.logical_or.reduce(list(masks.values()))
         return KeptRows(
@@ -160,14 +166,30 @@ class RowFilter:
             {filter_name: int(mask.sum()) for filter_name, mask in masks.items()},
         )
 
+    def kept_of_all(self, batches: Iterable[NumberedBatch]) -> KeptRows:
+        """Return which rows of all batches are kept.
+
+        Args:
+            batches: all rows of the run.
+
+        Raises:
+            StoreError: see `kept`.
+        """
+        numbers, left_out = [np.zeros(0, np.int64)], Counter()
+        for first, batch_id, parsed in batches:
+            kept = self.kept(parsed, batch_id)
+            numbers.append(first + kept.numbers)
+            left_out.update(kept.left_out)
+        return KeptRows(np.concatenate(numbers), dict(left_out))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ReadBatch:
-    """The rows of a batch that a stream gives.
+    """The kept rows of a batch.
 
     Attributes:
-        rows: of each hook point, those that are kept.
-        kept: `[kept]` int64, their numbers in the batch; None: all rows are kept.
+        rows: kept rows of each hook point.
+        kept: `[kept]` int64, numbers of the kept rows in the batch; None if all rows are kept.
         left_out: see `KeptRows`.
     """
 
@@ -177,7 +199,7 @@ class ReadBatch:
 
     @classmethod
     def of(cls, rows: Rows, kept: KeptRows) -> "ReadBatch":
-        """Return a batch of whose rows these are kept."""
+        """Return a batch without the rows that are not kept."""
         if not kept.left_out[TOGETHER]:
             return cls(rows=rows, left_out=kept.left_out)
         few = {hook: values[kept.numbers] for hook, values in rows.items()}
@@ -185,11 +207,11 @@ class ReadBatch:
 
 
 def above_limit(rows: np.ndarray, limit: float | None) -> np.ndarray:
-    """Return `[R]` bool: rows whose norm is above the limit, or not finite.
+    """Return `[R]` bool: whether a row's norm is above the limit, or not finite.
 
     Args:
         rows: `[R, width]`.
-        limit: None: none of them is above it.
+        limit: largest norm that is not above it; None for no limit.
     """
     norms = row_norms(rows)
     above = ~(norms < np.inf)
@@ -197,11 +219,11 @@ def above_limit(rows: np.ndarray, limit: float | None) -> np.ndarray:
 
 
 def limits_of(position: Any, hook_points: Sequence[str]) -> dict[str, float | None] | None:
-    """Return the limits of norms that a stream's position tells; None: it tells none of these.
+    """Return the limits of norms in a stream's position; None if it has none of these hook points.
 
     Args:
-        position: as a user gave it; it may be anything.
-        hook_points: whose limits they must be.
+        position: value that a user gave; it may be anything.
+        hook_points: names of the hook points.
     """
     filters = position.get("filters") if isinstance(position, Mapping) else None
     limits = filters.get("limits") if isinstance(filters, Mapping) else None
@@ -215,7 +237,44 @@ def limits_of(position: Any, hook_points: Sequence[str]) -> dict[str, float | No
     return {hook: limits[hook] for hook in hook_points}
 
 
-def _known(column: np.ndarray, name: str, what: str, batch: str) -> np.ndarray:
+def rows_above(
+    limits: Mapping[str, float | None], batches: Iterable[NumberedBatch]
+) -> dict[str, np.ndarray]:
+    """Return the numbers of the rows above a limit, `[found]` int64 of each hook point.
+
+    Args:
+        limits: norm of each hook point; None if no row has a finite one.
+        batches: all rows of the run.
+    """
+    found = {hook: [np.zeros(0, np.int64)] for hook in limits}
+    for first, _, parsed in batches:
+        for hook, batch in parsed.items():
+            above = above_limit(to_float32(batch.stored, batch.dtype), limits[hook])
+            found[hook].append(first + np.flatnonzero(above))
+    return {hook: np.concatenate(numbers) for hook, numbers in found.items()}
+
+
+def median_norms(
+    hook_points: Sequence[str], batches: Iterable[NumberedBatch]
+) -> dict[str, float | None]:
+    """Return the median norm of each hook point; None if no row is finite.
+
+    Args:
+        hook_points: names of the hook points.
+        batches: all rows of a run that records no statistics.
+    """
+    sums = {hook: StatisticsSum() for hook in hook_points}
+    for _, _, parsed in batches:
+        for hook, batch in parsed.items():
+            sums[hook].add(RowStatistics.of(to_float32(batch.stored, batch.dtype)))
+    totals = {hook: part.total() for hook, part in sums.items()}
+    return {hook: part.median_norm() if part.values else None for hook, part in totals.items()}
+
+
+def _known(column: np.ndarray, name: str, what: str, batch_id: int) -> np.ndarray:
+    """Return a column of keys, and raise StoreError if a row has none."""
     if (column == UNKNOWN).any():
-        raise StoreError(f"{setting(name)} needs the {what} of every row; {batch} has rows without")
+        raise StoreError(
+            f"{setting(name)} needs the {what} of every row, and batch {batch_id} has rows without"
+        )
     return column

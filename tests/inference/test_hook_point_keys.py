@@ -103,5 +103,5 @@ def test_a_name_of_nothing_is_told_what_is_near(model, tmp_path):
     run = extract(model, IDS, tmp_path, ["layers.0.mlp", "layer_1"])
     with pytest.raises(StoreError, match=r"did you mean .*blocks\.0\.hook_mlp_out"):
         run.open("blocks.0.hook_mlp_uot")
-    with pytest.raises(StoreError, match="named twice"):
+    with pytest.raises(StoreError, match="given twice"):
         ActivationDataset(run.address, layer=["layers.1", 1])
