@@ -1,12 +1,12 @@
-"""Rows whose norm is many times the median: how many there are, where they stand, what they do.
+"""Rows whose norm is many times the median: their number, their positions, and their effect.
 
 Attention sinks, such as a sample's first token, are such rows. Nothing is dropped when rows are
 written; readers can leave them out (`max_norm_multiple`).
 
-The median is read from the histogram of norms, and is the one that readers use. What is above the
-limit is known exactly unless rows share the limit's own bin and are not among the rows that are
-kept by key; `unsettled` counts those. Sums with and without the rows above are exact, up to the
-rounding of float64, for the rows that are counted as above.
+The median is read from the histogram of norms, right within 4.5 %; readers use the same one. All
+else is exact, with one exception: rows in the histogram's bin that holds the limit can be compared
+with the limit only if their norms are kept (`largest_rows`). `unsettled` counts the others. Means
+without the large rows are those without the rows that are counted, up to the rounding of float64.
 """
 
 import dataclasses
@@ -30,25 +30,25 @@ from extraction.run.statistics import (
 from extraction.setting_names import setting
 
 NAMED = 8
-"""Positions and token ids that are named, at most."""
+"""Most positions and token ids that `metadata.json` names."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LargeNorms:
-    """Rows of a hook point with a norm above a multiple of the median.
+    """The rows of a hook point whose norm is above a multiple of the median norm.
 
     Attributes:
-        multiple: of the median.
+        multiple: the multiple of the median.
         limit: the multiple times the median; NaN if there are no finite rows.
-        rows: that are known to be above it.
-        unsettled: further rows that may be above it: the statistics cannot tell.
-        mean: of the numbers of all finite rows; None: there are none.
-        mean_norm: of all finite rows; None: there are none, or their sum was not recorded.
-        at_position_0: of `rows`; None: not recorded.
-        largest: of `rows`, those that are kept by key, the largest first; None: not recorded.
-        mean_without: of the numbers of the finite rows that `rows` leaves; None: there are none, or
-            their sums were not recorded.
-        mean_norm_without: of the finite rows that `rows` leaves; None as for `mean_without`.
+        rows: number of rows that are known to be above the limit.
+        unsettled: number of further rows that may be above it.
+        mean: mean of all numbers of finite rows; None if there are none.
+        mean_norm: mean norm of finite rows; None if there are none, or it is not recorded.
+        at_position_0: how many of `rows` are at position 0; None if it is not recorded.
+        largest: those of `rows` whose keys are kept, the largest first; None if not recorded.
+        mean_without: mean of all numbers of the other finite rows; None if there are none, or it is
+            not recorded.
+        mean_norm_without: mean norm of the other finite rows; None as for `mean_without`.
     """
 
     multiple: float
@@ -64,11 +64,11 @@ class LargeNorms:
 
     @classmethod
     def of(cls, statistics: RowStatistics, multiple: float = MAX_NORM_MULTIPLE) -> "LargeNorms":
-        """Return those of some rows.
+        """Return the large norms that some statistics tell of.
 
         Args:
-            statistics: of the rows.
-            multiple: of the median norm, above 0.
+            statistics: statistics of the rows.
+            multiple: multiple of the median norm, above 0.
         """
         limit = multiple * statistics.median_norm()
         edge = _bin_of(limit)
@@ -113,7 +113,7 @@ class LargeNorms:
         return _most(row.position for row in rows), _most(row.token_id for row in rows)
 
     def document(self) -> dict[str, Any]:
-        """Return what stands in `metadata.json`."""
+        """Return the entry of `metadata.json`."""
         positions, token_ids = self.places
         return {
             "multiple_of_median": self.multiple,
@@ -132,20 +132,20 @@ def check_multiple(multiple: Any) -> float:
     """Return a multiple of the median as a float.
 
     Raises:
-        StoreError: it is no number above 0.
+        StoreError: it is not a finite number above 0.
     """
     is_number = isinstance(multiple, int | float | np.number) and not isinstance(multiple, bool)
     if not is_number or not 0 < multiple < math.inf:
         given = setting("max_norm_multiple", multiple)
-        raise StoreError(f"{given} is no number above 0; 10 leaves attention sinks out, mostly")
+        raise StoreError(f"{given} must be a finite number above 0, such as 10")
     return float(multiple)
 
 
 def summary_of(statistics: RowStatistics) -> dict[str, Any]:
-    """Return what stands in `metadata.json` of a hook point's statistics.
+    """Return the entry of `metadata.json` for a hook point's statistics.
 
-    Means are None if there are no finite rows. Statistics of version 0.1.0 have no sums of norms
-    and no keys; then `mean_norm` and `large_norms` are missing.
+    Means are None if there are no finite rows. `mean_norm` and `large_norms` are missing if the
+    statistics are those of version 0.1.0, which have no sums of norms and no keys.
     """
     some = statistics.values > 0
     summary: dict[str, Any] = {
@@ -166,7 +166,7 @@ def summary_of(statistics: RowStatistics) -> dict[str, Any]:
 
 
 def _bin_of(norm: float) -> float:
-    """The number of a norm's bin; of what is not finite, beyond all bins."""
+    """Return the number of a norm's bin; infinity if the norm is not finite."""
     return int(bins_of(np.array([norm]))[0]) if math.isfinite(norm) else math.inf
 
 

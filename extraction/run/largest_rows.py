@@ -1,7 +1,7 @@
-"""The rows of largest norm of a hook point, with their keys: they say where attention sinks stand.
+"""The rows of largest norm of a hook point, with their keys, which show where attention sinks are.
 
-The largest rows of a run are the largest of those of its units, whatever the order of the units:
-rows of equal norm stand in the order of their keys.
+The largest rows of a run are the largest of its units' largest rows, in any order of the units:
+rows of equal norm are in the order of their keys.
 """
 
 import heapq
@@ -14,28 +14,28 @@ import numpy as np
 from extraction.run.rows import RowBlock
 
 MOST_KEPT = 64
-"""Rows that are kept of each hook point of a unit, and of a run."""
+"""Number of rows that are kept for each hook point of a unit, and of a run."""
 
 LONGEST_TASK_ID = 200
-"""Characters of a task id that are kept, so that the size of a record is bounded."""
+"""Most characters of a task id that are kept, so that the size of a record is bounded."""
 
 LARGEST_SUM = 1e200
-"""No sum of a row's numbers comes near it, and no sum of such sums overflows."""
+"""Largest sum that is read: no row's sum comes near it, and no sum of such sums overflows."""
 
 WHOLE_NUMBERS = {"sample_idx": 63, "position": 31, "token_id": 31, "step": 31}
-"""Key columns and the bits of their numbers."""
+"""Key columns of whole numbers, and the bits of a positive one."""
 
 
 class LargeRow(NamedTuple):
-    """One row.
+    """The key of a row, its norm and its sum.
 
     Attributes:
-        norm: its Euclidean norm.
-        total: sum of its numbers.
-        task_id: of its sample; of longer ones the first `LONGEST_TASK_ID` characters.
-        sample_idx: of its sample within the task.
-        position: of its token in the sample, from 0; -1: not known.
-        token_id: of its token; -1: not known.
+        norm: Euclidean norm.
+        total: sum of the row's numbers.
+        task_id: task of the sample, cut to `LONGEST_TASK_ID` characters.
+        sample_idx: number of the sample within the task.
+        position: position of the token in the sample, from 0; -1 if it is not known.
+        token_id: id of the token; -1 if it is not known.
         step: 0 for a prompt token, t for the t-th generated one.
     """
 
@@ -49,7 +49,7 @@ class LargeRow(NamedTuple):
 
     @property
     def key(self) -> tuple[str, int, int, int, int]:
-        """All but the numbers."""
+        """Task, sample, position, token and step."""
         return self[2:]
 
 
@@ -59,10 +59,10 @@ def largest_rows(
     """Return the rows of largest norm, the largest first.
 
     Args:
-        norms: `[R]` float64, of all rows; those of rows that are not finite are not finite.
-        totals: `[R]` float64, sums of each row's numbers.
-        keys: of the R rows.
-        most: rows to return.
+        norms: `[R]` float64, norm of each row; a row whose norm is not finite is never returned.
+        totals: `[R]` float64, sum of each row's numbers.
+        keys: keys of the R rows.
+        most: most rows to return.
     """
     numbers = np.flatnonzero(np.isfinite(norms))
     if len(numbers) > most:
@@ -78,24 +78,23 @@ def largest_rows(
 
 
 def largest_of(rows: Iterable[LargeRow], most: int = MOST_KEPT) -> tuple[LargeRow, ...]:
-    """Return the largest of some rows, in an order that does not depend on theirs."""
+    """Return the largest of some rows, in the same order whatever the order of the rows."""
     return tuple(heapq.nsmallest(most, rows, key=lambda row: (-row.norm, row.key)))
 
 
 def columns_of(rows: Sequence[LargeRow]) -> dict[str, list[Any]]:
-    """Return rows as JSON holds them: a list for each column."""
+    """Return rows as a commit record holds them: a list for each column."""
     return {name: [row[i] for row in rows] for i, name in enumerate(LargeRow._fields)}
 
 
 def rows_of_columns(columns: Mapping[str, Any]) -> tuple[LargeRow, ...]:
-    """Return the rows of `columns_of`.
+    """Return the rows that `columns_of` made columns of.
 
     Args:
-        columns: as JSON gave them; they may be anything.
+        columns: columns of a commit record; their content may be anything.
 
     Raises:
-        ValueError: they are no such rows, or not in their order.
-        TypeError: as ValueError.
+        ValueError: a column is missing, holds other values, or the rows are not in their order.
     """
     if set(columns) != set(LargeRow._fields):
         raise ValueError(f"the largest rows have columns {list(columns)!r:.200}")
@@ -123,7 +122,7 @@ def rows_of_columns(columns: Mapping[str, Any]) -> tuple[LargeRow, ...]:
 
 
 def are_sums(values: Sequence[Any]) -> bool:
-    """Whether they are numbers that sums of a row's numbers can be."""
+    """Return whether all values are numbers within `LARGEST_SUM`."""
     return {*map(type, values)} <= {int, float} and all(
         -LARGEST_SUM < value < LARGEST_SUM for value in values
     )

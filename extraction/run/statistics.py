@@ -35,16 +35,16 @@ CACHED_VALUES = 1 << 17
 """Numbers looked at together: their float64 copies, 1 MiB, are about a core's own cache."""
 
 MAX_NORM_MULTIPLE = 10.0
-"""Rows with a norm above this many times the median are told of: attention sinks, mostly."""
+"""Multiple of the median norm above which rows are counted: attention sinks, mostly."""
 
 
 class BinSums(NamedTuple):
-    """What the rows of a bin of norms add up to.
+    """Sums over the rows of a bin of norms.
 
     Attributes:
-        total: the sum of their numbers.
-        norms: the sum of their norms.
-        first: rows at position 0.
+        total: sum of all numbers of the rows.
+        norms: sum of the rows' norms.
+        first: number of rows at position 0.
     """
 
     total: float
@@ -54,19 +54,19 @@ class BinSums(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RowStatistics:
-    """Of the rows of one hook point.
+    """Counts and sums over the rows of one hook point.
 
     Attributes:
-        rows: how many.
-        nonfinite_rows: of them, rows with a number that is not finite; they are stored, and not
-            counted in what follows.
-        values: numbers in the finite rows.
-        total: their sum.
-        total_squares: the sum of their squares.
-        norms: rows in each bin of norms, by the bin's number as text.
-        bin_sums: of the rows in each bin; None: not recorded, by an earlier version or as the keys
-            were not known.
-        largest: the finite rows of largest norm, the largest first; None: not recorded.
+        rows: number of rows.
+        nonfinite_rows: number of rows with a number that is not finite; they are stored, and left
+            out of the fields below.
+        values: number of numbers in the finite rows.
+        total: sum of these numbers.
+        total_squares: sum of their squares.
+        norms: number of rows in each bin of norms, by the bin's number as text.
+        bin_sums: sums over the rows of each bin; None if they are not recorded: by version 0.1.0,
+            or because the keys of the rows were not given.
+        largest: finite rows of largest norm, the largest first; None if they are not recorded.
     """
 
     rows: int
@@ -82,13 +82,13 @@ class RowStatistics:
     def of(
         cls, rows: np.ndarray, stored_as: str | None = None, keys: RowBlock | None = None
     ) -> "RowStatistics":
-        """Those of `[R, D]` rows, any floating type, summed in float64.
+        """Return the statistics of `[R, D]` rows, any floating type, summed in float64.
 
         Args:
-            rows: to count.
+            rows: rows to count.
             stored_as: `float32` or `bfloat16`: count them as a file of that dtype gives them back,
                 rounded, and infinite where they run over.
-            keys: of the rows; None: neither `bin_sums` nor `largest` is told.
+            keys: keys of the rows; without them there are no `bin_sums` and no `largest`.
         """
         row_totals, squares = row_sums(rows, stored_as)
         finite = np.isfinite(squares)
@@ -113,14 +113,14 @@ class RowStatistics:
 
     @classmethod
     def merge(cls, parts: Iterable["RowStatistics"]) -> "RowStatistics":
-        """Those of all rows together, the same for any order of the parts."""
+        """Return the statistics of all rows together, the same for any order of the parts."""
         total = StatisticsSum()
         for part in parts:
             total.add(part)
         return total.total()
 
     def median_norm(self) -> float:
-        """Of the finite rows, the lower one of two, within 4.5 %; NaN if there are none."""
+        """Return the (lower) median norm of the finite rows within 4.5 %; NaN if there are none."""
         half, seen = sum(self.norms.values()) / 2, 0
         for name, count in sorted(self.norms.items(), key=lambda item: lower_edge(item[0])):
             seen += count
@@ -129,7 +129,7 @@ class RowStatistics:
         return math.nan
 
     def mean_norm(self) -> float | None:
-        """Of the finite rows; None if there are none, or their norms' sum was not recorded."""
+        """Return the mean norm of the finite rows; None if there are none or it is not recorded."""
         finite = self.rows - self.nonfinite_rows
         if self.bin_sums is None or not finite:
             return None
@@ -137,7 +137,7 @@ class RowStatistics:
 
 
 class StatisticsSum:
-    """Adds up statistics one by one; what is kept does not grow with their number."""
+    """A sum of statistics, added one by one in bounded memory."""
 
     def __init__(self) -> None:
         self._rows = self._nonfinite_rows = self._values = 0
@@ -150,7 +150,7 @@ class StatisticsSum:
         self._keys_known = True
 
     def add(self, part: RowStatistics) -> None:
-        """Takes a part in."""
+        """Add the statistics of some rows."""
         self._rows += part.rows
         self._nonfinite_rows += part.nonfinite_rows
         self._values += part.values
@@ -170,7 +170,7 @@ class StatisticsSum:
             self._largest = largest_of((*kept, *part.largest))
 
     def total(self) -> RowStatistics:
-        """Those of all rows together; what one part did not record is not known of the sum."""
+        """Return the statistics of all rows; a field that one part does not record is None."""
         names = sorted(self._norms, key=lower_edge)
         sums = {
             name: BinSums(
@@ -193,10 +193,9 @@ class StatisticsSum:
 
 
 def row_sums(rows: np.ndarray, stored_as: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return `[R]` float64 each: the sum of a row's numbers, and of their squares.
+    """Return the sum of each row's numbers and the sum of their squares, `[R]` float64 each.
 
-    They depend on nothing but the row's numbers. Where one is not finite, the sum of squares is not
-    finite.
+    Both depend on the row's numbers alone. The sum of squares is not finite where a number is not.
 
     Args:
         rows: `[R, D]`, any floating type.
@@ -221,7 +220,7 @@ def row_sums(rows: np.ndarray, stored_as: str | None = None) -> tuple[np.ndarray
 
 
 def row_norms(rows: np.ndarray) -> np.ndarray:
-    """Return `[R]` float64, the norm of each row; of rows that are not finite it is not finite.
+    """Return the norm of each row, `[R]` float64; it is not finite where a number is not.
 
     Args:
         rows: `[R, D]`, any floating type.
@@ -230,7 +229,7 @@ def row_norms(rows: np.ndarray) -> np.ndarray:
 
 
 def bins_of(norms: np.ndarray) -> np.ndarray:
-    """Return `[R]` int64, the number of each norm's bin, for `bin_name`.
+    """Return the number of each norm's bin, `[R]` int64, for `bin_name`.
 
     Args:
         norms: `[R]` float64, finite.
@@ -252,7 +251,7 @@ def bin_number(name: str) -> int:
 
 
 def is_bin(name: Any) -> bool:
-    """Whether a histogram of norms may have a bin of this name: float64 has no others."""
+    """Return whether this is the name of a bin that a float64 norm can be in."""
     return name == ZERO or (
         type(name) is str and re.fullmatch(r"-?\d{1,4}", name) is not None and abs(int(name)) < 8192
     )

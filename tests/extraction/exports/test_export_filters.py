@@ -85,6 +85,6 @@ def test_filters_that_leave_nothing_are_refused(folder, tmp_path):
 def test_a_flag_that_is_none_is_named_as_a_flag(folder, tmp_path, capsys):
     command = ["export", str(folder), str(tmp_path / "x"), "--to", "npz"]
     assert main([*command, "--max_norm_multiple", "-1"]) == 2
-    assert "--max_norm_multiple -1.0 is no number above 0" in capsys.readouterr().err
+    assert "--max_norm_multiple -1.0 must be a finite number above 0" in capsys.readouterr().err
     assert main([*command, "--skip_first", "-1"]) == 2
     assert "--skip_first -1 is no whole number" in capsys.readouterr().err
