@@ -42,8 +42,8 @@ def inspect(command: argparse.ArgumentParser) -> None:
         type=float,
         default=MAX_NORM_MULTIPLE,
         metavar="M",
-        help="rows with a norm above M times the median norm are counted, and where they stand is"
-        f" told (default: {MAX_NORM_MULTIPLE:g})",
+        help="count the rows whose norm is above M times the median norm, and show their positions"
+        f" (default: {MAX_NORM_MULTIPLE:g})",
     )
 
 
@@ -121,8 +121,8 @@ def row_filters(command: argparse.ArgumentParser) -> None:
         type=int,
         nargs="*",
         metavar="ID",
-        help="leave out rows of special tokens: of those that the run records, or of the token ids"
-        " that follow, such as --exclude_special 151643 151644 (default: none)",
+        help="leave out rows of special tokens: without ids, of those that the run records; with"
+        " ids, such as --exclude_special 151643 151644, of these (default: leave out none)",
     )
     command.add_argument(
         "--skip_first",

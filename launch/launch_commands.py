@@ -205,7 +205,7 @@ def _quiet(line: str) -> None:
 
 
 def _no_flags(parser: argparse.ArgumentParser) -> None:
-    """Add no flags."""
+    """Add no flags, for commands that have none of their own."""
 
 
 def _log_flags(parser: argparse.ArgumentParser) -> None:

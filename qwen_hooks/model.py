@@ -63,12 +63,12 @@ class ForwardOutput:
 
     Attributes:
         residual: `[B, R, D]` after the last block that ran, before the final norm; R is T, or
-            the number of wanted rows.
+            the number of slots in `rows`.
         activations: `[B, R, ...]` by name, for the model's hook points that were computed, in
             that order; `layer_i` is `[B, R, D]`.
-        cache: the filled cache, where one was given.
-        keys_values: for each block that ran, what `KVCache.from_prefill` takes, where no cache
-            was given.
+        cache: the filled cache; None if none was given.
+        keys_values: keys and values of each block that ran, for `KVCache.from_prefill`; empty if
+            a cache was given.
     """
 
     residual: Float[Array, "B R D"]

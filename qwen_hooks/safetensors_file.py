@@ -70,7 +70,7 @@ def read_header(file: WeightsFile) -> dict[str, StoredTensor]:
     """Return the tensors of a file, from its header alone.
 
     Raises:
-        ModelError: the file is no safetensors file, or not of the size that its header says.
+        ModelError: the file is not a safetensors file, or its size differs from its header.
     """
     try:
         size = file.stat().st_size

@@ -131,7 +131,7 @@ def parse_header(text: bytes, data_bytes: int) -> Header:
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise HeaderError("a key stands twice in the header")
+        raise HeaderError("a key occurs twice in the header")
     for text in (*found, *found.values()):
         if type(text) is str:
             text.encode()  # half a surrogate is a UnicodeEncodeError, which is a ValueError

@@ -97,7 +97,7 @@ class RunRows:
         return len(self.samples.sample)
 
     def left_out_notes(self) -> list[str]:
-        """What filters left out, for the user."""
+        """Return notes for the user about the rows that filters left out."""
         return [
             f"rows that {setting(name)} leaves out: {count:,}"
             for name, count in self.left_out.items()

@@ -67,5 +67,5 @@ def _int32(numbers: list[int]) -> np.ndarray:
     wide = np.array(numbers, np.int64)
     narrow = wide.astype(np.int32)
     if (narrow != wide).any():
-        raise CorruptBatchError("a step, position or token id beyond 32 bits")
+        raise CorruptBatchError("a step, position or token id is not an int32")
     return narrow

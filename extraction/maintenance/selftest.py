@@ -56,7 +56,7 @@ def selftest(address: str, say: Callable[[str], None] = print) -> bool:
 
 
 def _open(address: str) -> tuple[Storage, Callable[[], list[str]] | None]:
-    """Return the storage, and for a gs:// bucket a listing in pages of a few objects."""
+    """Return the storage, and for gs:// a function that lists files in small pages, else None."""
     if scheme_of(address) != "gs" or "://" not in address:
         return open_storage(address), None
     from google.cloud import storage as google_storage  # only where it is used
@@ -186,7 +186,7 @@ def _write_large(storage: Storage) -> None:
     storage.put_new("large", data)
     with contextlib.suppress(FileExistsError):
         storage.put_new("large", data[::-1])
-        raise CheckFailedError("a second one was accepted; commits are not safe here")
+        raise CheckFailedError("a second file was accepted; commits are not safe here")
     _expect(crc32c(storage.get("large")), crc32c(data), "the crc32c of what came back")
 
 

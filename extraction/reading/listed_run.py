@@ -32,7 +32,7 @@ from extraction.storage.names import check_hook_point, check_name
 
 
 def open_run(source: str | Path | Storage) -> RunContents:
-    """What a run holds.
+    """Return the contents of a run.
 
     Args:
         source: folder, `gs://bucket/prefix`, `s3://bucket/prefix`, or an open back end.

@@ -228,7 +228,7 @@ def _layer_name(layer: Any) -> str:
 
 
 def token_ids(run: Any) -> tuple[int, ...] | None:
-    """Return the ids of special tokens from how a run was made; None: it does not tell them."""
+    """Return the special token ids that a run's settings record; None if it records none."""
     ids = run.get("special_token_ids") if isinstance(run, Mapping) else None
     return tuple(ids) if isinstance(ids, list | tuple) and all(map(is_count, ids)) else None
 

@@ -236,7 +236,7 @@ def listing_problems(
     *,
     with_crc32c: bool,
 ) -> dict[int, str]:
-    """What a listing of the files tells of damage, by batch id.
+    """Return the damage that a listing of the files shows, by batch id.
 
     Args:
         storage: of the run.

@@ -71,8 +71,8 @@ class RenderedChat:
         """
         if not self.tokenizer.chat_template:
             raise InputError(
-                f"task {self.task_id!r} is a chat, but the tokenizer has no chat template"
-                f" (for ARC tasks: {setting('prompt_style', 'plain')})"
+                f"task {self.task_id!r} is a chat, but the tokenizer has no chat template; use"
+                f" another tokenizer, or for ARC tasks {setting('prompt_style', 'plain')}"
             )
         return self._render(self.chat.messages)
 

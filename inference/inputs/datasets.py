@@ -192,8 +192,8 @@ def _hugging_face(settings: InputSettings) -> Iterator[tuple[str, Record]]:
                 if split not in found:
                     splits = ", ".join(map(str, found))
                     raise InputError(
-                        f"{setting('dataset', name)}: there is no split {split!r}, but {splits};"
-                        f" {setting('dataset_split')} chooses one"
+                        f"{setting('dataset', name)}: there is no split {split!r}; choose one of"
+                        f" {splits} with {setting('dataset_split')}"
                     )
                 records = found[split]
         else:

@@ -235,7 +235,7 @@ def _substring(argument: str | None, options: Sequence[str]) -> Selector:
 
 def _entity(argument: str | None, options: Sequence[str]) -> Selector:
     if argument is not None:
-        raise ValueError("takes its text from the field `entity` of each task")
+        raise ValueError("takes no text after a colon: its text is the field `entity` of each task")
     places = _Places.parse(options)
 
     def spans(prompt: PromptTokens) -> list[tuple[int, int]]:

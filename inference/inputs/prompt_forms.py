@@ -20,11 +20,11 @@ def read_prompt(where: str, value: Any) -> dict[str, Any]:
     """Return a prompt under its form's name: `prompt`, `messages` or `token_ids`.
 
     Args:
-        where: it stands, the subject of a message.
-        value: to look at.
+        where: place of the prompt, such as "task 'a'", for messages.
+        value: a text, a chat (list of messages) or token ids.
 
     Raises:
-        InputError: it is none of the three, or a wrong one.
+        InputError: the value is none of the three, or an invalid one.
     """
     if isinstance(value, str):
         return {"prompt": read_text(where, value)}

@@ -126,7 +126,7 @@ def make_plan(
 def _lay_out(
     settings: DistributedSettings, pretrained: Pretrained, slice_: Machine | None
 ) -> tuple[Workers, tuple[int, int], str]:
-    """Return the workers, the mesh of all devices, and the attention of prompts."""
+    """Return this process's worker, the mesh shape of all devices, and the attention of prompts."""
     config, itemsize = pretrained.checkpoint.config, pretrained.dtype.itemsize
     if slice_ is None:
         workers = plan_workers(config, settings.mesh_axes(), itemsize)

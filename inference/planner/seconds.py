@@ -32,7 +32,7 @@ class Rates:
         source: origin of the numbers, in words.
         load: seconds until the parameters are on the devices.
         compile: seconds to compile each bucket's program.
-        batch: seconds of each bucket's batch.
+        batch: seconds to run a batch of each bucket.
         check: seconds to compile the self-check, and seconds to check a sample.
         unit: seconds to commit a unit, while the devices go on computing.
     """

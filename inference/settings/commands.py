@@ -63,8 +63,8 @@ class CaptureSettings(Settings):
         example="6 12",
     )
     hook_points: list[str] | None = flag(
-        "Further places to capture, as names or patterns; without --layers_to_extract in place of"
-        " the default layers. See docs/hook_points.md.",
+        "More hook points to capture, as names or patterns; without --layers_to_extract they"
+        " replace the default layers. See docs/hook_points.md.",
         decides="resolved",
         default=None,
         example="layers.12.mlp",
@@ -76,7 +76,7 @@ class CaptureSettings(Settings):
         example="last",
     )
     show_positions: int = flag(
-        "Print so many samples with the chosen tokens marked.",
+        "Print the first N samples with the chosen tokens marked.",
         decides="nothing",
         default=0,
         least=0,
@@ -98,27 +98,29 @@ class DecodingSettings(Settings):
     group = "generation"
 
     max_new_tokens: int = flag(
-        "Tokens to generate per sample. 0 captures the prompt's last token without predicting.",
+        "Most tokens to generate for each sample. 0 runs the prompt only, and captures its"
+        " last token by default.",
         decides="rows",
         default=1,
         least=0,
     )
     temperature: float = flag(
-        "0: take the likeliest token. Above: sample at this temperature.",
+        "0: choose the likeliest token. Above 0: sample at this temperature.",
         decides="rows",
         default=0.0,
         least=0,
         most=1e30,
     )
     top_p: float = flag(
-        "Sample among the likeliest tokens that make up this probability.",
+        "Sample only among the likeliest tokens whose probabilities sum to this number; 1:"
+        " among all.",
         decides="rows",
         default=1.0,
     )
     repetition_penalty: str = flag(
-        "Divide the positive logits of all tokens that occur in the prompt or were generated, and"
-        " multiply the negative ones, by this number (transformers' definition), before the next"
-        " token is chosen. auto: the number in the checkpoint's generation_config.json.",
+        "Penalty for tokens that occur in the prompt or the generated text, as in"
+        " transformers: positive logits are divided by it, negative ones multiplied. 1: none."
+        " auto: that of the checkpoint's generation_config.json.",
         decides="resolved",
         default="1.0",
     )
@@ -151,12 +153,13 @@ class StoreSettings(Settings):
         "Folder for outputs.jsonl and submission.json.", decides="nothing", default="./outputs"
     )
     activations_dir: str = flag(
-        "Folder for the activations, or gs://bucket/prefix; new or empty.",
+        "Folder for the activations, or gs://bucket/prefix; it must be new or empty, except"
+        " with --resume.",
         decides="nothing",
         default="./activations",
     )
     resume: bool = flag(
-        "Go on with the run in the folder or bucket; in an empty one, begin a run.",
+        "Continue the run in the folder or bucket; begin a run if there is none.",
         decides="nothing",
         default=False,
     )
@@ -171,28 +174,29 @@ class StoreSettings(Settings):
         default="auto",
     )
     save_every_n_samples: int | None = flag(
-        "Rows per layer and file, at most; a sample with more has a file of its own. Default: 512;"
-        " in safetensors files the rows of 512 samples, up to 64 MiB.",
+        "Most rows per layer and file; a sample with more rows has its own file. Default:"
+        " 512; in safetensors files the rows of 512 samples, up to 64 MiB.",
         decides="files",
         default=None,
         example=512,
         least=1,
     )
     gcs_bucket: str | None = flag(
-        "Bucket and prefix to upload to; the folder --activations_dir then holds files only until"
-        " they are uploaded.",
+        "Bucket and prefix to upload to; --activations_dir then holds each file only until it"
+        " is uploaded.",
         decides="nothing",
         default=None,
         example="gs://bucket/prefix",
     )
     upload_to_cloud: bool | None = flag(
-        "False: keep the files here although a bucket is named.",
+        "False: do not upload, although --gcs_bucket names a bucket.",
         decides="nothing",
         default=None,
         example=False,
     )
     spool_gb: float = flag(
-        "GB of files that may wait to be uploaded before the run waits for the network.",
+        "Most GB of files that wait to be uploaded; when they are reached, the run waits for"
+        " the network.",
         decides="nothing",
         default=8.0,
         least=0,
@@ -256,7 +260,7 @@ class ExtractionSettings(StoreSettings, SampleSettings, ModelSettings):
     """Settings of both commands.
 
     Raises:
-        InputError: not one of tasks file and data set is given.
+        InputError: not exactly one of tasks file and data set is given.
     """
 
     def _check(self) -> None:

@@ -19,17 +19,18 @@ class DeviceSettings(Settings):
     group = "devices"
 
     batch_size: int = flag(
-        "Rows that one device runs at a time, at most.", decides="rows", default=256, least=1
+        "Most sequences that one device runs at a time.", decides="rows", default=256, least=1
     )
     tokens_per_batch: int = flag(
-        "Padded prompt tokens that one device runs at a time; limits the rows.",
+        "Most padded prompt tokens that one device runs at a time; limits the sequences of a"
+        " batch.",
         decides="rows",
         default=4096,
         least=1,
     )
     pack_length: int = flag(
-        "Samples of up to so many tokens share rows of that length, each seeing itself alone; 0:"
-        " each has a row of its own. Needs --max_new_tokens 0.",
+        "Pack samples of up to this many tokens into sequences of this length; each sample"
+        " sees only itself. 0: one sample for each sequence. Needs --max_new_tokens 0.",
         decides="rows",
         default=0,
         least=0,
@@ -48,20 +49,21 @@ class DeviceSettings(Settings):
         default="auto",
     )
     scan_layers: bool = flag(
-        "Run the blocks as a loop: on TPU compiles in seconds instead of tens of them.",
+        "Run the blocks as a loop, which compiles faster: on a TPU in seconds instead of tens"
+        " of seconds.",
         decides="nothing",
         default=False,
     )
     self_check_rows: int = flag(
-        "Rows per process and hook point, of samples all over the run, that are computed again,"
-        " each sample alone, and compared; 0: none.",
+        "Rows of each hook point that each process computes again, one sample at a time, and"
+        " compares; 0: none.",
         decides="nothing",
         default=4,
         least=0,
     )
     plan: str | None = flag(
-        "File of python -m launch plan --json, also gs://. What it foresaw is printed beside what"
-        " came of it.",
+        "File that python -m launch plan --json wrote, or gs://...; the end of the run"
+        " compares the plan with the run.",
         decides="nothing",
         default=None,
         example="plan.json",
@@ -100,25 +102,28 @@ class ProcessSettings(Settings):
     group = "several processes"
 
     coordinator_address: str | None = flag(
-        "Address of process 0, where neither a TPU slice nor SLURM tells it.",
+        "Address of process 0, if neither a TPU slice nor SLURM provides it.",
         decides="nothing",
         default=None,
         example="10.0.0.2:8476",
     )
     num_processes: int | None = flag(
-        "Processes of the run, with --coordinator_address.",
+        "Number of processes of the run; needs --coordinator_address.",
         decides="nothing",
         default=None,
         example=4,
         least=1,
     )
     process_id: int | None = flag(
-        "Number of this process, from 0, with --coordinator_address.",
+        "Number of this process, from 0; needs --coordinator_address.",
         decides="nothing",
         default=None,
         example=0,
         least=0,
     )
     initialization_timeout: int = flag(
-        "Seconds to wait for the other processes.", decides="nothing", default=300, least=1
+        "Most seconds to wait for the other processes at the start.",
+        decides="nothing",
+        default=300,
+        least=1,
     )

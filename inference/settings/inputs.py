@@ -41,9 +41,9 @@ class InputSettings(Settings):
         example="arc_tasks.json",
     )
     dataset: str | None = flag(
-        "Documents, in place of --tasks_file: a .txt, .jsonl, .parquet, .npy or .npz file, a folder"
-        " of such files, either also as gs://..., a saved Hugging Face dataset, or the hub name of"
-        " one. See docs/datasets.md.",
+        "Documents, instead of --tasks_file: a .txt, .jsonl, .parquet, .npy or .npz file or a"
+        " folder of such files, local or at gs://..., a saved Hugging Face dataset, or the hub"
+        " name of one. See docs/datasets.md.",
         decides="resolved",
         default=None,
         example="corpus.txt",
@@ -64,37 +64,38 @@ class InputSettings(Settings):
         example="main",
     )
     text_field: str = flag(
-        "Field of a record that holds its text, its messages or its token ids. Where a record has"
-        " no such field, input_ids and attention_mask are read.",
+        "Field of a record that holds its text, its messages or its token ids. A record"
+        " without it is read from input_ids and attention_mask.",
         decides="resolved",
         default="text",
     )
     id_field: str | None = flag(
-        "Field of a record that names it. Default: file name and number.",
+        "Field of a record that holds its id. Default: file name and number of the record.",
         decides="resolved",
         default=None,
         example="id",
     )
     sample_by: Literal["line", "paragraph", "document"] = flag(
-        "What one document of a .txt file is.", decides="resolved", default="line"
+        "How a .txt file is divided into documents.", decides="resolved", default="line"
     )
     sample_limit: int | None = flag(
-        "Run so many tasks or documents at most, the first ones.",
+        "Run only the first N tasks or documents.",
         decides="resolved",
         default=None,
         example=1000,
         least=1,
     )
     random_sample: int | None = flag(
-        "Choose so many tasks or documents at random, by --random_seed. A stream is read whole.",
+        "Run N tasks or documents chosen at random, by --random_seed. A streamed dataset is"
+        " read to its end.",
         decides="resolved",
         default=None,
         example=1000,
         least=1,
     )
     context_length: int | None = flag(
-        "Cut documents into pieces of so many tokens; sample_idx counts the pieces. Default: the"
-        " model's context.",
+        "Cut documents into pieces of this many tokens; sample_idx counts the pieces."
+        " Default: the model's context.",
         decides="resolved",
         default=None,
         example=1024,
@@ -104,12 +105,12 @@ class InputSettings(Settings):
         "Run only the first piece of each document.", decides="resolved", default=False
     )
     add_special_tokens: bool = flag(
-        "Let the tokenizer put its special tokens around a text.",
+        "Whether the tokenizer adds its special tokens around a text.",
         decides="resolved",
         default=True,
     )
     separator: str = flag(
-        "Token put after each document: none, eos, or a token id.",
+        "Token appended to each document: none, eos, or a token id.",
         decides="resolved",
         default="none",
     )
@@ -156,7 +157,7 @@ class ArcSettings(Settings):
     group = "ARC tasks"
 
     predictions_per_task: int = flag(
-        "Samples per test input. The first sees the grids as they are, the others augmented ones.",
+        "Samples for each test input. The first has the original grids, the others augmented ones.",
         decides="resolved",
         default=1,
         least=1,
@@ -165,7 +166,9 @@ class ArcSettings(Settings):
         f"How a grid is written: {', '.join(GRID_ENCODERS)}.", decides="resolved", default="digits"
     )
     prompt_style: Literal["chat", "plain"] = flag(
-        "Whether the tokenizer's chat template is applied.", decides="resolved", default="chat"
+        "Whether prompts are rendered by the tokenizer's chat template (chat) or not (plain).",
+        decides="resolved",
+        default="chat",
     )
 
     def _check(self) -> None:

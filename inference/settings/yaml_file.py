@@ -149,5 +149,5 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
         if isinstance(item, str) and CONTROL.search(item):
             raise InputError(f"{where}: {shown(item)} holds a control character")
         if isinstance(value, list) and isinstance(item, str) and item[:1] in ("-", ""):
-            raise InputError(f"{where}: {shown(item)} would be read as a flag, or as nothing")
+            raise InputError(f"{where}: {shown(item)} must not be empty or begin with -")
     return value

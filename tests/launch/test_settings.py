@@ -42,7 +42,7 @@ WRONG = {
     "what the command refuses": (extraction(mesh_shape="8x8"), "--mesh_shape must look like 8,8"),
     "a value that looks like a flag": (
         extraction(positions=["--x"]),
-        "'--x' would be read as a flag",
+        "'--x' must not be empty or begin with",
     ),
     "a line break": (extraction(model_path="a\nb"), "holds a control character"),
     "a NUL": (machine(project="a\0b"), "holds a control character"),

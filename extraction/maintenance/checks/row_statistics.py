@@ -17,7 +17,7 @@ a second attempt at a unit may have run on another kind of machine."""
 def differing_statistics(
     recorded: RowStatistics, found: RowStatistics, rows: np.ndarray
 ) -> list[str]:
-    """What recorded statistics tell otherwise than the rows do.
+    """Return the differences between recorded statistics and those of the rows.
 
     Args:
         recorded: those of the commit record.
@@ -63,7 +63,7 @@ def _near_an_edge(rows: np.ndarray) -> int:
 def differing_large_rows(
     recorded: RowStatistics, found: RowStatistics, block: RowBlock, hook: str
 ) -> list[str]:
-    """What the largest rows of recorded statistics tell otherwise than the rows do.
+    """Return the differences between recorded largest rows and those of the rows.
 
     Args:
         recorded: those of the commit record, which has `largest`.
@@ -87,7 +87,7 @@ def differing_large_rows(
 
 
 def _same_sums(recorded: RowStatistics, found: RowStatistics, bins: Iterable[str] | None) -> bool:
-    """Whether sums are alike in each bin; without `bins`, in all bins together."""
+    """Return whether sums are the same in each bin; without `bins`, in all bins together."""
     told, there = recorded.bin_sums or {}, found.bin_sums or {}
     width = found.values / max(1, found.rows - found.nonfinite_rows)
     groups = [told.keys() | there.keys()] if bins is None else [{name} for name in bins]

@@ -65,7 +65,7 @@ def _mixed(numbers: np.ndarray) -> np.ndarray:
 
 
 class KeyIndex(Generic[BatchT]):
-    """The key hashes of many batches; finds duplicates."""
+    """The hashes of the keys of many batches, in which duplicates are found."""
 
     def __init__(self) -> None:
         self._batches: list[BatchT] = []

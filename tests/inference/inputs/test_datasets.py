@@ -150,7 +150,7 @@ def test_a_split_of_a_saved_dictionary(tmp_path):
              "test": datasets.Dataset.from_list([{"text": "b"}])}  # fmt: skip
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "both"))
     assert prompts(tmp_path / "both", dataset_split="test") == ["b"]
-    with pytest.raises(InputError, match="no split 'other', but train, test; dataset_split"):
+    with pytest.raises(InputError, match="no split 'other'; choose one of train, test"):
         read(tmp_path / "both", dataset_split="other")
 
 

@@ -134,9 +134,7 @@ def test_chat_needs_a_template(arc_task, tokenizer, settings):
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = None
     for task in (PromptTask(task_id="p", messages=CHAT), arc_task):
-        with pytest.raises(
-            InputError, match=f"'{task.task_id}' .* template .*prompt_style='plain'"
-        ):
+        with pytest.raises(InputError, match=f"'{task.task_id}' .* template.*prompt_style='plain'"):
             only_sample(task, tokenizer, settings())
     assert len(list(make_samples([arc_task], tokenizer, V, settings(prompt_style="plain")))) == 2
 
