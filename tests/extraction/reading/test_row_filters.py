@@ -306,7 +306,12 @@ def test_torchs_loader_takes_filters(folder):
     batches = dataset.torch(9, shuffle_seed=1, **asked)
     expected = dataset.kept_rows(**asked).numbers.tolist()
     for workers in (0, 2):
-        loader = torch_data.DataLoader(batches, batch_size=None, num_workers=workers)
+        loader = torch_data.DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,  # JAX forbids forking
+        )
         found = [batch.numpy() for batch in loader]
         assert sorted(numbers_in(found)) == expected
     with pytest.raises(StoreError, match="on_bad='raise'"):
