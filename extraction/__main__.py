@@ -1,7 +1,8 @@
-"""Commands for existing runs: verify, inspect, repair, merge, convert, export, upload, selftest.
+"""Commands for existing runs, which check, show, mend, join, convert and move them.
 
     python -m extraction verify   RUN [--quick | --level 1|2|3] [--json FILE]
     python -m extraction inspect  RUN
+    python -m extraction report   RUN --output report.html
     python -m extraction repair   RUN [--quarantine]
     python -m extraction merge    OUT RUN [RUN ...]
     python -m extraction convert  RUN OUT --format FORMAT [--store_dtype float32|bfloat16]
@@ -43,11 +44,13 @@ from extraction.maintenance.selftest import selftest
 from extraction.maintenance.verify import verify
 from extraction.printable import printable
 from extraction.progress import ProgressLine
+from extraction.report import report
 from extraction.run.identity import read_identity
 from extraction.run.records import CommitLog
 from extraction.run.totals import RunTotals
 from extraction.setting_names import flags_named
 from extraction.storage import CloudStorage, Storage, open_storage, scheme_of
+from extraction.storage.file_operations import publish_over
 from extraction.storage.local import LocalStorage
 from extraction.writing.finalise import planned_batches
 
@@ -169,6 +172,23 @@ def _inspect(settings: argparse.Namespace, progress: ProgressLine) -> int:
     )
     for line in lines:
         print(printable(line))
+    return 0
+
+
+def _report(settings: argparse.Namespace, progress: ProgressLine) -> int:
+    """Write a run as one HTML page: warnings, what the run is, norms as plots, sinks, samples.
+
+    The page needs no other file and no network. It is made from commit records and a few files, so
+    it takes seconds; it does not check the activations, which `verify` does.
+    """
+    path = Path(settings.output)
+    if not path.parent.is_dir():
+        raise StoreError(f"{path.parent} is no folder; --output needs one that exists")
+    if path.exists() and not path.is_file():
+        raise StoreError(f"{path} exists and is no file; --output needs the name of a file")
+    page = report(_open_run(settings.source), progress)
+    publish_over(path, page)
+    print(printable(f"{path}: {len(page):,} bytes; open it in a browser"))
     return 0
 
 
@@ -327,6 +347,12 @@ COMMANDS = (
         "show what a run holds",
         "./activations\ngs://bucket/run --rows 10",
         command_flags.inspect,
+    ),
+    Command(
+        _report,
+        "write a run as one HTML page",
+        "./activations --output report.html\ngs://bucket/run --output report.html",
+        command_flags.report,
     ),
     Command(
         _repair,

@@ -47,6 +47,17 @@ def inspect(command: argparse.ArgumentParser) -> None:
     )
 
 
+def report(command: argparse.ArgumentParser) -> None:
+    """Add the flags of `report`."""
+    command.add_argument("source", metavar="RUN", help=PLACE)
+    command.add_argument(
+        "--output",
+        default="report.html",
+        metavar="FILE",
+        help="file to write; it is replaced if it exists (default: report.html)",
+    )
+
+
 def repair(command: argparse.ArgumentParser) -> None:
     """Add the flags of `repair`."""
     command.add_argument("source", metavar="RUN", help=PLACE)

@@ -28,6 +28,13 @@ def transformer_lens_name(hook_point: str) -> str:
     return names.pop().format(i=layer) if len(names) == 1 else hook_point
 
 
+def definition_of(hook_point: str) -> str | None:
+    """Return what a canonical name means; None if it is unknown, or families differ in it."""
+    points, _ = entries(hook_point)
+    meanings = {point.definition for point in points}
+    return meanings.pop() if len(meanings) == 1 else None
+
+
 def nearest(name: str, known: Mapping[str, str]) -> list[str]:
     """Return up to three names of `spellings` that look like `name`, each of another hook point."""
     found: dict[str, str] = {}

@@ -22,7 +22,8 @@ import extraction.writing.upload, extraction.exports, numpy
 
 VERIFY = """
 for command in (["export", sys.argv[5], sys.argv[5] + ".npz", "--to", "npz"],
-                ["verify", sys.argv[5]], ["inspect", sys.argv[5]], ["repair", sys.argv[5]]):
+                ["verify", sys.argv[5]], ["inspect", sys.argv[5]], ["repair", sys.argv[5]],
+                ["report", sys.argv[5], "--output", sys.argv[5] + ".html"]):
     status = main(command)
     assert status in (0, 1, 2, 3, 4), (command, status)
 """

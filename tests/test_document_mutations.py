@@ -90,8 +90,8 @@ def in_time(what: str):
 
 
 @pytest.mark.parametrize("name", OF_A_RUN)
-def test_documents_of_a_run(name, tmp_path, capsys):
-    storage = written(tmp_path)
+def test_documents_of_a_run(name, tmp_path, tmp_path_factory, capsys):
+    storage, page = written(tmp_path), tmp_path_factory.mktemp("page") / "page.html"
     if name == "_run/closed.json":
         storage.put_new(name, b'{"batches": 2}\n')
         run = json.loads(storage.get("_run/run.json")) | {"planned_batches": None}
@@ -101,7 +101,11 @@ def test_documents_of_a_run(name, tmp_path, capsys):
     for number in range(MUTATIONS // 8):
         generator = random.Random(f"{name} {number}")
         storage.replace(name, mutated(whole, generator))
-        for command in (["verify", folder, "--level", "3"], ["inspect", folder]):
+        for command in (
+            ["verify", folder, "--level", "3"],
+            ["inspect", folder],
+            ["report", folder, "--output", str(page)],
+        ):
             with in_time(f"{name} {number}"):
                 status = main(command)
             told = capsys.readouterr()

@@ -39,6 +39,7 @@ PYTHON = {
     "extraction inspect": "tests/extraction/maintenance/test_inspect_run.py",
     "extraction merge": "tests/extraction/maintenance/test_merge.py",
     "extraction repair": "tests/extraction/maintenance/test_repair.py",
+    "extraction report": "tests/extraction/report/test_report.py",
     "extraction selftest": "tests/extraction/maintenance/test_selftest.py",
     "extraction upload": "tests/extraction/writing/test_upload.py",
     "extraction verify": "tests/extraction/maintenance/test_verify.py",

@@ -125,6 +125,7 @@ def tree(folder: Path) -> dict[str, bytes | str]:
 READ = {
     "verify": lambda run, out: ["verify", run, "--level", "3"],
     "inspect": lambda run, out: ["inspect", run],
+    "report": lambda run, out: ["report", run, "--output", f"{out}.html"],
     "repair": lambda run, out: ["repair", run],
     "quarantine": lambda run, out: ["repair", run, "--quarantine"],
     "merge": lambda run, out: ["merge", out, run],

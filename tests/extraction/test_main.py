@@ -16,7 +16,9 @@ from tests.extraction.written_runs import HOOKS, content_of, write_run
 from tests.fake_gcs.faults import Fault
 
 ROOT = Path(extraction.__file__).parents[1]
-COMMANDS = ["verify", "inspect", "repair", "merge", "convert", "export", "upload", "selftest"]
+COMMANDS = [
+    *("verify", "inspect", "report", "repair", "merge", "convert", "export", "upload", "selftest"),
+]
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
@@ -79,6 +81,7 @@ def test_wrong_flags_are_refused_in_one_line(capsys, arguments):
         ["verify", ""],
         ["verify", "RUN", "--json", ""],
         ["inspect", " "],
+        ["report", "RUN", "--output", ""],
         ["repair", ""],
         ["merge", "", "RUN"],
         ["merge", "OUT", "RUN", ""],
@@ -146,6 +149,7 @@ def test_verify_reads_a_buckets_listing(capsys, tmp_path, bucket):  # noqa: F811
     [
         ["verify", "NONE"],
         ["inspect", "NONE"],
+        ["report", "NONE"],
         ["repair", "NONE"],
         ["merge", "out", "NONE"],
         ["convert", "NONE", "out", "--format", "npz"],
@@ -342,6 +346,7 @@ folder = {str(tmp_path)!r}
 statuses = [main(arguments) for arguments in (
     ["verify", folder + "/a", "--level", "3"],
     ["inspect", folder + "/a"],
+    ["report", folder + "/a", "--output", folder + "/a.html"],
     ["repair", folder + "/a"],
     ["merge", folder + "/ab", folder + "/a", folder + "/b"],
     ["convert", folder + "/ab", folder + "/c", "--format", "safetensors",
@@ -355,7 +360,7 @@ statuses = [main(arguments) for arguments in (
 print(json.dumps(statuses))
 """
     done = in_a_process(code)
-    assert done.stdout.splitlines()[-1:] == [json.dumps([0] * 7 + [2] * 3)], done.stderr
+    assert done.stdout.splitlines()[-1:] == [json.dumps([0] * 8 + [2] * 3)], done.stderr
     errors = done.stderr.splitlines()
     assert len(errors) == 3
     assert all("pip install google-cloud-storage" in line for line in errors)

@@ -1,0 +1,91 @@
+"""The frame of the page: its script, and the policy that allows this script and nothing else.
+
+The policy names styles and script by their digests. So even markup that came from a text of a run
+could neither run a script nor load anything.
+"""
+
+import base64
+import hashlib
+
+from extraction.report.markup import Html, element, joined
+from extraction.report.style import STYLE
+
+SCRIPT = """
+(function () {
+  "use strict";
+  var limits = JSON.parse(document.body.dataset.limits);
+  var chosen = 0, select = document.getElementById("hook");
+  function norms(token) { return token.dataset.n.split(" ").map(Number); }
+  function colour() {
+    document.querySelectorAll(".tokens button").forEach(function (token) {
+      var value = norms(token)[chosen], n = 0;
+      var median = Number(select.options[chosen].dataset.median);
+      while (n < limits.length && value > limits[n] * median) { n += 1; }
+      token.className = isFinite(value) ? "c" + n : "cx";
+    });
+  }
+  function tell(token) {
+    var sample = token.closest(".sample"), readout = sample.querySelector(".readout");
+    readout.textContent = token.title;
+    sample.querySelectorAll(".tokens button").forEach(function (one) {
+      one.tabIndex = one === token ? 0 : -1;
+    });
+  }
+  document.querySelectorAll(".tokens").forEach(function (tokens) {
+    var all = Array.prototype.slice.call(tokens.querySelectorAll("button"));
+    all.forEach(function (token, n) { token.tabIndex = n ? -1 : 0; });
+    ["mouseover", "focusin", "click"].forEach(function (event) {
+      tokens.addEventListener(event, function (e) {
+        var token = e.target.closest("button");
+        if (token) { tell(token); }
+      });
+    });
+    tokens.addEventListener("keydown", function (e) {
+      var at = all.indexOf(document.activeElement);
+      var to = {ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1,
+                Home: 0, End: all.length - 1}[e.key];
+      if (at >= 0 && to !== undefined && all[to]) { e.preventDefault(); all[to].focus(); }
+    });
+  });
+  if (select) {
+    select.addEventListener("change", function () { chosen = select.selectedIndex; colour(); });
+  }
+  window.addEventListener("beforeprint", function () {
+    document.querySelectorAll("details").forEach(function (one) { one.open = true; });
+  });
+})();
+"""
+
+
+def frame(title: str, body: Html, limits: str) -> str:
+    """Return the whole document.
+
+    Args:
+        title: title of the document.
+        body: content of its body.
+        limits: `TOKEN_LIMITS` as JSON.
+    """
+    policy = (
+        f"default-src 'none'; style-src '{_digest(STYLE)}'; script-src '{_digest(SCRIPT)}';"
+        " base-uri 'none'; form-action 'none'"
+    )
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", title),
+        Html(f"<style>{STYLE}</style>"),
+    )
+    page = element(
+        "html",
+        head,
+        element("body", body, Html(f"<script>{SCRIPT}</script>"), data_limits=limits),
+        lang="en",
+    )
+    return joined(Html("<!DOCTYPE html>\n"), page, Html("\n"))
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,120 @@
+"""Some samples of a run as text, each kept token coloured by the norm of its row."""
+
+import itertools
+import math
+
+from extraction.report.contents import RunContents
+from extraction.report.markup import Html, count, element, foreign, foreign_lines, number
+from extraction.report.samples import ShownSample, ShownToken
+from extraction.report.style import TOKEN_LIMITS
+
+PROMPT_SHOWN = 1200
+"""Most characters of a prompt or a generated text."""
+
+
+def samples_section(run: RunContents) -> list[Html]:
+    """Return the section with the samples."""
+    found = run.samples
+    if found.problem is not None:
+        return [element("p", "Samples cannot be shown: ", foreign(found.problem, 1000))]
+    if not found.samples:
+        return [element("p", "The run has no rows.")]
+    medians = {
+        hook.name: hook.statistics.median_norm() if hook.finite else math.nan
+        for hook in run.hook_points
+    }
+    chosen = [medians[name] for name in found.hook_points]
+    options = [
+        element("option", name, data_median=repr(median))
+        for name, median in zip(found.hook_points, chosen, strict=True)
+    ]
+    return [
+        element(
+            "p",
+            "The first samples of the first batch. Tokens with a row are coloured by its norm,"
+            " divided by the median norm of the hook point; grey tokens have no row. Point at a"
+            " token, or move with the arrow keys, to see its values.",
+            class_="soft small",
+        ),
+        element(
+            "div",
+            element("label", "Colour by ", element("select", *options, id="hook")),
+            class_="controls",
+        ),
+        element("ul", *_scale(), class_="scale", aria_label="Norm divided by the median"),
+        *(_sample(sample, found.hook_points, chosen) for sample in found.samples),
+    ]
+
+
+def _scale() -> list[Html]:
+    edges = [f"{limit:g}" for limit in TOKEN_LIMITS]
+    names = [
+        f"up to {edges[0]}",
+        *(f"{low}–{high}" for low, high in itertools.pairwise(edges)),
+        f"above {edges[-1]} × median",
+    ]
+    return [element("li", name, class_=f"c{n}") for n, name in enumerate(names)]
+
+
+def _sample(sample: ShownSample, hooks: tuple[str, ...], medians: list[float]) -> Html:
+    facts = [f"sample {sample.sample_idx}", f"{count(sample.rows)} rows"]
+    if sample.finish_reason is not None:
+        facts.append(f"finished by {sample.finish_reason}")
+    tokens = [_token(token, hooks, medians) for token in sample.tokens]
+    before = f"{count(sample.tokens_before)} tokens before … "
+    after = f" … {count(sample.tokens_after)} tokens after"
+    content = [
+        element("h3", foreign(sample.task_id, 100)),
+        element("p", foreign(", ".join(facts)), class_="soft small"),
+    ]
+    for title, text in (("prompt", sample.prompt), ("generated text", sample.text)):
+        if text:
+            content.append(
+                element(
+                    "div",
+                    foreign_lines(text, PROMPT_SHOWN),
+                    class_="prompt",
+                    role="group",
+                    aria_label=title,
+                    tabindex=0,
+                )
+            )
+    content += [
+        element(
+            "div",
+            element("span", before) if sample.tokens_before else "",
+            *tokens,
+            element("span", after) if sample.tokens_after else "",
+            class_="tokens mono",
+            role="group",
+            aria_label="Tokens; the arrow keys move between those with a row",
+        ),
+        element("p", "Values of a token stand here.", class_="readout", aria_live="polite"),
+    ]
+    return element("div", *content, class_="sample")
+
+
+def _token(token: ShownToken, hooks: tuple[str, ...], medians: list[float]) -> Html:
+    text = str(token.token_id) if token.token_id >= 0 else "·"
+    if token.norms is None:
+        return element("span", text)
+    place = f"position {token.position}" if token.position >= 0 else "position not recorded"
+    told = [place, f"token id {text}", f"step {token.step}"] + [
+        f"{hook} norm {number(norm)} ({number(norm / median)} × median)"
+        for hook, norm, median in zip(hooks, token.norms, medians, strict=True)
+    ]
+    return element(
+        "button",
+        text,
+        type="button",
+        class_=colour_class(token.norms[0], medians[0]),
+        title=", ".join(told),
+        data_n=" ".join(f"{norm:.6g}" for norm in token.norms),
+    )
+
+
+def colour_class(norm: float, median: float) -> str:
+    """Return the class of a token's colour."""
+    if not math.isfinite(norm):
+        return "cx"
+    return f"c{sum(norm > limit * median for limit in TOKEN_LIMITS)}"
