@@ -48,7 +48,7 @@ from extraction.report import report
 from extraction.run.identity import read_identity
 from extraction.run.records import CommitLog
 from extraction.run.totals import RunTotals
-from extraction.setting_names import flags_named
+from extraction.setting_names import flags_named, setting
 from extraction.storage import CloudStorage, Storage, open_storage, scheme_of
 from extraction.storage.file_operations import publish_over
 from extraction.storage.local import LocalStorage
@@ -183,9 +183,9 @@ def _report(settings: argparse.Namespace, progress: ProgressLine) -> int:
     """
     path = Path(settings.output)
     if not path.parent.is_dir():
-        raise StoreError(f"{path.parent} is no folder; --output needs one that exists")
+        raise StoreError(f"{setting('output', path)} cannot be written: {path.parent} is no folder")
     if path.exists() and not path.is_file():
-        raise StoreError(f"{path} exists and is no file; --output needs the name of a file")
+        raise StoreError(f"{setting('output', path)} cannot be written: it is no file")
     page = report(_open_run(settings.source), progress)
     publish_over(path, page)
     print(printable(f"{path}: {len(page):,} bytes; open it in a browser"))
