@@ -1,6 +1,7 @@
 """What all tests share: strictness, and small checkpoints that transformers and torch write."""
 
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -43,6 +44,22 @@ def pytest_collection_modifyitems(items):
         for tier, beginnings in TIERS.items():
             if item.nodeid.startswith(beginnings):
                 item.add_marker(tier)
+
+
+MAPPINGS = Path("/proc/self/maps")
+MOST_MAPPINGS = 15_000
+"""Of memory, before programs are dropped; Linux ends a process that needs more than 65,530."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Drop loaded programs when there are many: each maps several pieces of memory until then.
+
+    XLA crashes, without a message, where it cannot map the next one.
+    """
+    yield
+    if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture
