@@ -33,6 +33,8 @@ def in_a_program(cases: list[dict], folder: Path) -> list[dict]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.extraction.torch_workers", str(folder / "cases.json")],
         cwd=Path(extraction.__file__).parents[1],
+        # Python's own tracker may unlink a semaphore of a worker twice, and warns of it.
+        env=os.environ | {"PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker"},
         capture_output=True,
         text=True,
         timeout=300,
