@@ -55,7 +55,7 @@ def find_gguf() -> Path:
     """Return the GGUF file of the installed package.
 
     Raises:
-        GgufError: the package is not installed.
+        GgufError: the package is not installed, or does not hold one GGUF file.
     """
     try:
         files = importlib.metadata.files(PACKAGE) or []
@@ -65,7 +65,7 @@ def find_gguf() -> Path:
         ) from None
     found = [path for file in files if (path := Path(str(file.locate()))).suffix == ".gguf"]
     if len(found) != 1 or not found[0].is_file():
-        raise GgufError(f"{PACKAGE} holds no GGUF file, or not one; install {PACKAGE}==0.1.2 again")
+        raise GgufError(f"{PACKAGE} does not hold one GGUF file; install {PACKAGE}==0.1.2 again")
     return found[0]
 
 
@@ -242,8 +242,8 @@ def _weights(
     reader: gguf.GGUFReader, config: QwenConfig, dtype: np.dtype[Any]
 ) -> dict[str, np.ndarray]:
     """Return every tensor, dequantised, by its Hugging Face name."""
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     stored = {tensor.name: tensor for tensor in reader.tensors}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     weights = {}
     for name, expected in expected_tensors(config).items():
         tensor = stored.pop(names.get_name(name, (".weight",)) or "", None)

@@ -5,7 +5,7 @@ title and a description for those who do not see it; tables beside it hold the s
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from extraction.report.axes import Axis, axis_over, label
@@ -116,28 +116,40 @@ def _marker(x: float, text: str, name: str) -> Html:
 
 
 class Series(NamedTuple):
-    """Values of some blocks; `name` is a class of the page too."""
+    """Values of some blocks; `name` and `title` are those of `SERIES`."""
 
     name: str
     title: str
     points: Sequence[tuple[int, float]]
 
 
+class SeriesKind(NamedTuple):
+    """A number of each hook point that is drawn over the blocks; `name` is a class of the page."""
+
+    name: str
+    title: str
+    value_of: Callable[[HookPointContents], float | None]
+
+
+SERIES = (
+    SeriesKind("mean", "mean norm", lambda hook: hook.large.mean_norm),
+    SeriesKind(
+        "without", "mean norm without large rows", lambda hook: hook.large.mean_norm_without
+    ),
+    SeriesKind("median", "median norm", lambda hook: hook.statistics.median_norm()),
+)
+
+
 def series_of(hook_points: Sequence[HookPointContents]) -> list[Series]:
     """Return the norms of hook points of one kind, by the number of the block."""
     known = [(h.layer, h) for h in hook_points if h.layer is not None and h.finite]
     known.sort(key=lambda entry: entry[0])
-    wanted = (
-        ("mean", "mean", lambda hook: hook.large.mean_norm),
-        ("without", "mean without large rows", lambda hook: hook.large.mean_norm_without),
-        ("median", "median", lambda hook: hook.statistics.median_norm()),
-    )
     found = []
-    for name, title, value_of in wanted:
-        points = [(layer, value_of(hook)) for layer, hook in known]
+    for kind in SERIES:
+        points = [(layer, kind.value_of(hook)) for layer, hook in known]
         points = [(layer, value) for layer, value in points if value is not None]
         if points:
-            found.append(Series(name, title, points))
+            found.append(Series(kind.name, kind.title, points))
     return found
 
 

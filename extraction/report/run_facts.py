@@ -53,7 +53,7 @@ def what_it_is(run: RunContents) -> list[Html]:
         ("begun", foreign(identity.created_at)),
         *_some(record, {"command": "command", "program_version": "program version"}),
         *_some(record, {"platform": "platform", "mesh": "mesh", "processes": "processes"}),
-        *(("self-check", foreign(self_check_text(dict(c)))) for c in run.self_checks),
+        *(("self-check", foreign(self_check_text(c))) for c in run.self_checks),
     ]
     versions = record.get("versions")
     blocks = [("Model", model), ("Data", data or [("", "The run does not record its data.")])]

@@ -100,7 +100,7 @@ def _token(token: ShownToken, hooks: tuple[str, ...], medians: list[float]) -> H
         return element("span", text)
     place = f"position {token.position}" if token.position >= 0 else "position not recorded"
     told = [place, f"token id {text}", f"step {token.step}"] + [
-        f"{hook} norm {number(norm)} ({number(norm / median)} × median)"
+        f"{hook} norm {number(norm)} ({number(norm / median if median else None)} × median)"
         for hook, norm, median in zip(hooks, token.norms, medians, strict=True)
     ]
     return element(

@@ -1,6 +1,6 @@
 """What is wrong with a run, or may be, in the order of its weight."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from extraction.hook_point_names import few
@@ -41,7 +41,7 @@ def _message(kind: str, title: str, text: str | Html, *more: Html) -> Message:
     return Message(kind, title, (first, *more))
 
 
-def self_check_text(check: dict[str, Any]) -> str:
+def self_check_text(check: Mapping[str, Any]) -> str:
     """Return how many rows a self-check computed again, and how far off they were."""
     rows = check.get("rows", check.get("samples", 0))
     error = check.get("largest_error")
@@ -62,7 +62,7 @@ def _checked(run: RunContents) -> str:
 def _self_checks(run: RunContents) -> Iterator[Message]:
     for check in run.self_checks:
         if check.get("failed"):
-            text = f"{check['failed']} ({self_check_text(dict(check))})"
+            text = f"{check['failed']} ({self_check_text(check)})"
             yield _message("warning", "The self-check failed: rows are wrong.", text)
     if not run.self_checks:
         yield _message(

@@ -191,6 +191,7 @@ def rewrite(source, target, **changed):
         ({"llama.attention.head_count": 0}, "head_count is no whole number from 1"),
         ({"llama.rope.freq_base": float("nan")}, "freq_base is no number above 0"),
         ({}, "no tensor for model.embed_tokens.weight"),
+        ({"llama.block_count": 2**32 - 1}, "num_hidden_layers is 4294967295, above"),
     ],
     ids=str,
 )
@@ -233,8 +234,8 @@ def test_an_interrupted_conversion_leaves_nothing(source, tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
-def write_tiny(target):
-    """Write a GGUF file of SmolLM2's kind with one layer and 258 tokens."""
+def write_tiny(target, without=()):
+    """Write a GGUF file of SmolLM2's kind with one layer, 258 tokens, and not these tensors."""
     tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet())[:255], "ab", "<a>", "<b>"]
     config = LlamaConfig(
         hidden_size=64, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
@@ -261,16 +262,23 @@ def write_tiny(target):
     writer.add_array("tokenizer.ggml.merges", ["a b"])
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 1)
     for name, tensor in LlamaForCausalLM(config).state_dict().items():
-        if name != "lm_head.weight":
-            writer.add_tensor(names.get_name(name, (".weight",)) + ".weight", tensor.numpy())
+        if name not in {"lm_head.weight", *without}:
+            writer.add_tensor(names.get_name(name, (".weight",)), tensor.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
+def test_a_file_without_a_tensor_is_refused(tmp_path, capsys):
+    write_tiny(tmp_path / "tiny.gguf", without=["model.layers.0.mlp.up_proj.weight"])
+    assert main([str(tmp_path / "out"), "--gguf", str(tmp_path / "tiny.gguf")]) == 2
+    assert "no tensor for model.layers.0.mlp.up_proj.weight" in capsys.readouterr().err
+
+
 def test_a_damaged_file_is_converted_or_refused_in_one_line(tmp_path, capsys):
     write_tiny(tmp_path / "tiny.gguf")
+    assert main([str(tmp_path / "whole"), "--gguf", str(tmp_path / "tiny.gguf")]) == 0
     content = (tmp_path / "tiny.gguf").read_bytes()
     source = np.random.default_rng(1)
     refused = 0
@@ -285,4 +293,4 @@ def test_a_damaged_file_is_converted_or_refused_in_one_line(tmp_path, capsys):
         assert (status, len(lines)) in {(0, 0), (2, 1)}, lines
         assert out.exists() == (status == 0)
         refused += status == 2
-    assert refused > 25
+    assert 25 < refused < 100

@@ -37,7 +37,12 @@ class Written:
 
 
 def write(
-    folder: Path, file_format: str = "safetensors", *, texts: tuple[str, ...] = (), **changes: Any
+    folder: Path,
+    file_format: str = "safetensors",
+    *,
+    texts: tuple[str, ...] = (),
+    scale: float = 1.0,
+    **changes: Any,
 ) -> Written:
     """Write the run.
 
@@ -45,6 +50,7 @@ def write(
         folder: its folder.
         file_format: format of its files.
         texts: prompts and, hence, task ids of the first samples.
+        scale: factor of all rows.
         changes: fields of the identity.
     """
     storage = LocalStorage(folder)
@@ -64,7 +70,7 @@ def write(
     committer = Committer(storage, tuple(WIDTHS), file_format)
     parts, lines = [], []
     for unit in range(UNITS):
-        block, told = _unit(unit, texts if unit == 0 else ())
+        block, told = _unit(unit, texts if unit == 0 else (), scale)
         committer.commit(unit + 1, block, told)
         parts.append(block)
         lines += told
@@ -79,7 +85,7 @@ def write(
     )
 
 
-def _unit(unit: int, texts: tuple[str, ...]) -> tuple[RowBlock, list[dict[str, Any]]]:
+def _unit(unit: int, texts: tuple[str, ...], scale: float) -> tuple[RowBlock, list[dict[str, Any]]]:
     """Every second token has a row; the first of a sample is a sink; the last sample is skipped."""
     random = np.random.default_rng(unit)
     tasks, samples, positions, tokens, lines = [], [], [], [], []
@@ -108,7 +114,7 @@ def _unit(unit: int, texts: tuple[str, ...]) -> tuple[RowBlock, list[dict[str, A
     is_first = np.array(positions) == 0
     activations = {}
     for number, (hook, width) in enumerate(WIDTHS.items()):
-        values = random.standard_normal((count, width)).astype(np.float32) * (1 + number)
+        values = random.standard_normal((count, width)).astype(np.float32) * (scale * (1 + number))
         if hook.startswith("layer"):
             values[is_first] *= 100
         activations[hook] = values

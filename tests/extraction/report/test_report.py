@@ -1,6 +1,7 @@
 """Every number on the page of a run is that of a plain computation on its rows."""
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -131,8 +132,8 @@ def test_norms_over_the_blocks(run, page):
         assert float(cells["median norm"]) == pytest.approx(np.median(norms), rel=0.06)
     (figure,) = [f for f in page.nodes("figure") if f.one("figcaption").text == "layer_{i}"]
     marks = {title.text for title in figure.nodes("title")}
-    assert f"block 3, mean: {shown['layer_3']['mean norm']}" in marks
-    assert f"block 0, median: {shown['layer_0']['median norm']}" in marks
+    assert f"block 3, mean norm: {shown['layer_3']['mean norm']}" in marks
+    assert f"block 0, median norm: {shown['layer_0']['median norm']}" in marks
 
 
 def test_what_the_run_is(run, page):
@@ -240,6 +241,29 @@ def test_a_run_without_rows(tmp_path):
     page = parse(report(run.storage))
     assert "There are no rows" in page.one("ul", class_="messages").text
     assert "nan" not in page.text.lower()
+
+
+def test_a_run_whose_rows_are_all_zero(tmp_path):
+    run = write(tmp_path / "run", scale=0.0)
+    page = parse(report(run.storage))
+    cells = table(page, "Rows of large norm")["embed_tokens"]
+    assert (cells["mean"], cells["mean norm"]) == ("0", "0")
+    tokens = list(page.nodes("button"))
+    assert tokens
+    assert all("embed_tokens norm 0 (– × median)" in t.attributes["title"] for t in tokens)
+
+
+def test_commands_on_the_page_can_be_pasted(tmp_path):
+    run = write(tmp_path / "a run; of 'mine'")
+    page = parse(report(run.storage))
+    commands = [
+        shlex.split(line)
+        for code in page.nodes("code")
+        for line in code.text.splitlines()
+        if line.startswith("python -m")
+    ]
+    assert len(commands) == 3
+    assert {command[4] for command in commands} == {run.storage.address}
 
 
 def test_the_command_writes_the_page_and_refuses_what_it_cannot(tmp_path, capsys):
