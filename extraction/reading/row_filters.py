@@ -218,6 +218,16 @@ def above_limit(rows: np.ndarray, limit: float | None) -> np.ndarray:
     return above if limit is None else above | (norms > limit)
 
 
+def limits_above(medians: Mapping[str, float | None], multiple: float) -> dict[str, float | None]:
+    """Return the largest norm that is not far above the median, by hook point.
+
+    Args:
+        medians: median norm of each hook point; None if no row is finite.
+        multiple: number of medians that a norm may have.
+    """
+    return {hook: None if median is None else multiple * median for hook, median in medians.items()}
+
+
 def limits_of(position: Any, hook_points: Sequence[str]) -> dict[str, float | None] | None:
     """Return the limits of norms in a stream's position; None if it has none of these hook points.
 

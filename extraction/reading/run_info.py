@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from extraction.hook_point_names import few
+from extraction.reading.run_contents import RunContents
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -35,6 +36,32 @@ class RunInfo:
     complete: bool | None
     run_id: str | None
     statistics: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, run: RunContents, width: Mapping[str, int], rows: int) -> "RunInfo":
+        """Return the information about a run, as of its last `new_batches`.
+
+        Args:
+            run: the run.
+            width: width of the rows of each hook point that is read.
+            rows: number of rows of each hook point.
+
+        Raises:
+            StoreError: the run's `metadata.json` is damaged.
+        """
+        description, progress = run.description, run.progress()
+        return cls(
+            model_name=description.model_name,
+            hook_points=description.hook_points,
+            width=width,
+            dtype=description.dtype,
+            format=description.file_format,
+            rows=rows,
+            sequences=progress.sequences,
+            complete=progress.complete,
+            run_id=description.run_id,
+            statistics=progress.statistics,
+        )
 
     def __repr__(self) -> str:
         hooks = [f"{hook} [{width}]" for hook, width in self.width.items()]

@@ -88,7 +88,7 @@ def test_what_founding_document_004s_own_code_writes(tmp_path, dtype):
     )
     assert set(dataset.keys().position.tolist()) == {-1}
     assert len(dataset.outlier_rows()["layer_6"]) == 0
-    with pytest.raises(StoreError, match="read it as float32"):
+    with pytest.raises(StoreError, match=r"read it with dtype=.float32"):
         ActivationDataset(folder, 6, dtype="stored")
 
 
