@@ -46,6 +46,49 @@ def manifest(settings: RunSettings, archive: Archive) -> dict[str, Any]:
     Raises:
         InputError: the slice is not known, or the run has no bucket.
     """
+    slice_ = known_machine(on_machine(settings).slice)
+    refused = {
+        "action": "FailJob",
+        "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [*FINAL]},
+    }
+    job = {
+        "parallelism": slice_.hosts,
+        "completions": slice_.hosts,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        "podFailurePolicy": {"rules": [refused]},
+        "template": {"spec": _pod(settings, archive)},
+    }
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {
+            "name": settings.name,
+            "namespace": settings.gke.namespace,
+            # All pods on one slice.
+            "annotations": {
+                "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+            },
+        },
+        "spec": {
+            "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
+            "failurePolicy": {
+                "maxRestarts": settings.limits.attempts - 1,
+                "rules": [
+                    {
+                        "name": "badInput",
+                        "action": "FailJobSet",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                    }
+                ],
+            },
+            "replicatedJobs": [{"name": JOB, "replicas": 1, "template": {"spec": job}}],
+        },
+    }
+
+
+def _pod(settings: RunSettings, archive: Archive) -> dict[str, Any]:
+    """Return the specification of a pod, which works on one host of the slice."""
     machine = on_machine(settings)
     slice_ = known_machine(machine.slice)
     gke = settings.gke
@@ -65,7 +108,7 @@ def manifest(settings: RunSettings, archive: Archive) -> dict[str, Any]:
     source = f"{gcloud.launch_folder(settings)}/{archive.name}"
     fetch = gcloud.download(source, f"{FOLDER}/source.tar.gz")
     work = ["bash", "-c", SCRIPT, "bash", archive.sha256, *extraction_flags(settings.extraction)]
-    pod = {
+    return {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": 90,
         "serviceAccountName": gke.service_account,
@@ -91,44 +134,6 @@ def manifest(settings: RunSettings, archive: Archive) -> dict[str, Any]:
                 "volumeMounts": mounts,
             }
         ],
-    }
-    refused = {
-        "action": "FailJob",
-        "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [*FINAL]},
-    }
-    job = {
-        "parallelism": slice_.hosts,
-        "completions": slice_.hosts,
-        "completionMode": "Indexed",
-        "backoffLimit": 0,
-        "podFailurePolicy": {"rules": [refused]},
-        "template": {"spec": pod},
-    }
-    return {
-        "apiVersion": "jobset.x-k8s.io/v1alpha2",
-        "kind": "JobSet",
-        "metadata": {
-            "name": settings.name,
-            "namespace": gke.namespace,
-            # All pods on one slice.
-            "annotations": {
-                "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
-            },
-        },
-        "spec": {
-            "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
-            "failurePolicy": {
-                "maxRestarts": settings.limits.attempts - 1,
-                "rules": [
-                    {
-                        "name": "badInput",
-                        "action": "FailJobSet",
-                        "onJobFailureReasons": ["PodFailurePolicy"],
-                    }
-                ],
-            },
-            "replicatedJobs": [{"name": JOB, "replicas": 1, "template": {"spec": job}}],
-        },
     }
 
 

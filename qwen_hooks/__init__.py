@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qwen_hooks.checkpoint import Checkpoint, find_checkpoint, load_params, save_pretrained
     from qwen_hooks.config import QwenConfig, RopeConfig
+    from qwen_hooks.create_model import create_model_with_hooks
     from qwen_hooks.decoder_layer import QwenAttention, QwenDecoderLayer
     from qwen_hooks.errors import ModelError
     from qwen_hooks.families import FAMILIES
     from qwen_hooks.kv_cache import KVCache
     from qwen_hooks.layers import QwenMLP, RMSNorm
-    from qwen_hooks.model import QwenModelWithActivations, create_model_with_hooks
+    from qwen_hooks.model import QwenModelWithActivations
 
 _MODULES = {
     "FAMILIES": "families",
@@ -30,7 +31,7 @@ _MODULES = {
     "QwenModelWithActivations": "model",
     "RMSNorm": "layers",
     "RopeConfig": "config",
-    "create_model_with_hooks": "model",
+    "create_model_with_hooks": "create_model",
     "find_checkpoint": "checkpoint",
     "load_params": "checkpoint",
     "save_pretrained": "checkpoint",

@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.errors import ModelError, NotCapturedError
-from qwen_hooks.hook_point_table import HOOK_POINTS, HookPoint, entries, names_of
+from qwen_hooks.hook_point import HookPoint
+from qwen_hooks.hook_point_table import HOOK_POINTS, entries, names_of
 
 AFTER_BLOCKS = frozenset(point.key for point in HOOK_POINTS if point.stage == "after")
 

@@ -13,7 +13,7 @@ next token is wanted.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import flax.linen as nn
@@ -26,7 +26,6 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from qwen_hooks.activations import NamedActivations
 from qwen_hooks.attention import soft_cap
-from qwen_hooks.attention_backends import check_attention
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.decoder_layer import AttentionContext, QwenDecoderLayer
 from qwen_hooks.errors import ModelError
@@ -34,10 +33,7 @@ from qwen_hooks.hook_points import (
     AFTER_BLOCKS,
     blocks_needed,
     by_layer,
-    check_layers,
     few,
-    layer_name,
-    select,
     sites,
 )
 from qwen_hooks.interventions import Interventions, edits_of
@@ -363,42 +359,6 @@ def positions_from_mask(
         return jnp.broadcast_to(jnp.arange(input_ids.shape[1], dtype=jnp.int32), input_ids.shape)
     is_token = jnp.asarray(attention_mask).astype(jnp.bool_)
     return jnp.where(is_token, jnp.cumsum(is_token, axis=1, dtype=jnp.int32) - 1, -1)
-
-
-def create_model_with_hooks(
-    config: QwenConfig,
-    layers_to_extract: Sequence[int] | None = None,
-    dtype: DTypeLike = jnp.float32,
-    attention: str = "xla",
-    scan_layers: bool = False,
-    hook_points: str | Sequence[object] | None = None,
-) -> QwenModelWithActivations:
-    """Return a model that captures its activations at some hook points.
-
-    Args:
-        config: of the checkpoint.
-        layers_to_extract: block numbers from 0, whose outputs are captured as `layer_i`; None:
-            all blocks, unless `hook_points` says something else.
-        dtype: of the parameters that `model.init` makes; loaded parameters bring their own.
-        attention: how prompts are computed; `attention_backends.choose_attention` knows what can
-            run where.
-        scan_layers: run the blocks as a loop, which compiles faster; for parameters loaded or
-            made so (`load_params(..., scan_layers=True)`).
-        hook_points: names, aliases or patterns (`layers.*.mlp`), captured beside the layers; see
-            `hook_points.select`.
-
-    Raises:
-        ModelError: a layer is out of range, repeated or no whole number; or there is no such hook
-            point or attention.
-    """
-    names: list[str] = []
-    if layers_to_extract is not None or hook_points is None:
-        names += map(layer_name, check_layers(layers_to_extract, config.num_hidden_layers))
-    if hook_points is not None:
-        names += select(hook_points, config)
-    return QwenModelWithActivations(
-        config, select(names, config), dtype, check_attention(attention), scan_layers
-    )
 
 
 def forward(

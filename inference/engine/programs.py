@@ -178,18 +178,15 @@ def _generate(
     """Run the program on one device, or on all devices that XLA partitions it over."""
     size, slots = batch.input_ids.shape
     steps = max(1, settings.max_new_tokens)
-    slot = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), (size, slots))
-    place = slot if batch.starts is None else slot - batch.starts
-    positions = jnp.where(slot < batch.lengths[:, None], place, -1)
+    predicts = settings.max_new_tokens > 0
+    positions = _prompt_positions(batch)
     with jax.named_scope("prefill"):
-        predicts = settings.max_new_tokens > 0
-        num_layers = None if predicts else model.blocks_needed
         prompt = forward(
             model,
             params,
             batch.input_ids,
             positions,
-            num_layers=num_layers,
+            num_layers=None if predicts else model.blocks_needed,
             rows=batch.rows,
             interventions=interventions,
             segments=batch.starts,
@@ -208,21 +205,12 @@ def _generate(
             counts=jnp.zeros(size, jnp.int32),
         )
 
-    penalty, occurring = settings.repetition_penalty, None
-    if penalty != 1:
+    occurring = None
+    if settings.repetition_penalty != 1:
         occurring = occurring_tokens(batch.input_ids, batch.lengths, model.config.vocab_size)
-
-    def choose(
-        residual: Float[Array, "B R D"], step: int | Array, occurring: Bool[Array, "B V"] | None
-    ) -> Int[Array, " B"]:
-        at = (batch.lengths - 1 + step)[:, None]
-        logits = unembed(model, params, residual[:, -1:], interventions, at)[:, 0]
-        if occurring is not None:
-            logits = penalise_repetition(logits, occurring, penalty)
-        keys = step_keys(settings.seed, batch.numbers, step)
-        return choose_tokens(logits, keys, settings.temperature, settings.top_p)
-
-    first = choose(prompt.residual, 0, occurring)
+    first = _next_tokens(
+        model, params, batch, interventions, settings, prompt.residual, 0, occurring
+    )
     is_dummy = batch.lengths == 0
     if steps == 1:
         counts = jnp.where(is_dummy, 0, 1).astype(jnp.int32)
@@ -249,36 +237,75 @@ def _generate(
     def goes_on(state: _LoopState) -> Bool[Array, ""]:
         return (state.step < steps) & ~jnp.all(state.ended)
 
-    def decode(state: _LoopState) -> _LoopState:
-        output, step = state.output, state.step
-        token = jax.lax.dynamic_slice_in_dim(output.tokens, step - 1, 1, axis=1)
-        at = (batch.lengths - 1 + step)[:, None]
-        now = forward(model, params, token, at, cache=state.cache, interventions=interventions)
-        assert now.cache is not None
-        occurring = state.occurring
-        if occurring is not None:
-            occurring = with_tokens(occurring, token[:, 0])
-        chosen = choose(now.residual, step, occurring)
-        rows = {hook: _flat(values)[:, 0] for hook, values in now.activations.items()}
-        return _LoopState(
-            step=step + 1,
-            ended=state.ended | _stops(chosen, settings),
-            cache=now.cache,
-            occurring=occurring,
-            output=BatchOutput(
-                prompt_rows={},
-                generated_rows={
-                    hook: jax.lax.dynamic_update_index_in_dim(kept, rows[hook], step - 1, axis=0)
-                    for hook, kept in output.generated_rows.items()
-                },
-                tokens=jax.lax.dynamic_update_index_in_dim(output.tokens, chosen, step, axis=1),
-                counts=output.counts + jnp.where(state.ended, 0, 1).astype(jnp.int32),
-            ),
-        )
-
+    decode = functools.partial(_decode_step, model, params, batch, interventions, settings)
     with jax.named_scope("decode"):
         output = jax.lax.while_loop(goes_on, decode, start).output
     return output.replace(prompt_rows=prompt_rows)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _prompt_positions(batch: BatchInput) -> Int[Array, "B S"]:
+    """Return the position of each slot's token within its prompt or document; -1 for padding."""
+    size, slots = batch.input_ids.shape
+    slot = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), (size, slots))
+    position = slot if batch.starts is None else slot - batch.starts
+    return jnp.where(slot < batch.lengths[:, None], position, -1)
+
+
+def _decode_step(
+    model: QwenModelWithActivations,
+    params: Params,
+    batch: BatchInput,
+    interventions: Interventions | None,
+    settings: GenerationSettings,
+    state: _LoopState,
+) -> _LoopState:
+    """Return the state after one decode step: the last token's rows, and the token after it."""
+    output, step = state.output, state.step
+    token = jax.lax.dynamic_slice_in_dim(output.tokens, step - 1, 1, axis=1)
+    at = (batch.lengths - 1 + step)[:, None]
+    now = forward(model, params, token, at, cache=state.cache, interventions=interventions)
+    assert now.cache is not None
+    occurring = state.occurring
+    if occurring is not None:
+        occurring = with_tokens(occurring, token[:, 0])
+    chosen = _next_tokens(
+        model, params, batch, interventions, settings, now.residual, step, occurring
+    )
+    rows = {hook: _flat(values)[:, 0] for hook, values in now.activations.items()}
+    return _LoopState(
+        step=step + 1,
+        ended=state.ended | _stops(chosen, settings),
+        cache=now.cache,
+        occurring=occurring,
+        output=BatchOutput(
+            prompt_rows={},
+            generated_rows={
+                hook: jax.lax.dynamic_update_index_in_dim(kept, rows[hook], step - 1, axis=0)
+                for hook, kept in output.generated_rows.items()
+            },
+            tokens=jax.lax.dynamic_update_index_in_dim(output.tokens, chosen, step, axis=1),
+            counts=output.counts + jnp.where(state.ended, 0, 1).astype(jnp.int32),
+        ),
+    )
+
+
+def _next_tokens(
+    model: QwenModelWithActivations,
+    params: Params,
+    batch: BatchInput,
+    interventions: Interventions | None,
+    settings: GenerationSettings,
+    residual: Float[Array, "B R D"],
+    step: int | Array,
+    occurring: Bool[Array, "B V"] | None,
+) -> Int[Array, " B"]:
+    """Return the tokens that generation step `step` chooses, from the last slot's residual."""
+    at = (batch.lengths - 1 + step)[:, None]
+    logits = unembed(model, params, residual[:, -1:], interventions, at)[:, 0]
+    if occurring is not None:
+        logits = penalise_repetition(logits, occurring, settings.repetition_penalty)
+    keys = step_keys(settings.seed, batch.numbers, step)
+    return choose_tokens(logits, keys, settings.temperature, settings.top_p)
 
 
 def _flat(values: Float[Array, "B R *shape"]) -> Float[Array, "B R width"]:

@@ -33,7 +33,11 @@ def test_the_package_needs_neither_jax_nor_the_clouds_client():
     unneeded = {"jax", "jaxlib", "flax", "torch", "transformers", "ml_dtypes", "google", "requests"}
     assert not roots & {*unneeded, "inference"}
     of_the_model = {name for name in loaded if name.partition(".")[0] == "qwen_hooks"}
-    assert of_the_model <= {"qwen_hooks", "qwen_hooks.hook_point_table"}
+    assert of_the_model <= {
+        "qwen_hooks",
+        "qwen_hooks.hook_point",
+        "qwen_hooks.hook_point_table",
+    }
 
 
 def test_what_the_package_names_is_loaded_when_it_is_asked_for():
