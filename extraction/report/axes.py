@@ -35,14 +35,17 @@ class Axis:
 
     def ticks(self, most: int) -> list[float]:
         """Return round values on the axis, at most about so many."""
-        return log_ticks(self.low, self.high, most) if self.log else self._linear_ticks(most)
+        ticks = log_ticks if self.log else linear_ticks
+        return ticks(self.low, self.high, most)
 
-    def _linear_ticks(self, most: int) -> list[float]:
-        rough = (self.high - self.low) / most
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = next(power * factor for factor in STEPS if power * factor >= rough * (1 - 1e-9))
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        return [n * step for n in range(first, last + 1)]
+
+def linear_ticks(low: float, high: float, most: int) -> list[float]:
+    """Return multiples of 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in STEPS if power * factor >= rough * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [n * step for n in range(first, last + 1)]
 
 
 def log_ticks(low: float, high: float, most: int) -> list[float]:
@@ -54,8 +57,10 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
         for factor in STEPS[:3]
         if low <= factor * 10.0**power <= high
     ]
-    if 0 < len(fine) <= most:
+    if 2 < len(fine) <= most:
         return fine
+    if high / low < 10.0:
+        return linear_ticks(low, high, most)
     every = max(1, math.ceil((last - first) / most))
     return [10.0**p for p in range(first, last + 1, every) if low <= 10.0**p <= high]
 

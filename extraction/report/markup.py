@@ -6,11 +6,16 @@ a text of a run, which may be very long, and isolates its direction from that of
 """
 
 import html
+import math
+import re
 
 from extraction.printable import printable
 
-VOID = {"br", "meta", "rect", "line", "path", "circle"}
+VOID = {"br", "wbr", "meta", "rect", "line", "path", "circle"}
 """Elements without content; those of SVG are closed by `/>`."""
+
+UNBROKEN = 21
+"""Most characters of a text that stays on one line where there is room for its longest word."""
 
 LONGEST = 300
 """Most characters of a run's text where nothing else is said."""
@@ -41,7 +46,7 @@ def element(name: str, /, *children: str, **attributes: str | float | bool | Non
             parts.append(f'{key}="{html.escape(printable(shown))}"')
     opening = " ".join(parts)
     if name in VOID:
-        return Html(f"<{opening}>" if name in {"br", "meta"} else f"<{opening}/>")
+        return Html(f"<{opening}>" if name in {"br", "wbr", "meta"} else f"<{opening}/>")
     return Html(f"<{opening}>{joined(*children)}</{name}>")
 
 
@@ -58,14 +63,16 @@ def _escaped(text: str) -> str:
 
 
 def foreign(text: str, most: int = LONGEST) -> Html:
-    """Return a text of the run as one line.
+    """Return a text of the run as one line; a long one may be broken after `/` and `_`.
 
     Args:
         text: any text.
         most: characters to show; a longer text ends with its length.
     """
     shown = printable(cut(text, most))
-    return joined(shown) if shown.isascii() else element("bdi", shown)
+    first, *rest = re.split("(?<=[/_])", shown) if len(shown) > UNBROKEN else [shown]
+    parts = [first, *(part for piece in rest if piece for part in (element("wbr"), piece))]
+    return joined(*parts) if shown.isascii() else element("bdi", *parts)
 
 
 def foreign_lines(text: str, most: int) -> Html:
@@ -89,8 +96,15 @@ def count(number: int) -> str:
 
 
 def number(value: float | None) -> str:
-    """Return a number with four significant digits, or a dash."""
-    return "–" if value is None else f"{value:.4g}"
+    """Return a number with four significant digits, all of its whole part, or a dash."""
+    if value is None:
+        return "–"
+    magnitude = abs(float(f"{value:.3e}"))
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if 1000 <= magnitude < 1e7:
+        return f"{value:,.0f}"
+    return f"{value:#.4g}" if 1e-4 <= magnitude < 1000 else f"{value:.3e}"
 
 
 def size(bytes_: float) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from extraction.hook_point_names import few
 from extraction.report.contents import HookPointContents, RunContents
 from extraction.report.markup import Html, count, element, foreign, joined, number
 from extraction.report.plots import (
@@ -43,10 +44,11 @@ def norms_section(run: RunContents) -> list[Html]:
     content = [
         element(
             "p",
-            "How many rows have which norm, all on the same axis. Both axes are logarithmic, so"
-            " that a few rows of very large norm are seen.",
+            "How many rows have which norm, all on the same axis of norms. Both axes are"
+            " logarithmic, so that a few rows of very large norm are seen.",
             class_="soft small",
         ),
+        _histogram_keys(shown, high),
         element("div", *figures, class_="columns"),
         *_left_out(run, "histograms", len(shown)),
         _histogram_numbers(shown),
@@ -72,12 +74,16 @@ def _histogram_numbers(shown: Sequence[HookPointContents]) -> Html:
 
 
 def _over_layers(run: RunContents, kinds: dict[str, list[HookPointContents]]) -> list[Html]:
+    plotted = {kind: hooks for kind, hooks in kinds.items() if len(hooks) > 1}
+    if not plotted:
+        return []
     highest = max(hook.layer or 0 for hooks in kinds.values() for hook in hooks) + 1
     told = run.config.get("num_hidden_layers")
     layers = max(highest, told) if type(told) is int and 0 < told < 10_000 else highest
-    figures, rows = [], []
-    for kind, hooks in list(kinds.items())[:PLOTTED]:
+    figures, rows, drawn = [], [], set()
+    for kind, hooks in list(plotted.items())[:PLOTTED]:
         series = series_of(hooks)
+        drawn.update(one.name for one in series)
         figures.append(
             element(
                 "figure",
@@ -91,28 +97,45 @@ def _over_layers(run: RunContents, kinds: dict[str, list[HookPointContents]]) ->
             rows.append([foreign(hook.name), count(hook.layer or 0), *map(number, of_block)])
     columns = ("hook point", "block", *(one.title for one in SERIES))
     return [
-        element("h3", "Over the blocks of the model"),
-        element("p", *(_key(one.name, one.title) for one in SERIES)),
+        element("h3", "Norms over the blocks of the model"),
+        element(
+            "p",
+            *(_key(_series_sign(one.name), one.title) for one in SERIES if one.name in drawn),
+        ),
         element("div", *figures, class_="columns"),
         details("The norms as a table", table("Norms over the blocks", columns, rows)),
     ]
 
 
-def _key(name: str, title: str) -> Html:
-    sign = element(
-        "svg",
-        element(
-            "g",
-            element("path", d="M0 5L26 5"),
-            element("rect", x=10, y=2, width=6, height=6)
-            if name == "median"
-            else element("circle", cx=13, cy=5, r=3.5 if name == "mean" else 2.5),
-            class_=f"series {name}",
-        ),
-        viewBox="0 0 26 10",
-        aria_hidden="true",
+def _histogram_keys(shown: Sequence[HookPointContents], high: float) -> Html:
+    """Return what the lines and colours are of histograms whose axis ends at `high`."""
+    keys = [("median", "median norm")]
+    if any(hook.large.limit <= high for hook in shown):
+        keys.append(("limit", f"{shown[0].large.multiple:g} times the median"))
+    signs = [
+        (element("line", x1=0, x2=26, y1=5, y2=5, class_=f"marker {name}"), title)
+        for name, title in keys
+    ]
+    if any(hook.large.rows for hook in shown):
+        bar = element("rect", x=8, y=0, width=10, height=10, class_="large")
+        signs.append((element("g", bar, class_="bar"), "rows above it"))
+    return element("p", *(_key(*sign) for sign in signs))
+
+
+def _series_sign(name: str) -> Html:
+    return element(
+        "g",
+        element("path", d="M0 5L26 5"),
+        element("rect", x=10, y=2, width=6, height=6)
+        if name == "median"
+        else element("circle", cx=13, cy=5, r=3.5 if name == "mean" else 2.5),
+        class_=f"series {name}",
     )
-    return element("span", sign, title, class_="key")
+
+
+def _key(sign: Html, title: str) -> Html:
+    drawn = element("svg", sign, viewBox="0 0 26 10", aria_hidden="true")
+    return element("span", drawn, title, class_="key")
 
 
 def _spread(hooks: Sequence[HookPointContents]) -> list[HookPointContents]:
@@ -137,7 +160,8 @@ def large_section(run: RunContents) -> list[Html]:
         *("mean norm", "mean norm without", "positions", "token ids"),
     )
     rows = []
-    for hook in run.hook_points:
+    with_large = [hook for hook in run.hook_points if hook.large.rows + hook.large.unsettled]
+    for hook in with_large:
         found = hook.large
         positions, tokens = found.places
         rows.append(
@@ -163,10 +187,19 @@ def large_section(run: RunContents) -> list[Html]:
             " rows, and they change means, variances and everything trained on them; ",
             element("code", f"max_norm_multiple={multiple}"),
             " leaves them out when rows are read.",
+            class_="soft small",
         ),
-        table("Rows of large norm", columns, rows),
     ]
+    if rows:
+        content.append(table("Rows of large norm", columns, rows, lists=2))
+    without = [hook.name for hook in run.hook_points if hook not in with_large]
+    if without:
+        content.append(
+            element("p", f"Hook points without such rows: {few(without)}.", class_="soft small")
+        )
     known = [hook for hook in run.hook_points if hook.statistics.largest]
+    if len(known) > PLOTTED:
+        known = [hook for hook in known if hook in with_large] or known
     shown = _spread(known)
     if shown:
         content.append(element("h3", "The rows of largest norm"))

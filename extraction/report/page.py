@@ -2,10 +2,11 @@
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Iterable
 
-from extraction.report.contents import HookPointContents, RunContents
+from extraction.report.contents import RunContents
 from extraction.report.markup import (
     Html,
     count,
@@ -31,17 +32,17 @@ FILES_SHOWN = 12
 SECTIONS = (
     ("run", "The run"),
     ("hooks", "Hook points"),
-    ("norms", "Norms"),
-    ("large", "Large norms"),
+    ("norms", "Norms of rows"),
+    ("large", "Rows of large norm"),
     ("time", "Time"),
     ("samples", "Samples"),
-    ("files", "Files"),
+    ("files", "Files, and how to load them"),
 )
 
 
 def page_of(run: RunContents) -> str:
     """Return the page of a run."""
-    name = run.identity.model_name or "activations"
+    name = _short_name(run) or "activations"
     body = joined(
         element("header", *_header(run)),
         element(
@@ -87,7 +88,7 @@ def _header(run: RunContents) -> list[Html]:
     ]
     return [
         element("p", "Activations of", class_="over"),
-        element("h1", foreign(run.identity.model_name or "a model without a name")),
+        element("h1", foreign(_short_name(run) or "a model without a name")),
         element("p", "in ", foreign(run.address), class_="over"),
         element(
             "dl",
@@ -100,6 +101,13 @@ def _header(run: RunContents) -> list[Html]:
             aria_label="Sections",
         ),
     ]
+
+
+def _short_name(run: RunContents) -> str:
+    """Return the model's name; of an address the last part."""
+    name = run.identity.model_name or ""
+    is_address = name.startswith(("/", "./", "../", "~")) or re.match(r"\w+://", name)
+    return name.rstrip("/").rpartition("/")[2] if is_address else name
 
 
 def _batches(run: RunContents) -> str:
@@ -123,7 +131,7 @@ def _warnings(run: RunContents) -> Html:
 
 def _hook_points(run: RunContents) -> list[Html]:
     columns = (
-        *("hook point", "rows", "width", "files", "bytes", "mean", "root mean square"),
+        *("hook point", "rows", "width", "files", "size", "mean", "root mean square"),
         *("median norm", "mean norm", "largest norm", "non-finite rows"),
     )
     rows = []
@@ -131,7 +139,7 @@ def _hook_points(run: RunContents) -> list[Html]:
         statistics = hook.statistics
         rows.append(
             [
-                _name(hook),
+                foreign(hook.name),
                 count(statistics.rows),
                 "–" if hook.width is None else count(hook.width),
                 count(hook.files),
@@ -147,10 +155,12 @@ def _hook_points(run: RunContents) -> list[Html]:
     return [
         element(
             "p",
-            "A row is one vector of one token. Statistics leave out rows with a number that is not"
-            " finite. The median norm is read from a histogram, right within 4.5 %.",
+            "A row is the vector of one token; mean and root mean square are over all numbers of"
+            " all rows. Statistics leave out rows with a number that is not finite. The median norm"
+            " is read from a histogram, right within 4.5%.",
             class_="soft small",
         ),
+        *_definitions(run),
         table("Hook points of the run", columns, rows),
     ]
 
@@ -161,9 +171,14 @@ def _root_mean_square(statistics: RowStatistics) -> float | None:
     return math.sqrt(max(0.0, statistics.total_squares / statistics.values))
 
 
-def _name(hook: HookPointContents) -> Html:
-    meaning = [element("div", hook.definition, class_="soft small")] if hook.definition else []
-    return joined(foreign(hook.name), *meaning)
+def _definitions(run: RunContents) -> list[Html]:
+    """Return what each kind of hook point is, as far as the table of hook points tells."""
+    told = {hook.kind: hook.definition for hook in run.hook_points if hook.definition}
+    lines = [
+        element("li", element("b", foreign(kind)), f": {definition}")
+        for kind, definition in told.items()
+    ]
+    return [element("ul", *lines, class_="definitions")] if lines else []
 
 
 def _files(run: RunContents) -> list[Html]:

@@ -13,10 +13,10 @@ from extraction.report.contents import HookPointContents
 from extraction.report.markup import Html, count, element, joined, number
 from extraction.run.statistics import BINS_PER_OCTAVE, ZERO, RowStatistics, bin_number
 
-WIDTH, HEIGHT = 380, 220
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 26, 40
+WIDTH, HEIGHT = 372, 210
+LEFT, RIGHT, TOP, BOTTOM = 40, 8, 24, 40
 MOST_BARS = 64
-FONT = 11
+FONT = 12
 
 
 class Bar(NamedTuple):
@@ -65,11 +65,8 @@ def histogram(hook: HookPointContents, low: float, high: float) -> Html:
     drawn = [_bar(bar, x, y, hook.large.limit) for bar in bars]
     median, limit = hook.statistics.median_norm(), hook.large.limit
     lines = [
-        _marker(x.pixel(value), text, name)
-        for value, text, name in (
-            (median, "median", "median"),
-            (limit, f"{hook.large.multiple:g} × median", "limit"),
-        )
+        _marker(x.pixel(value), name)
+        for value, name in ((median, "median"), (limit, "limit"))
         if low <= value <= high
     ]
     large = count(hook.large.rows)
@@ -82,37 +79,41 @@ def histogram(hook: HookPointContents, low: float, high: float) -> Html:
     return _svg(
         f"Histogram of the norms of {hook.name}",
         description,
-        *_y_axis(y, "rows", whole=True),
-        *_x_axis(x, "norm of a row"),
+        *_y_axis(y, "rows, log scale", whole=True),
+        *_x_axis(x, "norm of a row, log scale"),
         *drawn,
         *lines,
     )
 
 
 def _bar(bar: Bar, x: Axis, y: Axis, limit: float) -> Html:
-    left, right, top = x.pixel(bar.low), x.pixel(bar.high), y.pixel(bar.rows)
+    """Return a bar; the part of it above the limit of large norms has the colour of those."""
+    left, top = x.pixel(bar.low), y.pixel(bar.rows)
+    right = max(left + 1, x.pixel(bar.high) - 0.6)
+    edge = min(max(x.pixel(limit), left), right)
+    parts = [(left, edge, "usual"), (edge, right, "large")]
     return element(
         "g",
         element("title", f"norms {number(bar.low)} to {number(bar.high)}: {count(bar.rows)} rows"),
-        element(
-            "rect",
-            x=round(left, 2),
-            y=round(top, 2),
-            width=round(max(1.0, right - left - 0.6), 2),
-            height=round(y.start - top, 2),
+        *(
+            element(
+                "rect",
+                x=round(start, 2),
+                y=round(top, 2),
+                width=round(end - start, 2),
+                height=round(y.start - top, 2),
+                class_=name,
+            )
+            for start, end, name in parts
+            if end > start
         ),
-        class_="bar large" if bar.low >= limit else "bar",
+        class_="bar",
     )
 
 
-def _marker(x: float, text: str, name: str) -> Html:
-    anchor = "end" if x > 0.7 * WIDTH else "start"
-    return element(
-        "g",
-        element("line", x1=round(x, 2), x2=round(x, 2), y1=TOP - 4, y2=HEIGHT - BOTTOM),
-        _text(x + (-4 if anchor == "end" else 4), TOP - 8, text, anchor),
-        class_=f"marker {name}",
-    )
+def _marker(x: float, name: str) -> Html:
+    at = round(x, 2)
+    return element("line", x1=at, x2=at, y1=TOP - 8, y2=HEIGHT - BOTTOM, class_=f"marker {name}")
 
 
 class Series(NamedTuple):

@@ -22,11 +22,13 @@ MODEL_FIELDS = {
     "vocab_size": "vocabulary",
 }
 
-DATA_FIELDS = (
-    *("tasks_file", "dataset", "dataset_config", "dataset_split", "dataset_revision"),
-    *("text_field", "sample_limit", "context_length", "prompt_style", "add_special_tokens"),
-    *("positions", "max_new_tokens", "predictions_per_task"),
+DATASET_FIELDS = (
+    *("dataset", "dataset_config", "dataset_split", "dataset_revision", "text_field"),
+    *("context_length", "add_special_tokens"),
 )
+TASK_FIELDS = ("tasks_file", "prompt_style", "predictions_per_task")
+DATA_FIELDS = ("sample_limit", "random_sample", "positions", "max_new_tokens")
+"""Settings shown of a data set, of tasks, and of both."""
 
 
 def what_it_is(run: RunContents) -> list[Html]:
@@ -34,12 +36,17 @@ def what_it_is(run: RunContents) -> list[Html]:
     identity, record = run.identity, run.identity.run
     config = run.config
     model = [("name", foreign(identity.model_name or "–"))]
-    model += [(title, _value(config[key])) for key, title in MODEL_FIELDS.items() if key in config]
+    model += [
+        (title, foreign(count(config[key])) if type(config[key]) is int else _value(config[key]))
+        for key, title in MODEL_FIELDS.items()
+        if key in config
+    ]
     model += _some(
         record,
         {"compute_dtype": "compute dtype", "weights_sha256": "sha256 of the weights"},
     )
-    data = [(name, _value(run.settings[name])) for name in DATA_FIELDS if _is_set(run, name)]
+    names = (*(DATASET_FIELDS if _is_set(run, "dataset") else TASK_FIELDS), *DATA_FIELDS)
+    data = [(name, _value(run.settings[name])) for name in names if _is_set(run, name)]
     if run.outputs is not None:
         told = run.outputs
         data += [
@@ -50,7 +57,7 @@ def what_it_is(run: RunContents) -> list[Html]:
         ]
     about = [
         ("run", foreign(identity.run_id)),
-        ("begun", foreign(identity.created_at)),
+        ("begun", _moment(identity.created_at)),
         *_some(record, {"command": "command", "program_version": "program version"}),
         *_some(record, {"platform": "platform", "mesh": "mesh", "processes": "processes"}),
         *(("self-check", foreign(self_check_text(c))) for c in run.self_checks),
@@ -63,7 +70,7 @@ def what_it_is(run: RunContents) -> list[Html]:
     shown = [
         element("div", element("h3", title), pairs(title, entries)) for title, entries in blocks
     ]
-    content = [element("div", *shown, class_="columns")]
+    content = [element("div", *shown, class_="facts-columns")]
     if run.settings:
         every = [(str(name), _value(value)) for name, value in run.settings.items()]
         content.append(
@@ -73,7 +80,8 @@ def what_it_is(run: RunContents) -> list[Html]:
 
 
 def _is_set(run: RunContents, name: str) -> bool:
-    return run.settings.get(name) not in (None, False, [])
+    value = run.settings.get(name)
+    return value is not None and value is not False and value != []
 
 
 def _some(record: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[str, Html]]:
@@ -101,14 +109,14 @@ def time_section(run: RunContents) -> list[Html]:
     """Return the section about times."""
     begun, ended = _time(run.identity.created_at), _time(run.totals.last_written_at)
     entries = [
-        ("begun", foreign(run.identity.created_at)),
-        ("last commit", foreign(run.totals.last_written_at or "–")),
+        ("begun", _moment(run.identity.created_at)),
+        ("last commit", _moment(run.totals.last_written_at or "–")),
     ]
     if begun and ended and ended > begun:
         seconds = (ended - begun).total_seconds()
         entries += [
-            ("from begin to last commit", f"{seconds:,.0f} s"),
-            ("rows/s of each hook point", number(run.totals.n_rows / seconds)),
+            ("time between them", f"{seconds:,.0f} s"),
+            ("rows/s per hook point", number(run.totals.n_rows / seconds)),
         ]
         if run.outputs is not None:
             tokens = run.outputs.prompt_tokens + run.outputs.generated_tokens
@@ -117,10 +125,18 @@ def time_section(run: RunContents) -> list[Html]:
         pairs("Times", entries),
         element(
             "p",
-            "Times of commits include loading, compiling, and pauses between attempts.",
+            "The time between them includes loading, compiling, and pauses between attempts.",
             class_="soft small",
         ),
     ]
+
+
+def _moment(text: str) -> Html:
+    """Return a time in UTC; any other text as it is."""
+    time = _time(text)
+    if time is None:
+        return foreign(text)
+    return foreign(f"{time.astimezone(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC")
 
 
 def _time(text: str) -> datetime.datetime | None:

@@ -95,8 +95,8 @@ nav{margin:0 0 4px;font-size:14px;display:flex;flex-wrap:wrap;gap:4px 16px}
 .small{font-size:14px}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(128px,1fr));gap:1px;
  margin:16px 0 18px;
- background:var(--line);border:1px solid var(--line);border-radius:10px;overflow:hidden}
-.facts div{background:var(--card);padding:12px 16px}
+ background:var(--card);border:1px solid var(--line);border-radius:10px;overflow:hidden}
+.facts div{padding:12px 16px;box-shadow:0 0 0 1px var(--line)}
 .facts dt{color:var(--soft);font-size:13px}
 .facts dd{margin:0;font-size:21px;font-weight:600;font-variant-numeric:tabular-nums;line-height:1.3}
 dl.facts{margin-block:16px}
@@ -106,32 +106,47 @@ dl.facts{margin-block:16px}
 .message.note{background:var(--note);color:var(--note-text)}
 .message.good{background:var(--good);color:var(--good-text)}
 .message code{background:none;padding:0}
+.message a{color:inherit}
+.message ul{margin:4px 0 0;padding-left:20px}
 ul.messages{margin:0;padding:0}
-.wide{overflow-x:auto;margin:0 -24px;padding:0 24px}
+.definitions{margin:0 0 14px;padding:0;list-style:none;font-size:14px}
+.definitions b{font-weight:600}
+.wide{overflow-x:auto;overscroll-behavior-x:contain;
+ background:linear-gradient(to left,var(--line),transparent 12px) right/12px 100% no-repeat}
+.wide thead th:first-child,.wide tbody th{position:sticky;left:0;background:var(--card)}
+.wide tr>:last-child{background:var(--card)}
 table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}
 caption{text-align:left;color:var(--soft);padding-bottom:6px}
 th,td{text-align:left;padding:6px 12px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}
-thead th{color:var(--soft);font-weight:500;white-space:nowrap;vertical-align:bottom}
+thead th{color:var(--soft);font-weight:500;vertical-align:bottom;line-height:1.3;
+ text-wrap:balance}
 tbody th{font-weight:600}
-td.n,th.n{text-align:right;white-space:nowrap}
+td.n,th.n{text-align:right;padding-left:14px;padding-right:0}
+td.n,.wide th:first-child{white-space:nowrap}
+.wide wbr{display:none}
+td.list,th.list{padding-left:28px;padding-right:0;min-width:150px}
 tr:last-child>*{border-bottom:0}
-table.pairs th{width:34%;min-width:110px;font-weight:500;color:var(--soft);white-space:normal}
+table.pairs{max-width:640px}
+table.pairs th{width:36%;min-width:110px;font-weight:500;color:var(--soft)}
 table.pairs td{overflow-wrap:anywhere}
-.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr));
- gap:8px 40px}
+table+p,.wide+p,.columns+p{margin-top:12px}
+.facts-columns{columns:330px;column-gap:40px}
+.facts-columns>div{break-inside:avoid;padding-bottom:18px}
+.facts-columns h3{margin-top:0}
+.columns{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));
+ gap:18px 40px;margin-top:14px}
 .columns>*{min-width:0}
 figure{margin:0;min-width:0}
 figcaption{font-size:14px;font-weight:600;overflow-wrap:anywhere}
 figcaption span{color:var(--soft);font-weight:400}
-svg{display:block;width:100%;max-width:520px;height:auto}
+svg{display:block;width:100%;max-width:420px;height:auto}
 svg text{fill:var(--soft);font-family:inherit}
 .grid{stroke:var(--line);stroke-width:1}
 .base{stroke:var(--soft);stroke-width:1}
-.bar rect{fill:var(--bar)}
-.bar.large rect{fill:var(--large)}
-.marker line{stroke:var(--text);stroke-width:1;stroke-dasharray:3 3}
-.marker text{fill:var(--text)}
-.marker.limit line{stroke:var(--large)}
+.bar .usual{fill:var(--bar)}
+.bar .large{fill:var(--large)}
+.marker{stroke:var(--text);stroke-width:1.5;stroke-dasharray:1.5 2.5}
+.marker.limit{stroke:var(--large);stroke-dasharray:5 3}
 .series path{fill:none;stroke-width:2}
 .mean path{stroke:var(--large)} .mean circle{fill:var(--large)}
 .without path{stroke:var(--bar)} .without circle{fill:var(--bar)}
@@ -139,22 +154,28 @@ svg text{fill:var(--soft);font-family:inherit}
 .key{display:inline-flex;align-items:center;gap:6px;margin-right:18px;font-size:14px}
 .key svg{width:26px;height:10px;flex:none}
 details{margin-top:12px}
+details+details{margin-top:2px}
+details+p{margin-top:10px}
 summary{cursor:pointer;color:var(--accent);font-size:14px;padding:4px 0}
 summary h3{display:inline;font-size:14px}
 code,td,th,dd,option{unicode-bidi:isolate}
 code,pre,.mono{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
 code{background:var(--code);border-radius:4px;padding:1px 5px;font-size:.9em;overflow-wrap:anywhere}
+pre code{background:none;padding:0;font-size:1em;overflow-wrap:normal}
 pre{background:var(--code);border-radius:8px;padding:14px 16px;overflow-x:auto;font-size:13px;
  line-height:1.5;margin:8px 0 14px}
-.prompt{white-space:pre-wrap;overflow-wrap:anywhere;max-height:9.5em;overflow-y:auto;font-size:14px;
- border-left:3px solid var(--line);padding:0 0 0 14px;margin:0 0 10px}
+.prompt{white-space:pre-wrap;overflow-wrap:anywhere;max-height:10.85em;overflow-y:auto;
+ font-size:14px;border-left:3px solid var(--line);padding:0 0 0 14px;margin:0 0 10px}
+.prompt::before{content:attr(aria-label);display:block;color:var(--soft);font-size:13px;
+ line-height:1.67}
 .scale{display:flex;flex-wrap:wrap;gap:4px;font-size:13px;margin:0 0 12px;padding:0;list-style:none}
 .scale li{padding:2px 9px;border-radius:4px}
 .controls{display:flex;flex-wrap:wrap;gap:8px 16px;align-items:center;font-size:14px;
  margin-bottom:12px}
 select{font:inherit;color:var(--text);background:var(--card);border:1px solid var(--soft);
  border-radius:6px;padding:4px 8px;max-width:100%}
-.sample{border-top:1px solid var(--line);padding-top:14px;margin-top:18px}
+.sample{border-top:1px solid var(--line);padding-top:16px;margin-top:18px}
+.sample h3{margin:0 0 2px}
 .tokens{line-height:1.9;font-size:13px}
 .tokens button,.tokens span{display:inline-block;font:inherit;line-height:1.45;border:0;margin:1px;
  padding:1px 5px;
@@ -162,8 +183,8 @@ select{font:inherit;color:var(--text);background:var(--card);border:1px solid va
  max-width:100%;overflow:hidden;
  text-overflow:ellipsis;vertical-align:middle}
 .tokens button{cursor:pointer}
-.readout{font-size:14px;min-height:3.2em;margin:8px 0 0;padding:8px 12px;border-radius:8px;
- background:var(--code);
+.readout{font-size:14px;min-height:3.2em;max-width:none;margin:0 0 8px;padding:8px 12px;
+ border-radius:8px;background:var(--code);position:sticky;top:6px;
  font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
 :focus-visible{outline:2px solid var(--accent);outline-offset:2px}
 .tokens button:hover{outline:1px solid var(--text)}
@@ -172,8 +193,9 @@ footer{padding-top:6px;padding-bottom:40px;color:var(--soft);font-size:13px}
  main,header,footer{padding-left:14px;padding-right:14px}
  header{padding-top:22px}
  section{padding:16px 14px}
- .wide{margin:0 -14px;padding:0 14px}
  h1{font-size:23px}
+ .wide tbody th{white-space:normal;max-width:40vw;overflow-wrap:break-word}
+ .wide wbr{display:inline}
  .facts{grid-template-columns:1fr 1fr}
  .facts dd{font-size:18px}
 }
@@ -184,7 +206,8 @@ footer{padding-top:6px;padding-bottom:40px;color:var(--soft);font-size:13px}
  figure,tr,.message,.sample{break-inside:avoid}
  h2,h3{break-after:avoid}
  nav,.controls,.readout{display:none}
- .wide{overflow:visible;margin:0;padding:0}
+ .wide{overflow:visible;background:none}
+ .wide table{font-size:8pt}
  .prompt{max-height:none}
  pre{white-space:pre-wrap}
 }

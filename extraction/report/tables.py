@@ -6,28 +6,34 @@ from extraction.report.markup import Html, element, foreign
 
 
 def table(
-    caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1
+    caption: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    texts: int = 1,
+    lists: int = 0,
 ) -> Html:
-    """Return a table whose first columns are texts and whose others are numbers.
+    """Return a table whose first columns are texts and whose others are numbers, or lists of them.
 
     Args:
         caption: what it holds, for those who do not see where it stands.
         columns: titles of the columns.
         rows: cells of each row.
         texts: number of columns of texts; the first one names the row.
+        lists: number of columns at the end that hold several values.
     """
+    numbers = len(columns) - texts - lists
+    kinds = [None] * texts + ["n"] * numbers + ["list"] * lists
     head = [
-        element("th", title, scope="col", class_=None if n < texts else "n")
-        for n, title in enumerate(columns)
+        element("th", title, scope="col", class_=kind)
+        for title, kind in zip(columns, kinds, strict=True)
     ]
     body = [
         element(
             "tr",
             *(
-                element("th", cell, scope="row")
-                if n == 0
-                else element("td", cell, class_=None if n < texts else "n")
-                for n, cell in enumerate(cells)
+                element("th", cell, scope="row") if n == 0 else element("td", cell, class_=kind)
+                for n, (cell, kind) in enumerate(zip(cells, kinds, strict=True))
             ),
         )
         for cells in rows

@@ -50,9 +50,6 @@ SCRIPT = """
   if (select) {
     select.addEventListener("change", function () { chosen = select.selectedIndex; colour(); });
   }
-  window.addEventListener("beforeprint", function () {
-    document.querySelectorAll("details").forEach(function (one) { one.open = true; });
-  });
 })();
 """
 

@@ -80,6 +80,7 @@ def _sample(sample: ShownSample, hooks: tuple[str, ...], medians: list[float]) -
                 )
             )
     content += [
+        element("p", "Values of a token stand here.", class_="readout", aria_live="polite"),
         element(
             "div",
             element("span", before) if sample.tokens_before else "",
@@ -89,7 +90,6 @@ def _sample(sample: ShownSample, hooks: tuple[str, ...], medians: list[float]) -
             role="group",
             aria_label="Tokens; the arrow keys move between those with a row",
         ),
-        element("p", "Values of a token stand here.", class_="readout", aria_live="polite"),
     ]
     return element("div", *content, class_="sample")
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from extraction.hook_point_names import few
 from extraction.maintenance.checks.report import missing_numbers
-from extraction.report.contents import RunContents
+from extraction.report.contents import HookPointContents, RunContents
 from extraction.report.markup import Html, count, element, foreign, joined, number
 
 LISTED = 6
@@ -48,7 +48,7 @@ def self_check_text(check: Mapping[str, Any]) -> str:
     unit = "rows" if "rows" in check else "samples"
     shown = "infinite or not a number"
     if error is not None and abs(error) < 1e300:
-        shown = number(float(error))
+        shown = f"{float(error):.2g}"
     return f"{count(rows)} {unit} computed again, largest relative error {shown}"
 
 
@@ -64,7 +64,7 @@ def _self_checks(run: RunContents) -> Iterator[Message]:
         if check.get("failed"):
             text = f"{check['failed']} ({self_check_text(check)})"
             yield _message("warning", "The self-check failed: rows are wrong.", text)
-    if not run.self_checks:
+    if not any(check.get("rows", check.get("samples", 0)) for check in run.self_checks):
         yield _message(
             "note",
             "No self-check.",
@@ -112,23 +112,35 @@ def _large(run: RunContents) -> Iterator[Message]:
     large = [hook for hook in run.hook_points if hook.large.rows + hook.large.unsettled]
     if not large:
         return
-    parts = []
-    for hook in sorted(large, key=lambda hook: -hook.large.rows)[:LISTED]:
-        found = hook.large
-        least = "at least " if found.unsettled else ""
-        part = f"{hook.name}: {least}{count(found.rows)} of {count(hook.finite)}"
-        if found.at_position_0:
-            part += f", {count(found.at_position_0)} of them at position 0"
-        parts.append(part)
+    large.sort(key=lambda hook: -_largest_multiple(hook))
+    parts = [element("li", _large_rows(hook)) for hook in large[:LISTED]]
     if len(large) > LISTED:
-        parts.append(f"and {count(len(large) - LISTED)} more hook points")
+        parts.append(element("li", f"and rows of {count(len(large) - LISTED)} more hook points"))
     multiple = f"{large[0].large.multiple:g}"
     yield _message(
         "warning",
         f"Rows have norms above {multiple} times the median.",
-        joined("; ".join(parts) + ". ", element("code", f"max_norm_multiple={multiple}")),
-        joined(" leaves them out when rows are read. ", element("a", "Details", href="#large")),
+        joined(element("code", f"max_norm_multiple={multiple}"), " leaves them out when rows are"),
+        joined(" read. ", element("a", "Details", href="#large"), element("ul", *parts)),
     )
+
+
+def _largest_multiple(hook: HookPointContents) -> float:
+    """Return the largest norm divided by the median norm; 0 if one of them is not known."""
+    largest, median = hook.statistics.largest, hook.statistics.median_norm()
+    return largest[0].norm / median if largest and median else 0.0
+
+
+def _large_rows(hook: HookPointContents) -> Html:
+    found = hook.large
+    least = "at least " if found.unsettled else ""
+    text = f": {least}{count(found.rows)} of {count(hook.finite)} rows"
+    if found.at_position_0:
+        text += f", {count(found.at_position_0)} at position 0"
+    highest = _largest_multiple(hook)
+    if highest:
+        text += f", up to {number(highest)} × median"
+    return joined(foreign(hook.name), text)
 
 
 def _lacking(run: RunContents) -> Iterator[Message]:

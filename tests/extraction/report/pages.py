@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from html.parser import HTMLParser
 
-VOID = {"meta", "br", "rect", "line", "path", "circle"}
+VOID = {"meta", "br", "wbr", "rect", "line", "path", "circle"}
 NOT_TEXT = {"style", "script"}
 
 
@@ -96,6 +96,11 @@ def pairs(page: Node, caption: str) -> dict[str, str]:
     """A table of names and values."""
     rows = page.one("table", aria_label=caption).nodes("tr")
     return {row.one("th").text: row.one("td").text for row in rows}
+
+
+def real(text: str) -> float:
+    """A number with separators."""
+    return float(text.replace(",", ""))
 
 
 def whole(text: str) -> int:

@@ -27,7 +27,7 @@ ALLOWED = {
     *("document", "html", "head", "meta", "title", "style", "body", "script", "header", "main"),
     *("footer", "section", "nav", "h1", "h2", "h3", "p", "a", "b", "ul", "li", "dl", "dt", "dd"),
     *("div", "span", "bdi", "code", "pre", "table", "thead", "tbody", "tr", "th", "td", "figure"),
-    *("figcaption", "details", "summary", "label", "select", "option", "button"),
+    *("wbr", "figcaption", "details", "summary", "label", "select", "option", "button"),
     *("svg", "g", "rect", "line", "path", "circle", "text", "desc"),
 }
 
