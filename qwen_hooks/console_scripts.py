@@ -2,8 +2,8 @@
 
 A script runs its command as `python -m` does, so that the command reacts to ctrl-C before its
 imports. The scripts are in this package because no other project has one called `qwen_hooks`.
-`inference`, `extraction` and `launch` are names of other projects' packages too, and installing one
-of those overwrites our files.
+`inference`, `extraction`, `launch` and `sae` are names of other projects' packages too, and
+installing one of those overwrites our files.
 """
 
 import importlib.util
@@ -15,6 +15,7 @@ OUR_FILES = {
     "inference": "settings/commands.py",
     "extraction": "run/records.py",
     "launch": "launch_commands.py",
+    "sae": "autoencoder.py",
 }
 """One of our files in each package whose name other projects use too."""
 
@@ -59,3 +60,8 @@ def activations() -> None:
 def launch() -> None:
     """Run `python -m launch`."""
     _run("launch")
+
+
+def sae() -> None:
+    """Run `python -m sae`."""
+    _run("sae")

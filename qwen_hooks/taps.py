@@ -36,10 +36,10 @@ class Taps:
     Args:
         wanted: keys to keep.
         rows: int32 `[B, R]`, the slots that are kept of values of all slots; None: all.
-        edits: changes of values; None: none.
+        edits: that change values; None: none does.
 
     Attributes:
-        captured: captured values, `[B, R, ...]` each.
+        captured: what was kept, `[B, R, ...]` each.
     """
 
     def __init__(

@@ -57,7 +57,7 @@ class TensorEntry:
 
     Attributes:
         dtype: the format's name of its type.
-        shape: shape in the file.
+        shape: as stored.
         begin: offset of its first byte in the data, which follow the header.
         end: offset of the byte after its last.
     """
@@ -74,7 +74,7 @@ class Header:
 
     Attributes:
         metadata: texts that the writer added.
-        tensors: entry of each tensor by name, in the header's order.
+        tensors: by name, in the header's order.
     """
 
     metadata: dict[str, str]

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = Path(np.__file__).parents[1]
 READING = ("numpy", "numpy.libs", "google_crc32c", "google_crc32c.libs")
-SCRIPTS = ("qwen-extract", "qwen-extract-simple", "qwen-activations", "qwen-launch")
+SCRIPTS = ("qwen-extract", "qwen-extract-simple", "qwen-activations", "qwen-launch", "qwen-sae")
 # A path of the caller's would let pip find the package there and install nothing.
 WITHOUT_PATHS = {name: os.environ[name] for name in os.environ if not name.startswith("PYTHON")}
 

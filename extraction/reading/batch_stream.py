@@ -73,7 +73,8 @@ class BatchStream(Iterator[Any]):
     Attributes:
         order: the order of the rows.
         left_out: number of rows that each filter left out so far, by its name, and of all
-            `together`; a shuffle buffer counts when the stream reaches it.
+            `together`; a shuffle buffer counts when the stream reaches it, and not again in a
+            stream that continues within it.
 
     Raises:
         StoreError: the position is of another run, or of a stream with other settings; or there is
@@ -229,7 +230,8 @@ def _cut(
     batch: Rows = {}  # the batch that is being filled
     count = given = 0
     for pool, filled in pools:
-        left_out.update(filled.left_out)
+        if skip <= pool.first_row:  # else the stream before counted it
+            left_out.update(filled.left_out)
         at = filled.start(max(0, skip - pool.first_row))
         while at < len(filled):
             take = min(size - count, len(filled) - at)

@@ -152,7 +152,7 @@ class RowStreams:
 
         Args:
             batch_id: number of the batch.
-            problem: description of the damage.
+            problem: its damage.
         """
         # Threads of two epochs may find it at the same time; one of them logs it.
         if self.skipped.setdefault(batch_id, problem) is problem:

@@ -1,4 +1,4 @@
-"""Print prompts with their chosen tokens marked."""
+"""Prompts printed with their chosen tokens marked."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ OPEN, CLOSE = "⟦", "⟧"
 def mark_tokens(
     tokenizer: PreTrainedTokenizerBase | None, token_ids: Sequence[int], positions: Sequence[int]
 ) -> str:
-    """Return the tokens' text, with chosen tokens between ⟦ and ⟧.
+    """Return the tokens' text, with chosen tokens between ⟦ and ⟧; ids without a tokenizer.
 
     Args:
-        tokenizer: tokenizer of the model; None: the text is made of token ids.
-        token_ids: token ids of a prompt.
-        positions: positions of the chosen tokens.
+        tokenizer: of the model.
+        token_ids: of a prompt.
+        positions: of the chosen ones.
     """
     chosen, parts = set(positions), []
     for is_chosen, group in groupby(range(len(token_ids)), key=lambda at: at in chosen):

@@ -1,4 +1,4 @@
-"""A time limit for code of others, such as a checkpoint's chat template."""
+"""A time limit for running somebody else's program, such as a chat template."""
 
 import contextlib
 import signal
@@ -7,18 +7,18 @@ from collections.abc import Iterator
 
 
 class TimeIsUpError(Exception):
-    """A `with` block took longer than its time limit."""
+    """The block took longer than it may."""
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """End a `with` block of Python code that takes too long; in the main thread only.
+    """End a block of Python code that takes too long; in the main thread only.
 
     Args:
-        seconds: most seconds that the block may take.
+        seconds: that it may take.
 
     Raises:
-        TimeIsUpError: the block took longer.
+        TimeIsUpError: it took longer.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

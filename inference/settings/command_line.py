@@ -1,12 +1,8 @@
 """Command lines from dataclasses of settings; logging; errors as exit statuses.
 
-    0           done
-    2           bad input, refused with one message before anything was computed or written
-    5           the self-check found a wrong row
-    74          the disk stayed full, or the cloud could not be reached
-    130, 143    stopped by ctrl-C or SIGTERM
-
-After 74, 130 and 143 the same command with `--resume True` continues the run.
+Exit status 0: done; 2: bad input, refused before anything was computed or written, with one
+message; 5: the self-check disagrees; 74: the disk stayed full or the cloud could not be reached;
+130 and 143: stopped by ctrl-C or SIGTERM. After the last three `--resume True` goes on.
 """
 
 import argparse
@@ -53,13 +49,22 @@ def run_command(
     """Run a command and return its exit status.
 
     Args:
-        run: function that does the work.
+        run: the work.
         settings_type: dataclass of the flags.
-        description: description of the command, for `--help`.
-        arguments: command line; None: that of the process.
-        ignored: fields for other commands, which a file of `--config` may hold too.
+        description: for `--help`.
+        arguments: in place of the process's own.
+        ignored: fields that a file of `--config` may hold for other commands.
     """
     parser = make_parser(settings_type, description)
+    return ended(lambda: run(parse_settings(parser, settings_type, arguments, ignored)))
+
+
+def ended(work: Callable[[], None]) -> int:
+    """Do a command's work, and return its exit status; errors are printed in one line.
+
+    Args:
+        work: parses the command line too.
+    """
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
@@ -67,7 +72,7 @@ def run_command(
         logging.getLogger(noisy).setLevel(logging.WARNING)
     with flags_named():
         try:
-            run(parse_settings(parser, settings_type, arguments, ignored))
+            work()
             sys.stdout.flush()  # a signal from here on ends the process at once
         except KeyboardInterrupt as stopped:
             print(stopped if str(stopped) else "stopped", file=sys.stderr)
@@ -96,8 +101,8 @@ def make_parser(settings_type: type[Settings], description: str) -> CommandParse
     parser.add_argument(
         "--config",
         metavar="run.yaml",
-        help="YAML file with the flags below as fields, or with these fields under `extraction`, as"
-        " for python -m launch. A flag on the command line overrides the file.",
+        help="YAML file of the flags below by name, or with them under `extraction`, as"
+        " python -m launch takes it. A flag on the command line has precedence.",
     )
     groups: dict[str, Any] = {}
     hints = type_hints(settings_type)
@@ -150,23 +155,25 @@ def parse_settings(
     settings_type: type[SettingsT],
     arguments: Sequence[str] | None,
     ignored: Collection[str] = (),
+    apart: Collection[str] = (),
 ) -> SettingsT:
     """Return the settings of a command line and of the file that it names.
 
     Args:
-        parser: parser of the flags, see `make_parser`.
+        parser: of the settings' flags.
         settings_type: dataclass of the flags.
-        arguments: command line; None: that of the process.
-        ignored: fields for other commands, which the file may hold too.
+        arguments: in place of the process's own.
+        ignored: fields that the file may hold for other commands.
+        apart: entries of the file that the caller reads itself.
 
     Raises:
         InputError: the file or a value cannot be used.
-        SystemExit: a flag is unknown or missing, or its value has the wrong type.
+        SystemExit: a flag is unknown, missing or of a wrong type.
     """
     given = vars(parser.parse_args(arguments))
     config = given.pop("config", None)
     if config is not None:
-        given = _values_of(Path(config), settings_type, ignored) | given
+        given = _values_of(Path(config), settings_type, ignored, apart) | given
     for entry in dataclasses.fields(settings_type):
         has_default = entry.default_factory is not dataclasses.MISSING
         if entry.default is dataclasses.MISSING and not has_default and entry.name not in given:
@@ -174,7 +181,9 @@ def parse_settings(
     return settings_type(**given)
 
 
-def _values_of(path: Path, settings_type: type[Settings], ignored: Collection[str]) -> dict:
+def _values_of(
+    path: Path, settings_type: type[Settings], ignored: Collection[str], apart: Collection[str]
+) -> dict:
     """Return the fields that a settings file holds."""
     content = read_yaml(path)
     if isinstance(content, dict) and "extraction" in content:
@@ -183,7 +192,7 @@ def _values_of(path: Path, settings_type: type[Settings], ignored: Collection[st
         for_others = sorted(name for name in content if name in ignored)
         if for_others:
             log.info("%s: not for this command: %s", path, ", ".join(for_others))
-        content = {name: value for name, value in content.items() if name not in ignored}
+        content = {name: value for name, value in content.items() if name not in {*ignored, *apart}}
     try:
         return field_values(settings_type, content)
     except InputError as error:

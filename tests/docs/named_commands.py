@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAMS = ("python", "make", "gcloud", "kubectl", "sbatch", "pip", "git", "source", "qwen-")
 """First words of commands; a code span that begins with another is none."""
 
-MODULES = ("benchmarks", "examples", "extraction", "inference", "launch", "tests/tpu")
+MODULES = ("benchmarks", "examples", "extraction", "inference", "launch", "sae", "tests/tpu")
 
 
 @dataclasses.dataclass(frozen=True)

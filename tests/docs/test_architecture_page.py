@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 EXERCISES = dict(re.findall(r"^### (.*?)\n.*?```diff\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL))
-PACKAGES = ("extraction", "inference", "launch", "qwen_hooks", "tensor_files")
+PACKAGES = ("extraction", "inference", "launch", "qwen_hooks", "sae", "tensor_files")
 
 MODEL = """
 import numpy as np, jax.numpy as jnp, tempfile

@@ -58,6 +58,8 @@ PYTHON = {
     "launch sky": "tests/launch/test_skypilot.py",
     "launch slurm": "tests/docs/test_launch_page.py",
     "launch status": "tests/docs/test_launch_page.py",
+    "sae": "tests/docs/test_named_commands.py",
+    "sae train": "tests/sae/test_train_command.py",
     "tests.hook_point_errors": "tests/qwen_hooks/test_every_hook_point.py, which uses its parts",
     "tests.tpu.smoke": "tests/tpu/test_smoke.py",
 }  # fmt: skip
@@ -90,7 +92,7 @@ def names(command: Named) -> tuple[str, str]:
     """Module of a `python -m` command, and its key in `PYTHON`."""
     module = command.words[command.words.index("-m") + 1]
     following = command.words[command.words.index("-m") + 2 :]
-    if module in ("extraction", "launch") and following:
+    if module in ("extraction", "launch", "sae") and following:
         return module, f"{module} {following[0]}"
     return module, module
 
@@ -145,7 +147,7 @@ def test_the_real_parser_takes_the_command(command, only_parsed):
     module, key = names(command)
     assert key in PYTHON, f"{command.place} names {command.text}; which test runs it?"
     flags = flags_of(command)
-    if key in ("extraction", "inference", "launch") and not flags:
+    if key in ("extraction", "inference", "launch", "sae") and not flags:
         return  # prints which commands there are, below
     if module in ("benchmarks.bfloat16_products", "tests.hook_point_errors"):
         assert not flags
@@ -181,13 +183,13 @@ def test_the_tests_that_are_named_exist_and_each_entry_is_needed():
         for path in re.findall(r"tests/[\w/]+(?:\.py)?", where):
             assert (ROOT / path).exists(), path
     used = {names(command)[1] for command in COMMANDS if is_python(command)}
-    assert used | {"extraction", "inference", "launch"} == set(PYTHON)
+    assert used | {"extraction", "inference", "launch", "sae"} == set(PYTHON)
     others = [command.text for command in COMMANDS if not is_python(command)]
     for form in OTHERS:
         assert any(re.fullmatch(form, text) for text in others), form
 
 
-@pytest.mark.parametrize("package", ["extraction", "inference", "launch"])
+@pytest.mark.parametrize("package", ["extraction", "inference", "launch", "sae"])
 def test_a_package_without_a_command_prints_which_there_are(package, capsys):
     main = main_of(package)
     assert main([]) == 2

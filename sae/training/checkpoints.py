@@ -1,0 +1,159 @@
+"""Checkpoints of a training: written by orbax into a spool, then published whole in any storage.
+
+A checkpoint is one file `checkpoints/step_0000000500.tar`, and a record of its size and checksum
+beside it, which is published last: a checkpoint without a record does not count. They are written
+by a thread while the training goes on; the state was copied before.
+"""
+
+import concurrent.futures
+import json
+import mmap
+import re
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from extraction.checksums import crc32c
+from extraction.errors import StoreError
+from extraction.storage import Storage
+from extraction.storage.bounded import get_at_most
+from extraction.writing.disk_retry import patiently
+
+FOLDER = "checkpoints/"
+STATE, PROGRESS = "state", "progress.json"
+_RECORD = re.compile(re.escape(FOLDER) + r"step_(\d{10})\.json")
+MOST_RECORD_BYTES = 1 << 16
+MOST_BYTES = 1 << 42
+
+
+class Checkpoint(NamedTuple):
+    """What is restored.
+
+    Attributes:
+        states: tree of arrays of each autoencoder, by name.
+        progress: what the training wrote beside them, JSON.
+    """
+
+    states: dict[str, Any]
+    progress: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one training.
+
+    Args:
+        storage: where they are published.
+        keep: number of the newest that are kept.
+    """
+
+    def __init__(self, storage: Storage, keep: int):
+        self._storage, self._keep = storage, keep
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "sae-checkpoint")
+        self._writing: concurrent.futures.Future | None = None
+
+    def steps(self) -> list[int]:
+        """Return the steps of the published checkpoints, ascending."""
+        found = map(_RECORD.fullmatch, self._storage.names(FOLDER))
+        return sorted(int(match[1]) for match in found if match)
+
+    def busy(self) -> bool:
+        """Return whether one is being written."""
+        return self._writing is not None and not self._writing.done()
+
+    def save(self, step: int, states: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
+        """Write a checkpoint in the background, after the one before it.
+
+        Args:
+            step: number of finished steps.
+            states: tree of arrays of each autoencoder; copied before this returns.
+            progress: JSON.
+
+        Raises:
+            StoreError: the one before it could not be written.
+        """
+        self.wait()
+        copied = jax.tree.map(np.array, dict(states))
+        text = json.dumps(progress)
+        self._writing = self._thread.submit(self._write, step, copied, text)
+
+    def wait(self) -> None:
+        """Wait for the one that is being written.
+
+        Raises:
+            StoreError: it could not be written.
+        """
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def close(self) -> None:
+        """End the thread, after what it is writing."""
+        self._thread.shutdown()
+
+    def _write(self, step: int, states: Any, progress: str) -> None:
+        patiently(self._storage.address, lambda: self._publish(step, states, progress))
+        for old in self.steps()[: -self._keep]:
+            self._storage.remove(_name(old, "json"))  # first the record: no damage in between
+            self._storage.remove(_name(old, "tar"))
+
+    def _publish(self, step: int, states: Any, progress: str) -> None:
+        import orbax.checkpoint as ocp
+
+        with tempfile.TemporaryDirectory(prefix="sae-checkpoint-") as spool:
+            folder = Path(spool)
+            with ocp.StandardCheckpointer() as writer:
+                writer.save(folder / STATE, states)
+            (folder / PROGRESS).write_text(progress, encoding="utf-8")
+            packed = folder / "packed.tar"
+            with tarfile.open(packed, "w") as archive:
+                for name in (STATE, PROGRESS):
+                    archive.add(folder / name, name)
+            with (
+                packed.open("rb") as stream,
+                mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
+                memoryview(content) as data,
+            ):
+                record = {"bytes": len(data), "crc32c": crc32c(data), "step": step}
+                self._storage.replace(_name(step, "tar"), data)
+            self._storage.replace(_name(step, "json"), json.dumps(record).encode())
+
+    def restore(self, abstract: Mapping[str, Any]) -> Checkpoint | None:
+        """Return the newest checkpoint, or None if there is none.
+
+        Args:
+            abstract: shapes, dtypes and shardings of the states.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        steps = self.steps()
+        if not steps:
+            return None
+        import orbax.checkpoint as ocp
+
+        name = _name(steps[-1], "tar")
+        where = f"{self._storage.address}/{name}"
+        record = json.loads(get_at_most(self._storage, _name(steps[-1], "json"), MOST_RECORD_BYTES))
+        data = get_at_most(self._storage, name, MOST_BYTES)
+        if record.get("bytes") != len(data) or record.get("crc32c") != crc32c(data):
+            raise StoreError(f"{where} is damaged; remove its .json and go on from an earlier one")
+        with tempfile.TemporaryDirectory(prefix="sae-checkpoint-") as spool:
+            folder = Path(spool)
+            packed = folder / "packed.tar"
+            packed.write_bytes(data)
+            del data
+            with tarfile.open(packed) as archive:
+                archive.extractall(folder, filter="data")
+            progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+            with ocp.StandardCheckpointer() as reader:
+                states = reader.restore(folder / STATE, dict(abstract))
+        return Checkpoint(states, progress)
+
+
+def _name(step: int, extension: str) -> str:
+    return f"{FOLDER}step_{step:010d}.{extension}"

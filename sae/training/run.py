@@ -1,0 +1,325 @@
+"""A training from its settings to its files: read, step, keep, end.
+
+Autoencoders of several settings and hook points are trained on one read of the rows, each as if
+alone. What decides the weights is written to `training.json` first; a training is only continued
+with the same. Everything is published through `open_storage`, so that a folder and a bucket are
+alike.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from extraction.errors import ExistingRunError, StoreError
+from extraction.interruption import stop_flag
+from extraction.progress import Progress, silent
+from extraction.run.identity import RunLock, read_identity
+from extraction.setting_names import setting
+from extraction.storage import Storage, open_storage
+from extraction.storage.local import LocalStorage
+from extraction.version import __version__
+from qwen_hooks.hook_point_table import entries as table_entries
+from sae.autoencoder import SparseAutoencoder
+from sae.files import save
+from sae.training.autoencoder_training import AutoencoderTraining, Counters
+from sae.training.checkpoints import Checkpoints
+from sae.training.row_stream import RowStream
+from sae.training.run_settings import DataSettings, TrainSettings
+from sae.training.sweep import Entry
+
+TRAINING_FILE, METRICS_FILE = "training.json", "metrics.jsonl"
+
+RESUME = "the same command with --resume True goes on"
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    settings: TrainSettings, entries: Sequence[Entry], progress: Progress = silent
+) -> dict[str, SparseAutoencoder]:
+    """Train autoencoders on a run, and write them; return them by name.
+
+    Args:
+        settings: rows, steps and output.
+        entries: the autoencoders.
+        progress: told about finished rows.
+
+    Raises:
+        InputError: settings do not fit the run.
+        StoreError: the run or the output cannot be used.
+        Interrupted: it was stopped; a checkpoint is written.
+    """
+    with contextlib.ExitStack() as stack:
+        training = Training(settings, entries, stack)
+        training.begin()
+        with stop_flag() as stop:
+            while training.step < training.steps:
+                training.advance()
+                progress("rows trained on", training.rows, training.steps * settings.batch_size)
+                if stop.is_set():
+                    training.checkpoint()
+                    training.checkpoints.wait()
+                stop.check(f"stopped after {training.rows:,} rows; {RESUME}")
+                if training.due():
+                    training.checkpoint()
+        return training.end()
+
+
+class Training:
+    """The state of a run of trainings.
+
+    Args:
+        settings: rows, steps and output.
+        entries: the autoencoders.
+        stack: closes what it opens.
+
+    Attributes:
+        trainings: the training of each autoencoder, by name.
+        steps: steps of the whole training.
+    """
+
+    def __init__(
+        self, settings: TrainSettings, entries: Sequence[Entry], stack: contextlib.ExitStack
+    ):
+        self.settings = settings
+        self.stream, self.target = _opened_rows(settings)
+        stack.callback(self.stream.close)
+        rows = settings.train_rows or len(self.stream.dataset)
+        self.steps = max(1, int(rows) // settings.batch_size)
+        self.hooks: dict[str, str] = {}
+        self.trainings: dict[str, AutoencoderTraining] = {}
+        for name, hook, entry in _named(self.stream.hook_points, self.target, entries):
+            self.hooks[name] = hook
+            self.trainings[name] = self._training(entry, hook)
+            stack.callback(self.trainings[name].close)
+        self.storage: Storage = open_storage(settings.output_dir)
+        if isinstance(self.storage, LocalStorage):
+            stack.callback(RunLock(self.storage.folder).release)
+            self.storage.remove_left_overs()
+        self.checkpoints = Checkpoints(self.storage, settings.keep_checkpoints)
+        stack.callback(self.checkpoints.close)
+        self.metrics: list[dict[str, Any]] = []
+        self._position: dict[str, Any] = {}
+        self._written = time.monotonic()
+        self._resumed_rows = 0
+        self._began = time.monotonic()
+
+    def _training(self, entry: Entry, hook: str) -> AutoencoderTraining:
+        width = self.stream.dataset.info.width
+        resolved = entry.settings.resolved(width[hook])
+        assert resolved.normalize is not None
+        scale = self.stream.scale(hook, resolved.normalize)
+        to = self.target
+        return AutoencoderTraining(
+            resolved,
+            width[hook],
+            None if to is None else width[to],
+            self.settings.batch_size,
+            self.steps,
+            (scale, scale if to is None else self.stream.scale(to, resolved.normalize)),
+        )
+
+    @property
+    def step(self) -> int:
+        """Number of finished steps."""
+        return next(iter(self.trainings.values())).counters.steps
+
+    @property
+    def rows(self) -> int:
+        """Number of rows trained on."""
+        return next(iter(self.trainings.values())).counters.rows
+
+    def begin(self) -> None:
+        """Claim the output, and go on from its last checkpoint, if there is one."""
+        self.stream.begin()  # refuses filters that the run cannot serve, before anything is written
+        found = _begun(self.storage, self.identity(), resume=self.settings.resume)
+        abstract = {name: one.abstract_state() for name, one in self.trainings.items()}
+        checkpoint = self.checkpoints.restore(abstract) if found else None
+        if checkpoint is None:
+            return
+        self.metrics = checkpoint.progress["metrics"]
+        self._position = checkpoint.progress["position"]
+        self.stream.begin(self._position)
+        for name, one in self.trainings.items():
+            one.restore(checkpoint.states[name], Counters(*checkpoint.progress["counters"]))
+        self._resumed_rows = self.rows
+        log.info("going on after %s rows", f"{self.rows:,}")
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the weights, JSON."""
+        data = {
+            entry.name: getattr(self.settings, entry.name)
+            for entry in dataclasses.fields(DataSettings)
+            if entry.metadata["decides"] == "rows"
+        }
+        return {
+            "run_id": self.stream.dataset.info.run_id,
+            "data": data | {"train_rows": self.steps * self.settings.batch_size},
+            "autoencoders": {
+                name: {"hook_point": self.hooks[name], **dataclasses.asdict(one.settings)}
+                for name, one in self.trainings.items()
+            },
+        }
+
+    def advance(self) -> None:
+        """Read a batch, and train every autoencoder on it."""
+        batch = next(self.stream)
+        targets = None if self.target is None else batch[self.target]
+        for name, one in self.trainings.items():
+            one.step(batch[self.hooks[name]], targets)
+        self._position = self.stream.position
+        if self.step % self.settings.log_steps == 0 or self.step == self.steps:
+            self._log(batch)
+
+    def _log(self, batch: Mapping[str, np.ndarray]) -> None:
+        spent = time.monotonic() - self._began
+        for name, one in self.trainings.items():
+            aimed = batch[self.target or self.hooks[name]] * np.float32(one.scales[1])
+            spread = float(((aimed - aimed.mean(0)) ** 2).sum()) / len(aimed)
+            found = one.metrics()
+            line = {"autoencoder": name, **found, "fvu": found["mse"] / spread}
+            line["rows_per_second"] = round((self.rows - self._resumed_rows) / spent, 1)
+            self.metrics.append(line)
+
+    def due(self) -> bool:
+        """Return whether it is time for a checkpoint."""
+        waited = time.monotonic() - self._written
+        seconds = self.settings.checkpoint_seconds
+        return waited >= seconds and (seconds == 0 or not self.checkpoints.busy())
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint in the background."""
+        counters = next(iter(self.trainings.values())).counters
+        progress = {
+            "counters": list(counters),
+            "position": self._position,
+            "metrics": self.metrics,
+        }
+        states = {name: one.state for name, one in self.trainings.items()}
+        self.checkpoints.save(self.step, states, progress)
+        self._publish_metrics()
+        self._written = time.monotonic()
+
+    def _publish_metrics(self) -> None:
+        lines = "".join(json.dumps(line) + "\n" for line in self.metrics)
+        self.storage.replace(METRICS_FILE, lines.encode())
+
+    def end(self) -> dict[str, SparseAutoencoder]:
+        """Write the last checkpoint and the autoencoders, and return these."""
+        self.checkpoint()
+        self.checkpoints.wait()
+        found = {}
+        for name, one in self.trainings.items():
+            sae = one.autoencoder(self._metadata(name, one))
+            save(sae, f"{self.settings.output_dir}/{name}", replace=True)
+            found[name] = sae
+        return found
+
+    def _metadata(self, name: str, one: AutoencoderTraining) -> dict[str, Any]:
+        """Return what an autoencoder's files tell about it."""
+        info = self.stream.dataset.info
+        identity = read_identity(open_storage(self.settings.activations_dir, writable=False))
+        fingerprint = identity.fingerprint if identity is not None else {}
+        densities = one.densities()
+        data = self.identity()["data"]
+        return {
+            "model_name": info.model_name,
+            "weights_sha256": fingerprint.get("weights_sha256"),
+            **spellings(self.hooks[name], ""),
+            **({} if self.target is None else spellings(self.target, "_out")),
+            "run_id": info.run_id,
+            "prepend_bos": False,
+            "normalization": {"kind": one.settings.normalize, "scales": list(one.scales)},
+            "filters": {
+                key: data[key] for key in ("max_norm_multiple", "exclude_special", "skip_first")
+            },
+            "rows_left_out": self.stream.left_out,
+            "rows_trained_on": self.rows,
+            "batch_size": self.settings.batch_size,
+            "training_architecture": one.settings.architecture,
+            "training_settings": dataclasses.asdict(one.settings),
+            "l0": float(densities.sum()),
+            "num_dead_features": one.dead(),
+            "software": f"qwen-activation-extraction {__version__}",
+            "densities": densities.tolist(),
+        }
+
+
+def spellings(hook_point: str, ending: str) -> dict[str, str]:
+    """Return a hook point in three spellings: ours, TransformerLens' and Hugging Face's."""
+    points, layer = table_entries(hook_point)
+    found = {f"hook_point{ending}": hook_point, f"hook_name{ending}": hook_point}
+    if points and points[0].transformer_lens:
+        found[f"hook_name{ending}"] = points[0].transformer_lens.format(i=layer)
+    if points and points[0].hugging_face:
+        found[f"hf_hook_name{ending}"] = points[0].hugging_face.format(i=layer)
+    return found
+
+
+def _opened_rows(settings: TrainSettings) -> tuple[RowStream, str | None]:
+    """Return the stream of rows, and the name in the run of the hook point of the targets."""
+    asked = settings.hook_points
+    if settings.target_hook_point is None:
+        return RowStream(settings, asked), None
+    if asked is None:
+        raise StoreError(f"{setting('target_hook_point')} needs {setting('hook_points')}")
+    stream = RowStream(settings, [*asked, settings.target_hook_point])
+    return stream, stream.hook_points[-1]
+
+
+def _named(
+    hooks: Sequence[str], target: str | None, entries: Sequence[Entry]
+) -> Iterator[tuple[str, str, Entry]]:
+    """Yield the name of each autoencoder's folder, its hook point and its entry."""
+    for hook in hooks:
+        if hook == target:
+            continue
+        for entry in entries:
+            yield (f"{hook}.{entry.name}" if entry.name else hook), hook, entry
+
+
+def _begun(storage: Storage, identity: Mapping[str, Any], *, resume: bool) -> bool:
+    """Claim an output for a training; return whether it holds one already, to be continued.
+
+    Raises:
+        ExistingRunError: it holds one, and that is not to be continued, or is another.
+    """
+    text = json.dumps(identity, indent=1, sort_keys=True)
+    if TRAINING_FILE not in storage.names():
+        try:
+            storage.put_new(TRAINING_FILE, text.encode())
+            return False
+        except FileExistsError:
+            raise ExistingRunError(
+                f"another training began in {storage.address} at the same time; choose another"
+                f" {setting('output_dir')}"
+            ) from None
+    if not resume:
+        raise ExistingRunError(
+            f"{storage.address} holds a training already; go on with it by"
+            f" {setting('resume', True)}, or choose another {setting('output_dir')}"
+        )
+    found = json.loads(storage.get(TRAINING_FILE))
+    differing = sorted(_differences(found, json.loads(text), ""))
+    if differing:
+        raise ExistingRunError(
+            f"{storage.address} holds a training with other settings, so it cannot go on with"
+            f" these: {'; '.join(differing)}"
+        )
+    return True
+
+
+def _differences(there: Any, here: Any, where: str) -> Iterator[str]:
+    """Yield each setting that differs, with both values."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in there.keys() | here.keys():
+            inner = f"{where}.{name}" if where else name
+            yield from _differences(there.get(name), here.get(name), inner)
+    elif there != here:
+        yield f"{where} {there!r} there, {here!r} here"
