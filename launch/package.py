@@ -1,8 +1,8 @@
 """The program as one archive, so that every worker runs exactly this version of it.
 
-    qwen_hooks/ inference/ extraction/ launch/ tensor_files/   as they are on this machine
-    requirements.txt                             their requirements
-    constraints.txt                              the versions that are installed on this machine
+    extraction/ inference/ launch/ qwen_hooks/ sae/ tensor_files/   as they are on this machine
+    requirements.txt   their requirements
+    constraints.txt    the versions that are installed on this machine
 
 The same files always give the same bytes, so the archive is named by its sha256.
 """
@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 from inference.errors import InputError
 
 PROJECT = "qwen-activation-extraction"
-PACKAGES = ("extraction", "inference", "launch", "qwen_hooks", "tensor_files")
+PACKAGES = ("extraction", "inference", "launch", "qwen_hooks", "sae", "tensor_files")
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIXES = (".py", ".typed", ".json", ".sh", ".jinja")
 

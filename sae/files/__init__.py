@@ -12,10 +12,14 @@ from pathlib import Path
 from extraction.errors import StoreError
 from extraction.storage import Storage, open_storage
 from sae.autoencoder import SparseAutoencoder
+from sae.files.dictionary_learning import DICTIONARY_LEARNING
 from sae.files.sae_format import SaeFormat
 from sae.files.saelens import SAELENS
+from sae.files.sparsify import SPARSIFY
 
-FORMATS: Mapping[str, SaeFormat] = {format.name: format for format in (SAELENS,)}
+FORMATS: Mapping[str, SaeFormat] = {
+    format.name: format for format in (SAELENS, DICTIONARY_LEARNING, SPARSIFY)
+}
 """Each is one file and one line here."""
 
 

@@ -7,13 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from extraction.errors import StoreError
+from extraction import documents
+from extraction.errors import StoreError, first_line
+from extraction.formats.float_types import widened
 from extraction.storage import Storage
 from extraction.storage.bounded import get_at_most
 from sae.autoencoder import SparseAutoencoder
+from tensor_files.safetensors_header import LENGTH_BYTES, HeaderError, header_bytes, parse_header
+
+DENSITIES = "densities"
+"""Metadata: how often each latent was active. SAELens' folders have a file for it, others none."""
 
 MOST_CONFIG_BYTES = 1 << 20
 MOST_WEIGHT_BYTES = 1 << 38
+
+DTYPES = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "BF16": "<u2"}
+"""Stored types that are read; bfloat16 as its bits."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,9 +50,9 @@ def read_json(storage: Storage, name: str) -> dict[str, Any]:
     """
     data = get_at_most(storage, name, MOST_CONFIG_BYTES)
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise StoreError(f"{storage.address}/{name} is not JSON: {error}") from None
+        document = documents.read_json(data)
+    except ValueError as error:
+        raise StoreError(f"{storage.address}/{name} is not JSON: {first_line(error)}") from None
     if not isinstance(document, dict):
         raise StoreError(f"{storage.address}/{name} holds no JSON object")
     return document
@@ -55,19 +64,57 @@ def read_tensors(storage: Storage, name: str) -> dict[str, np.ndarray]:
     Raises:
         StoreError: it is damaged, or a number is not finite.
     """
-    import ml_dtypes  # noqa: F401  (numpy learns bfloat16)
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     data = get_at_most(storage, name, MOST_WEIGHT_BYTES)
+    where = f"{storage.address}/{name}"
     try:
-        tensors = load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise StoreError(f"{storage.address}/{name} is damaged: {error}") from None
-    return {
-        tensor: as_weights(array, f"{storage.address}/{name}: {tensor}")
-        for tensor, array in tensors.items()
-    }
+        start = LENGTH_BYTES + header_bytes(data[:LENGTH_BYTES], len(data))
+        header = parse_header(data[LENGTH_BYTES:start], len(data) - start)
+    except HeaderError as error:
+        raise StoreError(f"{where} is damaged: {error}") from None
+    found = {}
+    for tensor, entry in header.tensors.items():
+        if entry.dtype not in DTYPES:
+            raise StoreError(f"{where}: {tensor[:100]!r} is {entry.dtype}, not {'/'.join(DTYPES)}")
+        dtype = np.dtype(DTYPES[entry.dtype])
+        count = (entry.end - entry.begin) // dtype.itemsize
+        array = np.frombuffer(data, dtype, count, start + entry.begin).reshape(entry.shape)
+        found[tensor] = as_weights(
+            widened(array) if entry.dtype == "BF16" else array, f"{where}: {tensor}"
+        )
+    return found
+
+
+def tensor_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Return a safetensors file."""
+    from safetensors.numpy import save
+
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def json_bytes(document: Mapping[str, Any]) -> bytes:
+    """Return a JSON file."""
+    return json.dumps(document, indent=1).encode()
+
+
+def described(sae: SparseAutoencoder) -> dict[str, Any]:
+    """Return the metadata that fit into a JSON file: all but `DENSITIES`."""
+    return {key: value for key, value in sae.metadata.items() if key != DENSITIES}
+
+
+def made(address: str, **fields: Any) -> SparseAutoencoder:
+    """Return an autoencoder of a file's weights.
+
+    Args:
+        address: of the files, for messages.
+        fields: arguments of `SparseAutoencoder`.
+
+    Raises:
+        StoreError: they do not fit each other.
+    """
+    try:
+        return SparseAutoencoder(**fields)
+    except StoreError as error:
+        raise StoreError(f"{address}: {error}") from None
 
 
 def as_weights(array: np.ndarray, where: str) -> np.ndarray:
@@ -76,7 +123,7 @@ def as_weights(array: np.ndarray, where: str) -> np.ndarray:
     Raises:
         StoreError: a number is not finite.
     """
-    array = array if array.dtype == np.float64 else array.astype(np.float32)
+    array = array.astype(np.float64 if array.dtype == np.float64 else np.float32, copy=False)
     if not np.isfinite(array).all():
         raise StoreError(f"{where} has numbers that are not finite")
     return array

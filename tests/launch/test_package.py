@@ -23,7 +23,7 @@ def test_the_archive_of_this_checkout_is_whole_and_always_the_same(tmp_path):
     assert pins["jax"] == jax.__version__
     requirements = (tmp_path / "requirements.txt").read_text()
     assert "jax[tpu]" in requirements
-    for name in ("extraction", "inference", "launch", "qwen_hooks", "tensor_files"):
+    for name in ("extraction", "inference", "launch", "qwen_hooks", "sae", "tensor_files"):
         assert (tmp_path / name / "__init__.py").exists()
 
 
