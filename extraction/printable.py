@@ -1,11 +1,11 @@
-"""Lines for a terminal, safe for names and texts that somebody else may have chosen."""
+"""Make lines safe to print, whatever names and texts they hold."""
 
 
 def printable(line: str) -> str:
-    """Return the line with every character escaped that a terminal would not simply show.
+    """Return the line with control characters and other unprintable characters escaped.
 
-    A run's model name, for example, may hold sequences that clear the screen, or a line break and a
-    false verdict.
+    A run's model name, for example, may hold a sequence that clears the screen, or a line break
+    followed by a false verdict.
     """
     if line.isprintable():
         return line

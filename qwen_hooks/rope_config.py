@@ -23,16 +23,19 @@ class RopeConfig:
         theta: base of the geometric series of wavelengths.
         rope_type: `default`, `linear` (position interpolation), `yarn` (arXiv 2309.00071) or
             `llama3` (arXiv 2407.21783, as in Hugging Face's code).
-        factor: by how much the context is stretched; not of `default`.
+        factor: factor by which the context is stretched; not used by `default`.
         original_max_position_embeddings: context before stretching, in tokens (`yarn`, `llama3`).
         attention_factor: scale of cos and sin; None: from `factor`, or the two `mscale`s.
-        beta_fast: rotations within the original context above which a dimension is not stretched.
-        beta_slow: rotations below which it is stretched in full.
+        beta_fast: number of rotations within the original context above which YaRN does not stretch
+            a dimension.
+        beta_slow: number of rotations below which YaRN stretches a dimension fully.
         mscale: YaRN's numerator coefficient, used only together with `mscale_all_dim`.
         mscale_all_dim: YaRN's denominator coefficient.
-        truncate: round the border dimensions of YaRN's ramp to whole numbers.
-        low_freq_factor: `llama3` stretches wavelengths above the original context divided by this.
-        high_freq_factor: and leaves those below the context divided by this as they are.
+        truncate: whether the first and the last dimension of YaRN's ramp are rounded.
+        low_freq_factor: `llama3` stretches wavelengths above the original context divided by this
+            factor.
+        high_freq_factor: `llama3` keeps wavelengths below the original context divided by this
+            factor.
     """
 
     theta: float = 10_000.0
@@ -81,14 +84,14 @@ def read_rope(
     """Read the settings of RoPE, in either spelling.
 
     Args:
-        raw: content of config.json, its own fields checked, the family's defaults filled in.
-        rope_types: that the family is computed with.
+        raw: checked content of config.json, with the family's defaults.
+        rope_types: types of RoPE that the family supports.
 
     Returns:
         The settings, and the names of fields that are ignored.
 
     Raises:
-        ModelError: a type of RoPE that is not computed, a wrong value, or spellings that differ.
+        ModelError: the type of RoPE is not supported, a value is wrong, or the spellings differ.
     """
     spellings = [name for name in ("rope_scaling", "rope_parameters") if raw.get(name)]
     if not spellings:

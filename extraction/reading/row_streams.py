@@ -84,7 +84,7 @@ class RowStreams:
             part: see `ActivationDataset.batches`.
 
         Raises:
-            StoreError: an argument does not fit; the run does not tell what a filter needs.
+            StoreError: an argument does not fit, or the run does not record what a filter needs.
         """
         row_filter = self._row_filter(filters, medians, start)
         source = RowSource(
@@ -107,7 +107,7 @@ class RowStreams:
             medians: returns the median norms.
 
         Raises:
-            StoreError: the run does not tell what a filter needs.
+            StoreError: the run does not record what a filter needs.
             CorruptBatchError: a file is damaged.
         """
         row_filter = self._row_filter(filters, medians, None)

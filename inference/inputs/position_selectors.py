@@ -284,7 +284,7 @@ def _role(argument: str | None, options: Sequence[str]) -> Selector:
                 raise InputError(
                     f"task {prompt.task_id!r}: the chat template rewrites the content of message"
                     f" {number} ({argument}), so {setting('positions', f'role:{argument}')} cannot"
-                    " tell its tokens"
+                    " find its tokens"
                 )
             if span[0] < span[1]:
                 found.append(span)
