@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae.autoencoder import SparseAutoencoder
+    from sae.files import load, save
     from sae.folds import fold_b_dec, fold_decoder_norm, fold_mean, fold_scale
 
 _MODULES = {
@@ -16,9 +17,19 @@ _MODULES = {
     "fold_decoder_norm": "folds",
     "fold_mean": "folds",
     "fold_scale": "folds",
+    "load": "files",
+    "save": "files",
 }
 
-__all__ = ["SparseAutoencoder", "fold_b_dec", "fold_decoder_norm", "fold_mean", "fold_scale"]
+__all__ = [
+    "SparseAutoencoder",
+    "fold_b_dec",
+    "fold_decoder_norm",
+    "fold_mean",
+    "fold_scale",
+    "load",
+    "save",
+]
 
 
 def __getattr__(name: str) -> Any:

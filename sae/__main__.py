@@ -1,23 +1,30 @@
 """Sparse autoencoders of activations that were extracted.
 
     python -m sae train    --activations_dir RUN --output_dir SAES
+    python -m sae convert  SAE OUT --to FORMAT
 
-RUN is a folder, gs://bucket/prefix or s3://bucket/prefix. Exit status 0: done; 2: refused, with one
-message; 74: the disk stayed full or the bucket could not be reached; 130 and 143: stopped by ctrl-C
-or SIGTERM, and `--resume True` goes on.
+RUN, SAE and OUT are folders, gs://bucket/prefix or s3://bucket/prefix. Exit status 0: done;
+2: refused, with one message; 74: the disk stayed full or the bucket could not be reached; 130 and
+143: stopped by ctrl-C or SIGTERM, and `train` goes on with `--resume True`.
 """
+
+import sys
 
 if __name__ == "__main__":
     from extraction.interruption import end_on_signals, leave
 
-    end_on_signals("the same command with --resume True goes on")  # before slow imports
+    end_on_signals(  # before slow imports
+        "the same command with --resume True goes on"
+        if sys.argv[1:2] == ["train"]
+        else "the command can be repeated"
+    )
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from extraction.command_parser import BAD_INPUT, CommandParser
+from extraction.printable import printable
 from extraction.progress import ProgressLine
 from inference.settings.command_line import ended, make_parser, parse_settings
 
@@ -27,6 +34,18 @@ TRAIN = """Train sparse autoencoders on a run's rows, one for each hook point.
 
 Each autoencoder is a folder that SAELens reads, of the hook point's name. A --config file may list
 several under `saes`, each with the settings that differ; all are trained on one read of the rows.
+"""
+
+
+CONVERT = """Write an autoencoder in another library's format.
+
+Latents and reconstructions stay the same: what a format cannot hold is refused, or folded into the
+weights (b_dec into the encoder's bias, norms of the decoder that a topk autoencoder is chosen by).
+The source stays. OUT appears when it is complete.
+
+examples:
+  python -m sae convert ./saes/layer_12 ./converted --to dictionary_learning
+  python -m sae convert gs://bucket/saes/layer_12 ./layers.12 --to sparsify
 """
 
 
@@ -51,7 +70,35 @@ def _train(arguments: Sequence[str]) -> int:
     return ended(work)
 
 
-COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {"train": _train}
+def _convert(arguments: Sequence[str]) -> int:
+    from sae.files import FORMATS, load, save
+
+    parser = CommandParser(
+        prog="python -m sae convert",
+        description=CONVERT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="SAE", help="folder or prefix of an autoencoder")
+    parser.add_argument("out", metavar="OUT", help="folder or prefix to write, which is new")
+    parser.add_argument("--to", required=True, choices=FORMATS, help="format of OUT")
+    parser.add_argument(
+        "--from",
+        dest="source_format",
+        choices=FORMATS,
+        help="format of SAE; default: the one that its files have",
+    )
+
+    def work() -> None:
+        flags = parser.parse_args(arguments)
+        sae = load(flags.source, format=flags.source_format)
+        save(sae, flags.out, format=flags.to)
+        print(printable(f"{flags.out}: {sae}, in the format {flags.to}"))
+
+    return ended(work)
+
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {"train": _train, "convert": _convert}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

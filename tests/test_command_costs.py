@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = (
     ["inference"], ["inference.distributed_inference_with_activations"],
     ["inference.simple_extraction_inference"], ["extraction"], ["extraction", "verify"],
-    ["launch"], ["launch", "plan"], ["sae"], ["sae", "train"],
+    ["launch"], ["launch", "plan"], ["sae"], ["sae", "convert"], ["sae", "train"],
 )  # fmt: skip
 
 HEAVY = {"jax", "flax", "transformers", "torch"}
@@ -63,7 +63,9 @@ def test_a_refusal_of_the_model_takes_less_than_five_seconds(tmp_path):
     assert cpu_seconds(module, *flags, status=2) < 5.0
 
 
-@pytest.mark.parametrize("module", ["extraction", "inference", "launch.__main__", "qwen_hooks"])
+@pytest.mark.parametrize(
+    "module", ["extraction", "inference", "launch.__main__", "qwen_hooks", "sae.__main__"]
+)
 def test_importing_a_package_loads_no_framework(module):
     code = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
     told = subprocess.run(

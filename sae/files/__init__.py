@@ -6,11 +6,14 @@
 `FORMATS` has one entry for each format. A format is recognised by its files.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from extraction.errors import StoreError
+from extraction.errors import StorageUnavailableError, StoreError
+from extraction.exports.new_place import new_place
 from extraction.storage import Storage, open_storage
+from extraction.storage.local import LocalStorage
 from sae.autoencoder import SparseAutoencoder
 from sae.files.dictionary_learning import DICTIONARY_LEARNING
 from sae.files.sae_format import SaeFormat
@@ -33,14 +36,22 @@ def load(address: str | Path | Storage, *, format: str | None = None) -> SparseA
     Raises:
         StoreError: there is none, it is damaged, or it cannot be used here.
     """
-    storage = _opened(address, writable=False)
-    names = set(storage.names())
     chosen = [_format(format)] if format else list(FORMATS.values())
-    for candidate in chosen:
-        if candidate.files <= names:
-            return candidate.read(storage)
-    missing = ", ".join(sorted(chosen[0].files - names)) if len(chosen) == 1 else ""
-    what = f"{missing} is missing" if missing else f"its files are {sorted(names)[:6]}"
+    storage = _opened(address, writable=False)
+    with _disk_errors_told(storage, "read"):
+        names = set(storage.names())
+        found = [candidate for candidate in chosen if candidate.files <= names]
+        if len(found) > 1:
+            raise StoreError(
+                f"{storage.address} holds the files of several formats:"
+                f" {', '.join(candidate.name for candidate in found)}; say which one to read"
+            )
+        if found:
+            return found[0].read(storage)
+    if len(chosen) == 1:
+        what = f"{', '.join(sorted(chosen[0].files - names))} is missing"
+    else:
+        what = f"its files are {', '.join(sorted(names)[:6])}" if names else "there is no file"
     raise StoreError(f"{storage.address} holds no autoencoder of a known format: {what}")
 
 
@@ -51,7 +62,10 @@ def save(
     format: str = "saelens",
     replace: bool = False,
 ) -> None:
-    """Write an autoencoder; its last file appears last, so that a folder is whole or unreadable.
+    """Write an autoencoder.
+
+    A new folder appears whole: it is written under a temporary name beside it. In a bucket, and in
+    a folder that exists, the last file that the format needs appears last.
 
     Args:
         sae: the autoencoder.
@@ -61,15 +75,37 @@ def save(
 
     Raises:
         StoreError: the format cannot hold it, or there is one already.
+        StorageUnavailableError: the disk is full, or fails.
     """
     chosen = _format(format)
     storage = _opened(address, writable=True)
     files = chosen.written(sae)
-    there = sorted(set(storage.names()) & files.keys())
-    if there and not replace:
-        raise StoreError(f"{storage.address} has {there[0]} already; choose another folder")
-    for name, data in files.items():
-        storage.replace(name, data)
+    with _disk_errors_told(storage, "written"):
+        if isinstance(storage, LocalStorage) and not storage.folder.exists():
+            with new_place(storage.folder) as place:
+                place.mkdir()
+                for name, data in files.items():
+                    (place / name).write_bytes(data)
+            return
+        known = {name for candidate in FORMATS.values() for name in candidate.files}
+        there = sorted(set(storage.names()) & (known | files.keys()))
+        if there and not replace:
+            raise StoreError(f"{storage.address} has {there[0]} already; choose another folder")
+        for name, data in files.items():
+            storage.replace(name, data)
+
+
+@contextlib.contextmanager
+def _disk_errors_told(storage: Storage, what: str) -> Iterator[None]:
+    """Turn errors of a disk into one line; those of a bucket are already."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError) as error:
+        told = error.strerror or error
+        raise StoreError(f"{storage.address} cannot be {what}: {told}") from None
+    except OSError as error:
+        told = error.strerror or error
+        raise StorageUnavailableError(f"{storage.address} cannot be {what}: {told}") from None
 
 
 def _opened(address: str | Path | Storage, *, writable: bool) -> Storage:
