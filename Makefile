@@ -1,6 +1,6 @@
 # make demo   make an environment; a real small model's activations, checked and shown
 # make demo-tiny   the main job on a tiny random model, without a download
-# make test   the quick tests; test-processes, test-docs: the others; test-all: all of them
+# make test   the quick tests; test-processes, test-docs, test-browser: the others; test-all: all of them
 # make lint   formatting, lint, types, and which package may import which
 # make architecture   count code lines, import circles and the files that a row passes
 # make bench  the measurements that the README quotes
@@ -38,7 +38,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTEST := $(BIN)/python -m pytest --quiet
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo demo-tiny test test-processes test-docs test-all test-lowest test-newest test-random lock lint architecture bench test-tpu test-faults test-peers test-sky tpu-smoke clean
+.PHONY: demo demo-tiny test test-processes test-docs test-browser test-all test-lowest test-newest test-random lock lint architecture bench test-tpu test-faults test-peers test-sky tpu-smoke clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/run.stamp: pyproject.toml $(CONSTRAINTS)
@@ -74,13 +74,16 @@ demo-tiny: $(VENV)/run.stamp
 
 # tests/tiers.py says which tests are in which tier.
 test: $(VENV)/test.stamp
-	$(PYTEST) $(PARALLEL) -m "not processes and not docs" $(TESTS)
+	$(PYTEST) $(PARALLEL) -m "not processes and not docs and not browser" $(TESTS)
 
 test-processes: $(VENV)/test.stamp
 	$(PYTEST) $(PARALLEL) -m processes $(TESTS)
 
 test-docs: $(VENV)/test.stamp
 	$(PYTEST) $(PARALLEL) -m docs $(TESTS)
+
+test-browser: $(VENV)/test.stamp
+	$(PYTEST) -m browser $(TESTS)
 
 test-all: $(VENV)/test.stamp
 	$(PYTEST) $(PARALLEL) $(TESTS)

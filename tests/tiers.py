@@ -3,7 +3,8 @@
     make test            quick: no other processes, in a few minutes
     make test-processes  commands in processes of their own, killed ones and several at a time
     make test-docs       every command and example that a page names
-    make test-all        all three, as CI runs them
+    make test-browser    the page of a run in a headless Chromium, where there is one
+    make test-all        all four, as CI runs them
 
 `make test-faults`, `test-peers` and `test-tpu` are campaigns, or need environments of their own.
 """
@@ -27,5 +28,6 @@ TIERS = {
         "tests/launch/test_worker_script.py",
     ),
     "docs": ("tests/benchmarks/", "tests/docs/", "tests/examples/"),
+    "browser": ("tests/extraction/report/test_browser.py",),
 }
 """Marker of a tier, and how the ids of its tests begin."""

@@ -127,7 +127,8 @@ td.n,.wide th:first-child{white-space:nowrap}
 td.list,th.list{padding-left:28px;padding-right:0;min-width:150px}
 tr:last-child>*{border-bottom:0}
 table.pairs{max-width:640px}
-table.pairs th{width:36%;min-width:110px;font-weight:500;color:var(--soft)}
+table.pairs th{width:36%;min-width:110px;max-width:180px;font-weight:500;color:var(--soft);
+ overflow-wrap:break-word}
 table.pairs td{overflow-wrap:anywhere}
 table+p,.wide+p,.columns+p{margin-top:12px}
 .facts-columns{columns:330px;column-gap:40px}
@@ -208,6 +209,8 @@ footer{padding-top:6px;padding-bottom:40px;color:var(--soft);font-size:13px}
  nav,.controls,.readout{display:none}
  .wide{overflow:visible;background:none}
  .wide table{font-size:8pt}
+ .wide tbody th{white-space:normal;overflow-wrap:anywhere}
+ td.n,th.n,td.list,th.list{padding-left:6pt;min-width:0}
  .prompt{max-height:none}
  pre{white-space:pre-wrap}
 }
