@@ -1,4 +1,4 @@
-"""Commands for existing runs, which check, show, mend, join, convert and move them.
+"""Check, show, repair, merge, convert, export and upload runs.
 
     python -m extraction verify   RUN [--quick | --level 1|2|3] [--json FILE]
     python -m extraction inspect  RUN

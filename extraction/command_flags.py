@@ -119,13 +119,13 @@ def export(command: argparse.ArgumentParser) -> None:
 
 
 def row_filters(command: argparse.ArgumentParser) -> None:
-    """Add the flags of commands that read rows: which ones they leave out."""
+    """Add the flags that name the rows to leave out."""
     command.add_argument(
         "--max_norm_multiple",
         type=float,
         metavar="M",
-        help="leave out rows whose norm is above M times the median norm of their hook point,"
-        " at any hook point, such as 10, which leaves attention sinks out (default: none)",
+        help="leave out rows whose norm is above M times the median norm of their hook point; with"
+        " several hook points, at any of them. 10 leaves attention sinks out (default: keep all)",
     )
     command.add_argument(
         "--exclude_special",

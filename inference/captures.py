@@ -4,7 +4,7 @@
     captured = capture(model, ["The Eiffel Tower"], ["layers.12.mlp"], ["all"])
     captured["layers.12.mlp"]      # [rows, width]
 
-The same plan, programs and selectors as the commands', so the rows are the same too.
+Plan, programs and selectors are those of the commands, so the rows are the same.
 """
 
 import dataclasses
@@ -42,19 +42,19 @@ objects as in a tasks file: `{"messages": ..., "tools": ...}`, `{"prompt": ..., 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Captured:
-    """Rows of the chosen tokens of some inputs, input by input and token by token.
+    """Rows of the chosen tokens, in the order of the inputs and of their tokens.
 
     Attributes:
-        activations: `[rows, width]` of each hook point, in the dtype of the computation, by any
-            of its names.
+        activations: `[rows, width]` of each hook point, in the dtype of the computation; keys may
+            be any name of a hook point.
         sample: int32 `[rows]`, number of the input.
-        position: int32 `[rows]`, of the token among the input's, padding not counted.
-        slot: int32 `[rows]`, where the token stands in the input as it was given: its position,
-            or with an attention mask its column; generated tokens stand behind the longest input.
-        token_id: int32 `[rows]`.
-        token_ids: of each input, padding left out.
-        generated: token ids that each input was continued with.
-        width: slots of the inputs as they were given, and behind them of what was generated.
+        position: int32 `[rows]`, position of the token in its input, without padding.
+        slot: int32 `[rows]`, slot of the token: its position, or with an attention mask its column
+            in the inputs. The slots of generated tokens follow those of the longest input.
+        token_id: int32 `[rows]`, id of the token.
+        token_ids: token ids of each input, without padding.
+        generated: generated token ids of each input.
+        width: number of slots, those of generated tokens included.
     """
 
     activations: NamedActivations[np.ndarray]
@@ -73,17 +73,17 @@ class Captured:
         return f"Captured({len(self)} rows of {len(self.token_ids)} inputs, {self.activations!r})"
 
     def __getitem__(self, hook_point: str) -> np.ndarray:
-        """Return `[rows, width]` of a hook point, by any of its names.
+        """Return the rows of a hook point, `[rows, width]`, by any of its names.
 
         Raises:
-            NotCapturedError: it is none of those captured; the nearest are named.
+            NotCapturedError: the hook point was not captured; the message lists the nearest names.
         """
         return self.activations[hook_point]
 
     def dense(self, hook_point: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return `[inputs, slots, width]`, and a mask `[inputs, slots]` of where there is a row.
+        """Return the rows as `[inputs, slots, width]`, and a mask `[inputs, slots]` of the rows.
 
-        What is no row is zero.
+        Slots without a row are zero.
         """
         rows = self.activations[hook_point]
         shape = len(self.token_ids), self.width
@@ -110,29 +110,30 @@ def capture(
     """Run inputs and return the activations of chosen tokens.
 
     Args:
-        model: to run.
+        model: the loaded model.
         inputs: texts, token ids, chats (lists of `{"role", "content"}`), objects with a chat and
             its `tools`, or with a text and its `entity`; or an array `[inputs, slots]` of token
             ids.
-        hook_points: names, aliases, patterns; see docs/hook_points.md.
+        hook_points: names, aliases or patterns of hook points; see docs/hook_points.md.
         positions: selectors of tokens; see docs/positions.md.
-        attention_mask: `[inputs, slots]`, with an array: 1 for tokens, 0 for padding on any side.
-        max_new_tokens: to generate, with the likeliest token each time; 0: none.
-        repetition_penalty: divides the positive logits of all tokens that occur in the input or
-            were generated, and multiplies the negative ones; `auto`: the number in the
+        attention_mask: `[inputs, slots]`, for an array of inputs: 1 for tokens, 0 for padding on
+            either side.
+        max_new_tokens: most tokens to generate for each input, each the likeliest; 0: none.
+        repetition_penalty: penalty for tokens that occur in the input or the generated text:
+            positive logits are divided by it, negative ones multiplied. `auto`: the penalty in the
             checkpoint's generation_config.json.
-        interventions: operations by hook point, whose arrays may have an axis of inputs; see
+        interventions: operations by hook point; an array may have a first axis of inputs. See
             docs/interventions.md.
-        add_special_tokens: let the tokenizer put its special tokens around a text.
-        batch_size: inputs that a device runs at a time, at most.
-        tokens_per_batch: padded tokens that a device runs at a time.
-        random_seed: of the selector `random`.
+        add_special_tokens: whether the tokenizer adds its special tokens around a text.
+        batch_size: most inputs that a device runs at a time.
+        tokens_per_batch: most padded tokens that a device runs at a time.
+        random_seed: seed of the selector `random`.
 
     Raises:
         ModelError: there is no such hook point.
         InputError: a selector or an input is wrong, empty, or too long for the model, or a batch
-            does not fit the devices.
-        KeyboardInterrupt: ctrl-C, between two batches.
+            does not fit on the devices.
+        KeyboardInterrupt: ctrl-C was pressed; raised between two batches.
     """
     settings = SampleSettings(
         positions=[positions] if isinstance(positions, str) else list(positions),

@@ -1,11 +1,11 @@
-"""Extraction of a data set's activations into a folder of runs, from Python.
+"""Extract the activations of a data set to a run, from Python.
 
     run = extract(model, texts, "./store", ["layers.*.mlp"], positions=["all"])
     run.run_id, run.n_samples, run.open("layers.0.mlp")
 
-The distributed command does the work, with the parameters that are loaded already; what is written
-is a run like any other. Inputs that are given as Python objects are written beside it, so the
-command line can repeat it.
+`extract` runs the distributed command's code with the parameters that are loaded already, and
+writes a run like any other. Inputs that are Python objects are also written, to `inputs.jsonl`, so
+the command can repeat the run.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ SETTLED = (
     "hook_points", "layers_to_extract", "positions", "activations_dir", "output_dir", "resume",
     "coordinator_address", "num_processes", "process_id",
 )  # fmt: skip
-"""Settings of the command that the loaded model and the other arguments decide."""
+"""Settings of the command that the loaded model and the other arguments determine."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -50,11 +50,11 @@ class ExtractedRun:
     """A run that was written and verified.
 
     Attributes:
-        run_id: its name below the base folder, 32 hexadecimal digits.
-        folder: `activations/` with `metadata.json`, `outputs/outputs.jsonl`, `inputs.jsonl`.
-        address: of the run itself, as the commands of `python -m extraction` take it:
+        run_id: id of the run, the name of its folder below the base folder.
+        folder: folder with `activations/`, `outputs/outputs.jsonl` and `inputs.jsonl`.
+        address: address of the run, for the commands of `python -m extraction`:
             `folder/activations`, or its bucket.
-        metadata: what `metadata.json` holds.
+        metadata: content of `metadata.json`.
     """
 
     run_id: str
@@ -84,7 +84,7 @@ class ExtractedRun:
         return len({batch["batch_id"] for batch in self.metadata["batches"]})
 
     def open(self, hook_point: int | str | None = None) -> ActivationDataset:
-        """Open the rows of a hook point, by any of its names; None for the only hook point."""
+        """Return a dataset of the rows of a hook point, by any name; None: of the only one."""
         return ActivationDataset(self.address, hook_point)
 
     def outputs(self) -> list[dict[str, Any]]:
@@ -107,44 +107,47 @@ def extract(
     verify_level: int = 2,
     **settings: Any,
 ) -> ExtractedRun:
-    """Extract activations, verify them, and return the runs.
+    """Extract activations to a run, verify the run, and return it.
+
+    It runs in one process; for several there is
+    `python -m inference.distributed_inference_with_activations`.
 
     Args:
-        model: loaded; its parameters are used as they are.
-        data: what `--dataset` takes; or texts, token ids, chats, or records (`{"text": ...}`,
-            `{"input_ids": ..., "attention_mask": ...}`, a chat with `tools` beside it), a Hugging
-            Face dataset among them.
-        base_folder: holds a folder for each run.
-        hook_points: names, aliases, patterns.
+        model: the loaded model; its parameters are used as they are.
+        data: an address as for `--dataset`; or an iterable of texts, token ids, chats or records
+            (`{"text": ...}`, `{"input_ids": ..., "attention_mask": ...}`, a chat with its `tools`),
+            such as a Hugging Face dataset.
+        base_folder: folder that holds a folder for each run.
+        hook_points: names, aliases or patterns of hook points.
         positions: selectors of tokens.
-        run_id: of a run to go on with; None: a new one.
-        verify_level: 1 to 3, of `extraction.maintenance.verify`; 2 reads every file again.
-        **settings: any other of `DistributedSettings`: `sample_limit`, `random_sample`,
+        run_id: id of a run to resume; None: a new run.
+        verify_level: level of `extraction.maintenance.verify`, 1 to 3; 2 reads every file again.
+        **settings: other settings of `DistributedSettings`: `sample_limit`, `random_sample`,
             `context_length`, `batch_size`, `format`, `save_every_n_samples`, ...
 
-    One process; several run `python -m inference.distributed_inference_with_activations`.
-
     Raises:
-        InputError: something is wrong with what was given; nothing was computed.
+        InputError: an argument or an input is wrong; nothing was computed.
         ModelError: there is no such hook point.
-        StoreError: the folder cannot be used, or what was written does not verify.
-        SelfCheckError: a row is wrong; what is written is kept, and marked.
-        KeyboardInterrupt: ctrl-C; whole units are committed, and the same `run_id` goes on.
+        StoreError: the folder cannot be used, or the written run does not verify.
+        SelfCheckError: a row is wrong; the rows are kept, and the run is marked.
+        KeyboardInterrupt: ctrl-C was pressed; whole units are committed, and `run_id` resumes them.
     """
     if jax.process_count() > 1:
         raise InputError(
-            "extract runs in one process; for several there is"
+            "extract runs in one process; for several processes run"
             " python -m inference.distributed_inference_with_activations"
         )
     if not os.fspath(base_folder).strip():
         raise InputError("base_folder must not be empty")
     settled = sorted(settings.keys() & set(SETTLED))
     if settled:
-        raise InputError(f"{settled[0]} is decided by the model and the arguments before it")
-    model.for_rows(hook_points)  # refuses what there is not, before anything is written
+        raise InputError(
+            f"{settled[0]} cannot be given: the model and the other arguments determine it"
+        )
+    model.for_rows(hook_points)  # refuses unknown hook points before anything is written
     resume, run_id = run_id is not None, run_id or new_run_id()
     if not re.fullmatch(r"[0-9A-Za-z_-]{1,100}", run_id):
-        raise InputError(f"a run_id is letters, digits, _ and -, not {run_id!r:.120}")
+        raise InputError(f"run_id must be letters, digits, _ and -, not {run_id!r:.120}")
     folder = Path(base_folder).expanduser() / run_id
     mesh = model.layout.mesh.shape
     given = os.fspath(data) if isinstance(data, str | os.PathLike) else None
@@ -166,7 +169,8 @@ def extract(
         }
     )
     if given is None:
-        command.refuse_changed((*OF_HUGGING_FACE, *OF_TEXT_FILES), "is not for inputs given here")
+        names = (*OF_HUGGING_FACE, *OF_TEXT_FILES)
+        command.refuse_changed(names, "is for a file or a hub dataset, not for inputs in memory")
         _write_inputs(folder / INPUTS_FILE, data, command)
     run(*read_tasks_of(command), params=model.params, run_id=run_id)
     storage = open_storage(command.cloud() or str(folder / ACTIVATIONS))
@@ -179,15 +183,16 @@ def extract(
 
 
 def _write_inputs(path: Path, data: Any, settings: DistributedSettings) -> None:
-    """Write the inputs as JSON Lines, one record each, with the fields that are read.
+    """Write the inputs as JSON Lines, a record for each, with the fields that are read.
 
     Raises:
-        InputError: they are no list of inputs, one cannot be written, or others are there already.
+        InputError: `data` is no list of inputs, an input cannot be written, or the file exists with
+            other inputs.
     """
     if isinstance(data, Mapping) or hasattr(data, "columns"):
         raise InputError(
-            f"a {type(data).__name__} is no list of inputs; give texts, token ids, records, or one"
-            " split of a data set"
+            "data must be a list of texts, token ids or records, or one split of a data set, not a"
+            f" {type(data).__name__}"
         )
     fields, is_arrow = read_fields(settings), hasattr(data, "features")
     lines = []
@@ -204,7 +209,9 @@ def _write_inputs(path: Path, data: Any, settings: DistributedSettings) -> None:
         file_operations.make_folder(path.parent.absolute())
         file_operations.publish_new(path, content)
     elif path.read_bytes() != content:
-        raise InputError(f"{path} holds other inputs; nothing was changed")
+        raise InputError(
+            f"{path} holds other inputs than these; give the same inputs, or another run_id"
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -213,4 +220,4 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if hasattr(value, "__array__"):  # of jax or torch
         return np.asarray(value).tolist()
-    raise TypeError(f"{type(value).__name__} is none of text, numbers, lists and objects")
+    raise TypeError(f"{type(value).__name__} is not text, a number, a list or an object")

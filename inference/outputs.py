@@ -1,7 +1,7 @@
-"""`outputs.jsonl`: one line for every sample, also for those that could not run.
+"""`outputs.jsonl`: one line for each sample, including samples that could not run.
 
-task_id, sample_idx, prompt, prompt_token_ids, generated_token_ids, text,
-finish_reason ("stop", "length", or "skipped" with a "reason"), and the task's own fields
+A line has task_id, sample_idx, prompt, prompt_token_ids, generated_token_ids, text, finish_reason
+("stop", "length", or "skipped" with a "reason"), and the task's own fields.
 """
 
 import json
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from inference.settings.commands import ExtractionSettings
 
 FOUND_FIELD = "found_in_messages"
-"""Of a sample that is a chat: where the texts that `--positions` looks for were found."""
+"""Field of a chat's output line: the messages in which `--positions` found its texts."""
 
 NO_POSITION = "the selectors of positions chose none of its tokens"
 OUTPUT_FIELDS = frozenset(
@@ -52,11 +52,11 @@ def output_line(
     """Return a sample's output line.
 
     Args:
-        sample: it.
-        generated: token ids, a stop token included.
-        text: of the generated tokens.
+        sample: the sample.
+        generated: generated token ids, including a stop token.
+        text: text of the generated tokens; None without a tokenizer.
         finish_reason: stop, length or skipped.
-        reason: why it gave no activations, if it gave none.
+        reason: why the sample has no activations; None if it has some.
     """
     return {
         "task_id": sample.task_id,
@@ -77,14 +77,14 @@ def skipped_line(sample: "Sample", reason: str) -> dict[str, Any]:
 
 
 class OutputsFile:
-    """Collects lines in a temporary file and publishes `outputs.jsonl` at a clean end.
+    """A writer of `outputs.jsonl`; the file appears when the `with` block ends without an error.
 
     Args:
-        folder: made if it does not exist.
-        may_exist: an `outputs.jsonl` there is replaced.
+        folder: folder of the file; it is made if it does not exist.
+        may_exist: whether to replace an `outputs.jsonl` in the folder.
 
     Raises:
-        ExistingRunError: the folder already holds one.
+        ExistingRunError: the folder already holds an `outputs.jsonl`.
     """
 
     def __init__(self, folder: str | Path, *, may_exist: bool = False):
@@ -92,8 +92,8 @@ class OutputsFile:
         self.path = self._storage.folder / OUTPUTS_FILE
         if self.path.exists() and not may_exist:
             raise ExistingRunError(
-                f"{self.path} exists already; {setting('resume', True)} goes on with its run,"
-                f" another {setting('output_dir')} begins a new one; nothing was changed"
+                f"{self.path} exists already; continue its run with {setting('resume', True)}, or"
+                f" begin a new run with another {setting('output_dir')}; nothing was changed"
             )
 
     def __enter__(self) -> "OutputsFile":
@@ -123,9 +123,10 @@ class OutputsFile:
 def write_submission(
     tasks: Sequence["Task"], outputs_file: Path, settings: "ExtractionSettings"
 ) -> str | None:
-    """Write `submission.json` beside `outputs.jsonl` and return the score, for ARC tasks only.
+    """Write `submission.json` beside `outputs.jsonl`, and return the score as text.
 
-    Nothing is written where no answer can be: with at most one new token.
+    Only ARC tasks have a submission. With at most one new token there are no answers, so nothing is
+    written either; then the result is None.
     """
     arc_tasks = [task for task in tasks if isinstance(task, ArcTask)]
     if not arc_tasks or settings.max_new_tokens <= 1:

@@ -17,10 +17,10 @@ class Work:
     """The work of this process: what it ran and committed.
 
     Attributes:
-        samples: that ran.
-        prompt_tokens: of those.
-        generated_tokens: of those.
-        rows: of each hook point.
+        samples: number of samples that ran.
+        prompt_tokens: number of their prompt tokens.
+        generated_tokens: number of their generated tokens.
+        rows: number of rows of each hook point.
         seconds: from the beginning to the end.
         loading: seconds of them in which parameters were read.
         compiling: seconds of them in which programs were compiled.
@@ -38,8 +38,8 @@ class Work:
         """Count a unit.
 
         Args:
-            lines: its output lines.
-            rows: of each hook point.
+            lines: output lines of the unit.
+            rows: number of rows of each hook point.
         """
         ran = [line for line in lines if line["finish_reason"] != "skipped"]
         self.samples += len(ran)
@@ -58,17 +58,17 @@ class Summary:
     """The content of the summary.
 
     Attributes:
-        samples: of the run.
+        samples: samples of the run.
         skipped: samples that cannot run.
-        units: of the run.
+        units: units of the run.
         done_before: units that were committed when this process began.
-        totals: of all that is committed.
-        hook_points: of the run.
-        work: of this process.
+        totals: totals of all committed units.
+        hook_points: hook points of the run.
+        work: work of this process.
         details: further lines, label and text.
-        address: of the activations.
+        address: address of the activations.
         outputs: path of `outputs.jsonl`.
-        score: of ARC tasks, or None.
+        score: score of ARC tasks, or None.
     """
 
     samples: int

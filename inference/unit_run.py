@@ -1,12 +1,13 @@
 """A run of units, for both commands: refuse or resume, commit, finish.
 
-    check      the folder or bucket can be used, and holds no run or this one
-    begin      lock, `_run/run.json`, what an earlier attempt left behind
-    commit     a unit's rows and output lines
-    finish     `metadata.json`, `outputs.jsonl`, `submission.json`, once every unit is there
+    UnitRun    checks that the folder or bucket can be used, and holds no run or this one
+    begin      takes the lock, writes `_run/run.json`, queues uploads that an attempt left
+    commit     writes a unit's rows and output lines
+    finish     writes `metadata.json`; once every unit is committed also `outputs.jsonl` and
+               `submission.json`
 
-With a bucket the local folder is a spool, and the bucket's commit records are the truth; without,
-the folder's are.
+A unit is done when its commit record is in the bucket; without a bucket, in the local folder. With
+a bucket the local folder is only a spool.
 """
 
 import contextlib
@@ -56,22 +57,22 @@ from inference.settings.inputs import InputSettings
 log = logging.getLogger(__name__)
 
 INPUT_SETTINGS = [entry.name for entry in dataclasses.fields(InputSettings)]
-"""Settings that decide by way of the samples."""
+"""Settings that change the samples, and by them the fingerprint."""
 
 REFRESH_SECONDS, REFRESH_SHARE = 60.0, 20.0
-"""`metadata.json` is written anew after a minute, and after twenty times what that took."""
+"""Least time between two writes of `metadata.json`: in seconds, and in durations of a write."""
 
 
 class UnitRun:
     """A run that a command commits its units to.
 
     Args:
-        command: its name.
+        command: name of the command.
         prepared: settings, samples and model.
-        units: the plan.
+        units: the units of the plan.
         process: number of this process.
-        run: more for people to know, for the metadata.
-        run_id: of a run that begins; None: a new one.
+        run: further entries of the metadata's `run`, for people.
+        run_id: id of a new run; None: a random one.
 
     Raises:
         StoreError: the folder or the bucket cannot be used, or holds another run.
@@ -125,25 +126,31 @@ class UnitRun:
         return self._writer.storage
 
     def begin(self, stack: contextlib.ExitStack, *, first: bool = True) -> None:
-        """Claim the run until the stack is closed; the end of the stack waits for all uploads.
+        """Claim the run until the stack is closed, which waits for all uploads.
 
         Args:
-            stack: that the claim is put on.
-            first: this process begins the run; the others of the same run follow it.
+            stack: stack that ends the claim.
+            first: whether this process begins the run; the run's other processes follow it.
 
         Raises:
-            ExistingRunError: another process writes there, or was quicker.
+            ExistingRunError: another process writes to the run, or began it first.
         """
         stack.enter_context(self._writer.begun(first=first))
 
     def committed(self) -> set[int]:
-        """Return the numbers of units that need not run: committed, or waiting to be uploaded."""
+        """Return the numbers of the units that are committed, or wait to be uploaded."""
         ids = self._writer.committed()
         self._done_before = len(ids)
         return {batch_id - 1 for batch_id in ids}
 
     def commit(self, unit: Unit, block: RowBlock | None, lines: Sequence[dict[str, Any]]) -> None:
-        """Make a unit exist, here and then in the cloud."""
+        """Commit a unit, and queue it for upload if the run is in a bucket.
+
+        Args:
+            unit: the unit.
+            block: rows of its samples; None if there are none.
+            lines: output lines of its samples.
+        """
         record = self._writer.commit(unit.number + 1, block, lines)
         self.work.add(lines, 0 if block is None else len(block))
         self._writer.upload(record)
@@ -161,9 +168,9 @@ class UnitRun:
         """Write the derived files and return the totals; call it after all uploads.
 
         Args:
-            self_check: what this process found, for the metadata: `rows`, `largest_error`, and
-                `failed`, a message, where rows are wrong.
-            stop: looked at where it takes long.
+            self_check: result of this process's self-check: `rows`, `largest_error`, and if rows
+                are wrong `failed`, a message. None: there was no self-check.
+            stop: flag that is set when the run is to stop.
 
         Raises:
             Interrupted: the flag is set.
@@ -172,8 +179,8 @@ class UnitRun:
             self._note_self_check(self_check)
         totals = self._writer.write_metadata(self._totals, here_too=True)
         stopped = (
-            f"stopped; {len(totals):,} of {len(self.units):,} units are committed, the same command"
-            f" with {setting('resume', True)} goes on"
+            f"stopped; {len(totals):,} of {len(self.units):,} units are committed; to continue, add"
+            f" {setting('resume', True)} to the same command"
         )
         stop.check(stopped)
         if len(totals) == len(self.units):
@@ -199,14 +206,14 @@ class UnitRun:
                     self.storage.replace(name, path.read_bytes())
 
     def _note_self_check(self, found: Mapping[str, Any]) -> None:
-        """Store the self-check's result beside those of earlier attempts, which stay."""
+        """Store the self-check's result, combined with those of earlier attempts."""
         name = self_check_name(self._process)
         known = name in self.storage.names(SELF_CHECKS)
         before = read_self_check(self.storage, name) if known else {}
         largest = max(before.get("largest_error") or 0.0, found["largest_error"])
         document = {
             "rows": before.get("rows", 0) + found["rows"],
-            "largest_error": largest if math.isfinite(largest) else None,  # JSON knows no infinity
+            "largest_error": largest if math.isfinite(largest) else None,  # JSON has no infinity
         }
         self._failed_check = found.get("failed") or before.get("failed")
         if self._failed_check:
@@ -217,16 +224,16 @@ class UnitRun:
         """Raise SelfCheckError if a self-check of this or an earlier attempt failed."""
         if self._failed_check:
             raise SelfCheckError(
-                f"{self._failed_check}; the rows in {self.storage.address} are kept, and marked in"
-                f" {METADATA_FILE}"
+                f"{self._failed_check}; the rows in {self.storage.address} are kept, and"
+                f" {METADATA_FILE} marks the failed check"
             )
 
     def summary(self, totals: RunTotals, details: Sequence[tuple[str, str]] = ()) -> Summary:
         """Return the summary for the end of a command.
 
         Args:
-            totals: that `finish` gave.
-            details: of the command, label and text.
+            totals: totals that `finish` returned.
+            details: further lines of the command, as label and text.
         """
         return Summary(
             samples=len(self._prepared.samples),
@@ -244,7 +251,7 @@ class UnitRun:
 
 
 def describe(command: str, settings: ExtractionSettings, pretrained: Pretrained) -> dict[str, Any]:
-    """Return how a run is made, so that any row of it can be computed again."""
+    """Return the settings, digests and versions from which any row can be computed again."""
     folder = pretrained.checkpoint.folder
     tokenizer = pretrained.tokenizer
     template = getattr(tokenizer, "chat_template", None)
@@ -285,7 +292,7 @@ def _fingerprint(
     digest = hashlib.sha256()
     for s in samples:
         entry = [s.task_id, s.sample_idx, s.prompt, s.token_ids, dict(s.extra)]
-        if settings.dataset is not None:  # of pieces, selectors know more than is in the sample
+        if settings.dataset is not None:  # selectors of a piece also read its whole document
             entry.append(s.positions)
         digest.update(json.dumps(entry).encode() + b"\n")
     values = dataclasses.asdict(settings)

@@ -185,7 +185,7 @@ def sky_run(settings: RunSettings, flags: argparse.Namespace) -> int:
 
 
 def local_run(settings: RunSettings, flags: argparse.Namespace) -> int:
-    """Run the run on this machine, as several processes with virtual devices."""
+    """Start the run on this machine, as several processes with virtual devices."""
     if flags.dry_run:
         values = [f"{name}={value}" for name, value in local.environment(flags.devices).items()]
         port = local.free_port()

@@ -270,4 +270,4 @@ def _family(raw: Mapping[str, Any]) -> Family:
     if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
     known = "; ".join(f"'{family.model_type}' ({family.title})" for family in FAMILIES.values())
-    raise ModelError(f"model_type is {shown(model_type)}; this package computes {known}")
+    raise ModelError(f"model_type is {shown(model_type)}; supported are {known}")

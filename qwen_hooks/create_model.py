@@ -22,20 +22,20 @@ def create_model_with_hooks(
     """Return a model that captures its activations at some hook points.
 
     Args:
-        config: of the checkpoint.
-        layers_to_extract: block numbers from 0, whose outputs are captured as `layer_i`; None:
-            all blocks, unless `hook_points` says something else.
-        dtype: of the parameters that `model.init` makes; loaded parameters bring their own.
-        attention: how prompts are computed; `attention_backends.choose_attention` knows what can
-            run where.
-        scan_layers: run the blocks as a loop, which compiles faster; for parameters loaded or
-            made so (`load_params(..., scan_layers=True)`).
-        hook_points: names, aliases or patterns (`layers.*.mlp`), captured beside the layers; see
-            `hook_points.select`.
+        config: configuration of the model.
+        layers_to_extract: numbers of blocks, from 0, whose outputs are captured as `layer_i`. None:
+            all blocks, or none if `hook_points` is given.
+        dtype: dtype of the parameters that `model.init` makes; loaded parameters keep their own.
+        attention: attention kernel for prompts; `attention_backends.choose_attention` returns the
+            best one for a device.
+        scan_layers: run the blocks as a loop, which compiles faster. The parameters must be loaded
+            or made for it (`load_params(..., scan_layers=True)`).
+        hook_points: names, aliases or patterns (`layers.*.mlp`) of further hook points to capture;
+            see `hook_points.select`.
 
     Raises:
         ModelError: a layer is out of range, repeated or no whole number; or there is no such hook
-            point or attention.
+            point or attention kernel.
     """
     names: list[str] = []
     if layers_to_extract is not None or hook_points is None:

@@ -11,16 +11,17 @@ class HookPoint:
     """A hook point of every block, or of the model; `{i}` in its names is the block's number.
 
     Attributes:
-        key: its name in the model's code.
-        name: canonical.
-        shape: of one token's value, in the letters of `model`.
-        definition: what the value is.
-        transformer_lens: its name in TransformerLens, or None.
-        hugging_face: the module whose output it is (`...input`: whose input), or None.
+        key: name in the model's code.
+        name: canonical name.
+        shape: shape of one token's value, in the dimension letters of `model`.
+        definition: description of the value.
+        transformer_lens: name in TransformerLens; None if it has none.
+        hugging_face: name of the module whose output the value is, or with `.input` at the end,
+            whose input; None if there is no such module.
         aliases: further names.
-        stage: computed before the blocks, in each of them, or after them.
-        when: attribute of `QwenConfig` that must be true, or false after `not `; empty: every model
-            has it.
+        stage: whether the value is computed before the blocks, in each block, or after the blocks.
+        when: attribute of `QwenConfig` that must be true, or after `not `, false; empty: all models
+            have the hook point.
     """
 
     key: str
@@ -40,7 +41,7 @@ class HookPoint:
 
     @property
     def per_key(self) -> bool:
-        """Whether it has one value for each key, so that its width depends on the prompt."""
+        """Whether there is one number for each key, so that the width depends on the prompt."""
         return "S" in self.shape.split()
 
     def names(self, layer: int | None = None) -> list[str]:

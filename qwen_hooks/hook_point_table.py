@@ -1,12 +1,12 @@
-"""Every hook point of the model, in one table.
+"""The table of all hook points.
 
-`HOOK_POINTS` has their names, shapes and meanings, in the order of computation. Names follow the
+`HOOK_POINTS` has the name, shape and meaning of each, in the order of computation. Names follow the
 module path: `layers.6.mlp` is what the MLP of block 6 adds to the residual stream. The output of
 block i is called `layer_i`, and `layers.i` means the same. TransformerLens' names
 (`blocks.6.hook_mlp_out`) and Hugging Face's module paths (`model.layers.6.mlp`) are aliases.
 
-`layer_i` is before the final norm. (Hugging Face's `hidden_states[L]` is not `layer_{L-1}`: it has
-passed that norm.)
+`layer_i` is before the final norm, also for the last block; Hugging Face's `hidden_states[L]` is
+after that norm.
 
 This module needs the standard library alone, since `extraction` reads runs by these names.
 """
@@ -330,7 +330,7 @@ HOOK_POINTS = (
         when="logits_softcap",
     ),
 )
-"""In the order in which the model computes them."""
+"""All hook points, in the order in which the model computes them."""
 
 
 def entries(name: str) -> tuple[list[HookPoint], int | None]:

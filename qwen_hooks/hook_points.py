@@ -1,6 +1,6 @@
-"""Which hook points a model has, and which of them a user's names select.
+"""The hook points of a model, and the selection of some by name or pattern.
 
-`hook_point_table.HOOK_POINTS` is the one table of them; docs and tests are made from it.
+`hook_point_table.HOOK_POINTS` is the table of all hook points; docs and tests are made from it.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ WHERE = {
     "not post_norms": "not Gemma 2",
     "logits_softcap": "Gemma 2",
 }
-"""Families that have the hook points of a switch, for the documentation."""
+"""Family whose models have a hook point with this `when`, for the documentation."""
 
 MAX_BLOCKS = 10_000
 MOST_NAMED = 6
-"""Hook points that an error or a `repr` lists."""
+"""Most hook points that an error or a `repr` lists."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,9 @@ class Site:
     """A hook point of a model.
 
     Attributes:
-        name: canonical.
-        point: its kind.
-        layer: the block's number; None outside of the blocks.
+        name: canonical name.
+        point: entry of the table.
+        layer: number of the block; None outside the blocks.
     """
 
     name: str
@@ -63,9 +63,9 @@ def point_shape(
     """Return the shape of one token's value.
 
     Args:
-        point: a kind of place.
-        config: of the model.
-        keys: how many keys a query sees at most, padding included; only the pattern asks.
+        point: entry of the table.
+        config: configuration of the model.
+        keys: most keys that a query sees, padding included; needed for the pattern only.
     """
     letters = {
         "D": config.hidden_size,
@@ -80,15 +80,15 @@ def point_shape(
 
 
 def select(names: str | Iterable[object], config: QwenConfig) -> tuple[str, ...]:
-    """Return the canonical names that are asked for, each once, in the order of computation.
+    """Return the canonical names that some names select, each once, in the order of computation.
 
     Args:
         names: names or aliases; `*` stands for any number or word, `{0..11}` for a range of
             blocks, `{0,3,mlp}` for one of several.
-        config: of the model.
+        config: configuration of the model.
 
     Raises:
-        ModelError: a name or pattern fits nothing; the nearest names are listed.
+        ModelError: a name or pattern matches no hook point; the message lists the nearest names.
     """
     known = sites(config)
     spellings = {name: site.name for site in known for name in site.point.names(site.layer)}
@@ -113,14 +113,15 @@ def _matches(name: str, spellings: Mapping[str, str]) -> set[str]:
 
 
 def captured_name(asked: object, captured: Collection[str]) -> str:
-    """Return which of some canonical names a name, alias or pattern stands for.
+    """Return the captured hook point that a name, alias or pattern stands for.
 
     Args:
-        asked: a name as `select` takes it.
-        captured: canonical names.
+        asked: name, as for `select`.
+        captured: canonical names of the captured hook points.
 
     Raises:
-        NotCapturedError: it stands for none of them, or for several; the nearest are named.
+        NotCapturedError: the name stands for no captured hook point, or for several; the message
+            lists the nearest names.
     """
     if isinstance(asked, str) and asked in captured:
         return asked
@@ -194,7 +195,7 @@ def markdown_table() -> str:
 def hook_widths(names: Iterable[str], config: QwenConfig) -> dict[str, int]:
     """Return the width of each hook point's rows, all heads together, by canonical name.
 
-    The pattern's depends on the prompt, and is not among them.
+    The attention pattern is left out, since its width depends on the prompt.
     """
     shapes = {site.name: point_shape(site.point, config) for site in sites(config)}
     return {
@@ -210,7 +211,7 @@ def layer_name(layer: int) -> str:
 
 
 def by_layer(names: Iterable[str]) -> dict[int | None, dict[str, str]]:
-    """Return canonical names by block (None: outside the blocks) and by the key of their kind."""
+    """Return canonical names by block (None: outside the blocks) and by key in the table."""
     found: dict[int | None, dict[str, str]] = {}
     for name in names:
         points, layer = entries(name)
@@ -220,7 +221,7 @@ def by_layer(names: Iterable[str]) -> dict[int | None, dict[str, str]]:
 
 
 def is_per_key(name: str) -> bool:
-    """Return whether a hook point has one value for each key, `[B, R, N, S]`."""
+    """Return whether a hook point has one number for each key, `[B, R, N, S]`."""
     return any(point.per_key for point in entries(name)[0])
 
 
@@ -241,7 +242,7 @@ def check_layers(layers: Sequence[object] | None, num_layers: int) -> tuple[int,
     """Return the layers in ascending order; None means all of them.
 
     Raises:
-        ModelError: a layer is no whole number, out of range or repeated, or there is none.
+        ModelError: a layer is no whole number, out of range or repeated, or the list is empty.
     """
     if layers is None:
         return tuple(range(num_layers))

@@ -1,15 +1,14 @@
-"""Changing what the model computes at hook points: steering, ablation, patching.
+"""Interventions change activations at hook points: steering, ablation, patching.
 
     edits = intervene({"layer_6": Add(vector, coefficient=4.0)}, config, prompt_lengths)
     model.apply(params, input_ids, interventions=edits)
 
-An operation is data: which hook points and which operations there are is part of the compiled
-program, every number in them is an argument of it, so other vectors, coefficients and positions
-compile nothing anew. It is given to a call and is gone with it; nothing is left on the model.
+An operation is data. The compiled program depends on the hook points and on the kinds of
+operations. Their numbers are arguments, so other vectors, coefficients and positions compile
+nothing. Operations are arguments of one call; the model keeps none of them.
 
-What is captured at a hook point is what its operations made of it. An edit of the prompt's keys,
-values or residual stream lives on in the KV cache for the generated tokens, as it would if the
-whole sequence were run again.
+A captured activation is the changed one. A change of the prompt's keys, values or residual stream
+stays in the KV cache for the generated tokens, as if the whole sequence were run again.
 """
 
 import dataclasses
@@ -38,9 +37,10 @@ def array(axes: int, *, has_width: bool = False, **default: Any) -> Any:
     """Return a field of an operation that holds numbers.
 
     Args:
-        axes: that they have where all samples share them; with one more, the first is the samples'.
-        has_width: the last axis is as wide as the hook point.
-        **default: `default=...`, where it may be left out.
+        axes: number of axes if all samples share the numbers; with one more axis, the first one is
+            that of the samples.
+        has_width: whether the last axis has the hook point's width.
+        **default: `default=...`, if the field has a default.
     """
     return flax.struct.field(metadata={"axes": axes, "has_width": has_width}, **default)
 
@@ -50,9 +50,9 @@ class Operation:
     """Fields that all interventions share.
 
     Attributes:
-        apply_to: which tokens: `all`, those of the `prompt`, or the `generated` ones.
-        positions: int32 `[B, P]`, only these positions of each sequence, from 0; fill up with -1.
-            None: all.
+        apply_to: tokens to change: `all`, those of the `prompt`, or the `generated` ones.
+        positions: int32 `[B, P]`, positions to change in each sample, from 0, padded with -1. None:
+            all positions.
     """
 
     positions: Int[Numbers, "B P"] | None = array(1, default=None)
@@ -84,10 +84,10 @@ class Add(Operation):
     """`x + coefficient * vector`.
 
     Attributes:
-        vector: `[W]`, or `[B, W]`, each sample its own.
+        vector: `[W]`, or `[B, W]` with one vector for each sample.
         coefficient: a number, or `[B]`.
-        relative: the vector is made one long and multiplied with the norm of `x` besides, so that
-            the coefficient is in units of that norm.
+        relative: scale the vector to the norm of `x`, so that the coefficient is in units of that
+            norm.
     """
 
     vector: Float[Numbers, "*samples W"] = array(1, has_width=True)
@@ -108,8 +108,8 @@ class ProjectOut(Operation):
     """`x` minus `strength` times its projection onto the span of some directions.
 
     Attributes:
-        directions: `[r, W]`, linearly independent; they need not be orthogonal or of length one.
-        strength: 1 takes the part away, 2 mirrors it; a number, or `[B]`.
+        directions: `[r, W]`, linearly independent; they need not be orthogonal or have unit norm.
+        strength: a number, or `[B]`; 1 removes the projection, 2 mirrors it.
     """
 
     directions: Float[Numbers, "r W"] = array(2, has_width=True)
@@ -127,9 +127,10 @@ class Clamp(Operation):
     """`x` with its component along a direction limited to an interval.
 
     Attributes:
-        direction: `[W]`, or `[B, W]`; made one long.
-        low: least component, at most `high`; a number, or `[B]`; `-inf`: any.
-        high: largest component; the same as `low` sets it; `inf`: any.
+        direction: `[W]`, or `[B, W]`; scaled to unit norm.
+        low: smallest component, a number, or `[B]`; `-inf` for no limit.
+        high: largest component, at least `low`; equal to `low`, it sets the component; `inf` for no
+            limit.
     """
 
     direction: Float[Numbers, "*samples W"] = array(1, has_width=True)
@@ -147,10 +148,10 @@ class Clamp(Operation):
 
 @flax.struct.dataclass(kw_only=True, repr=False)
 class Replace(Operation):
-    """Other values in place of `x`, such as those of another prompt.
+    """Other values instead of `x`, such as those of another prompt.
 
     Attributes:
-        values: `[W]`, `[B, W]`, or `[B, P, W]`, one for each of `positions`.
+        values: `[W]`, `[B, W]`, or `[B, P, W]` with one vector for each of `positions`.
     """
 
     values: Float[Numbers, "*axes W"] = array(1, has_width=True)
@@ -162,11 +163,11 @@ class Replace(Operation):
 
 @flax.struct.dataclass(repr=False)
 class Interventions:
-    """Operations by canonical name of the hook point; `intervene` makes them.
+    """The operations of a call; `intervene` makes them.
 
     Attributes:
-        operations: in the order in which they apply.
-        prompt_lengths: int32 `[B]`, tokens of each prompt.
+        operations: operations at each hook point, by canonical name, in the order of application.
+        prompt_lengths: int32 `[B]`, number of tokens of each prompt.
     """
 
     operations: dict[str, tuple[Operation, ...]]
@@ -206,14 +207,14 @@ def intervene(
     """Return the operations for a call of the model.
 
     Args:
-        operations: by name, alias or pattern of hook points; several apply one after the other.
-        config: of the model.
-        prompt_lengths: int32 `[B]`, tokens of each prompt; the others are generated.
+        operations: operations by name, alias or pattern of hook points; several at a hook point
+            apply one after the other.
+        config: configuration of the model.
+        prompt_lengths: int32 `[B]`, number of tokens of each prompt; later tokens are generated.
 
     Raises:
-        ModelError: there is no such hook point, one cannot be changed, widths differ, what each
-            sample has of its own is not there for every sample, or an operation's numbers are none
-            that it can compute with (`operation_checks`).
+        ModelError: there is no such hook point, it cannot be changed, its width differs, an array
+            has another number of samples, or a number is invalid (`operation_checks`).
     """
     lengths = jnp.asarray(prompt_lengths, jnp.int32)
     widths = hook_widths([site.name for site in sites(config)], config)
@@ -224,7 +225,8 @@ def intervene(
         for name in select(asked, config):
             if name not in widths:
                 raise ModelError(
-                    f"{name} is computed beside the attention, to look at; it cannot be changed"
+                    f"{name} cannot be changed: it is computed beside the fused attention, for"
+                    " capture only"
                 )
             for operation in several:
                 _check_width(name, operation, widths[name])
@@ -266,13 +268,13 @@ def _check_width(name: str, operation: Operation, width: int) -> None:
 
 
 class Edits:
-    """The operations of one block, or of hook points outside the blocks, for some tokens.
+    """The operations of one block, or of the hook points outside the blocks, for some tokens.
 
     Args:
-        operations: by the hook point's key, each with the condition under which it applies: a
-            traced bool, or None for always.
-        positions: int32 `[B, T]`, of the tokens; -1 for padding.
-        prompt_lengths: int32 `[B]`.
+        operations: operations by the hook point's key, each with the condition under which it
+            applies: a traced bool, or None for always.
+        positions: int32 `[B, T]`, positions of the tokens; -1 for padding.
+        prompt_lengths: int32 `[B]`, number of tokens of each prompt.
     """
 
     def __init__(
@@ -316,7 +318,7 @@ class Edits:
     def _changed(
         self, operation: Operation, value: Float[Array, "B T W"], applies: Bool[Array, "B T"]
     ) -> tuple[Float[Array, "B T W"], Bool[Array, "B T"]]:
-        """Return the operation's result for all tokens, and at which tokens it applies."""
+        """Return the operation's result for all tokens, and a mask of the tokens to change."""
         if operation.positions is None:
             return operation.change(value), applies
         there = self._positions[..., None] == jnp.asarray(operation.positions)[:, None, :]
@@ -347,7 +349,7 @@ def edits_of_any(
     layer: Int[Array, ""],
     positions: Int[Array, "B T"],
 ) -> Edits | None:
-    """Return the edits of a block whose number is traced: those of all blocks, each conditional."""
+    """Return the edits of a block with a traced number: those of all blocks, each conditional."""
     if interventions is None:
         return None
     operations: dict[str, list[tuple[Bool[Array, ""] | None, Operation]]] = {}

@@ -45,8 +45,8 @@ class KVCache:
         """Return a cache of `capacity` slots that begins with the keys and values of a prompt.
 
         Args:
-            layers: what the forward pass returned.
-            positions: of the prompt's tokens, -1 for padding.
+            layers: keys and values that the forward pass returned.
+            positions: positions of the prompt's tokens, -1 for padding.
             capacity: slots, those of the prompt included.
         """
         slots = positions.shape[1]

@@ -1,7 +1,7 @@
 """RMSNorm, linear maps and the gated MLP: plain functions, and Linen modules around them.
 
-Everything computes in the dtype of its input, which is the dtype of the parameters; what needs
-float32 (norms, softmax, angles) takes it locally and gives the dtype back.
+Every layer computes in the dtype of its input, which is the dtype of the parameters. Norms, softmax
+and angles need float32, so they convert to float32 and back.
 """
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ from qwen_hooks.taps import Taps
 
 
 def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision:
-    """Return the precision with which products of float32 are computed in float32."""
+    """Return the matmul precision of a dtype: float32 is multiplied in full float32."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
@@ -49,13 +49,13 @@ def _for_last_axis(vector: Float[Array, " D"], x: Float[Array, "*B D"]) -> Float
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm times a weight; holds `weight` `[D]`.
+    """Root-mean-square norm times a weight. The parameter is `weight` `[D]`.
 
     Attributes:
-        epsilon: added to the mean square.
-        dtype: of the weight that `init` makes.
-        key: of the hook point at the output; `{key}.normalized` is the one before the weight.
-        add_one: the factor is one plus the weight, and multiplies before the rounding (Gemma 2).
+        epsilon: number added to the mean square.
+        dtype: dtype of the weight that `init` makes.
+        key: key of the hook point at the output; `{key}.normalized` is the one before the weight.
+        add_one: multiply with one plus the weight, before rounding (Gemma 2).
     """
 
     epsilon: float
@@ -69,7 +69,10 @@ class RMSNorm(nn.Module):
     ) -> Float[Array, "*B D"]:
         """Return the normalised input, rounded to its dtype (as in Hugging Face), times weight.
 
-        Of repeated KV heads every n-th is a head of the checkpoint; see `Taps`.
+        Args:
+            x: `[..., D]`.
+            taps: captures and interventions; None: none.
+            every: with repeated KV heads, every n-th head is a head of the checkpoint; see `Taps`.
         """
         taps = taps or Taps()
         weight = self.param("weight", nn.initializers.ones, (x.shape[-1],), self.dtype)
@@ -85,7 +88,7 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """Holds `kernel` `[in, out]` and, if asked for, `bias` `[out]`."""
+    """A linear map. Parameters: `kernel` `[in, out]` and, with `use_bias`, `bias` `[out]`."""
 
     features: int
     use_bias: bool = False
@@ -103,7 +106,7 @@ class Linear(nn.Module):
 
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": jax.nn.gelu}
-"""By the names of config.json; `jax.nn.gelu` approximates by tanh unless told otherwise."""
+"""Activation functions by their names in config.json; `jax.nn.gelu` is the tanh approximation."""
 
 
 class QwenMLP(nn.Module):
@@ -127,9 +130,9 @@ class QwenMLP(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Holds `weight` `[V, D]`; a tied unembedding is its transpose.
+    """Token embeddings. The parameter is `weight` `[V, D]`; a tied unembedding is its transpose.
 
-    Embeddings are rows of it times `scale`, which is rounded to the weight's dtype first.
+    An embedding is a row of `weight` times `scale`, which is rounded to the weight's dtype first.
     """
 
     vocab_size: int

@@ -2,14 +2,14 @@
 
 Dimension letters, used in the whole package:
 
-    B batch     S sequence    T tokens of this call    R wanted rows of them
+    B batch     S sequence    T tokens of this call    R slots of them whose rows are wanted
     D hidden (residual stream)    N query heads    K key/value heads    H head dim
     F mlp    V vocabulary    L layers
 
-Two ways in. `model.apply(params, input_ids, attention_mask, return_activations=True)` is the one
-for notebooks: every position's logits and activations. The functions `forward` and `unembed` are
-for fast loops: a KV cache, a stop at the deepest block that is needed, and logits only where the
-next token is wanted.
+There are two ways to run it. `model.apply(params, input_ids, attention_mask, True)` is for
+notebooks: it returns logits and activations of every position. The functions `forward` and
+`unembed` are for fast loops: they use a KV cache, stop at the deepest block that is needed, and
+compute logits only where the next token is wanted.
 """
 
 import dataclasses
@@ -47,10 +47,10 @@ Activations = dict[str, Float[Array, "B R ..."]]
 TokenIds = Int[Array | np.ndarray, "B S"]
 AttentionMask = Shaped[Array | np.ndarray, "B S"]
 EVERY_KEY = 2**30
-"""A window beyond any prompt, of blocks without one that are scanned with others that have one."""
+"""Window of a block without a sliding window, if it is scanned with blocks that have one."""
 
 Params = Mapping[str, Any]
-"""The full `{'params': ...}`."""
+"""The variables of the model, `{'params': ...}`."""
 
 
 @flax.struct.dataclass
@@ -58,10 +58,10 @@ class ForwardOutput:
     """The results of `forward`.
 
     Attributes:
-        residual: `[B, R, D]` after the last block that ran, before the final norm; R is T, or
-            the number of slots in `rows`.
-        activations: `[B, R, ...]` by name, for the model's hook points that were computed, in
-            that order; `layer_i` is `[B, R, D]`.
+        residual: `[B, R, D]`, residual stream after the last block that ran, before the final norm.
+            R is T, or the number of slots in `rows`.
+        activations: `[B, R, ...]` of each computed hook point, by name, in the order of the model's
+            `hook_points`; `layer_i` is `[B, R, D]`.
         cache: the filled cache; None if none was given.
         keys_values: keys and values of each block that ran, for `KVCache.from_prefill`; empty if
             a cache was given.
@@ -74,18 +74,18 @@ class ForwardOutput:
 
 
 class QwenModelWithActivations(nn.Module):
-    """A causal language model that returns what it computes at chosen hook points.
+    """A causal language model that returns its activations at chosen hook points.
 
-    Computes in the dtype of the parameters; logits are float32. Build it with
+    The model computes in the dtype of the parameters; logits are float32. Build it with
     `create_model_with_hooks`, which checks the names.
 
     Attributes:
-        config: shape and constants.
-        hook_points: canonical names (see `hook_points`), in the order of computation.
-        dtype: of the parameters that `init` makes.
-        attention: which of `attention_backends.ATTENTION` runs prompts: `xla`, `splash` (TPU),
-            or `cudnn` (GPU, half precision, padding on the right only).
-        scan_layers: the blocks are a loop over stacked parameters (see `scanned_layers`).
+        config: shape and constants of the model.
+        hook_points: canonical names of the captured hook points, in the order of computation.
+        dtype: dtype of the parameters that `init` makes.
+        attention: attention kernel for prompts, one of `attention_backends.ATTENTION`: `xla`,
+            `splash` (TPU), or `cudnn` (GPU, half precision, padding on the right only).
+        scan_layers: whether the blocks run as a loop over stacked parameters (`scanned_layers`).
     """
 
     config: QwenConfig
@@ -135,21 +135,21 @@ class QwenModelWithActivations(nn.Module):
     def __call__(
         self, input_ids, attention_mask=None, return_activations=False, interventions=None
     ):
-        """Run whole sequences.
+        """Run whole sequences, and return their logits.
 
         Args:
             input_ids: `[B, S]` of any integer type, numpy or JAX.
-            attention_mask: `[B, S]` of any type, 0 for padding, on either side, and 1 or any
-                other number for tokens; None: all are tokens. Positions count the tokens, so
-                padding changes no token's row. With a mask `xla` runs in place of `cudnn`, which
-                cannot skip padding on the left.
+            attention_mask: `[B, S]` of any type, 0 for padding on either side, another number for
+                tokens; None: all are tokens. Positions count the tokens, so padding changes no
+                token's row. With a mask, `xla` replaces `cudnn`, which cannot skip padding on the
+                left.
             return_activations: also return the activations.
-            interventions: that change what is computed; see `interventions`.
+            interventions: changes of activations; see `interventions`.
 
         Returns:
             Logits, float32 `[B, S, V]`; with `return_activations` the pair of logits and
-            `{'layer_6': [B, S, D], ...}` in the parameters' dtype, which any other name of a hook
-            point finds too (`activations["layers.6"]`).
+            activations, `{'layer_6': [B, S, D], ...}` in the parameters' dtype. Aliases work as
+            keys too: `activations["layers.6"]`.
         """
         input_ids = jnp.asarray(input_ids, jnp.int32)
         if attention_mask is not None:
@@ -181,14 +181,16 @@ class QwenModelWithActivations(nn.Module):
         Args:
             input_ids: int32 `[B, T]`.
             positions: int32 `[B, T]`; -1 for padding, with `cudnn` on the right only.
-            cache: what came before; the tokens are appended. None: the tokens are all there is.
-            num_layers: run only so many blocks; None: all.
-            rows: slots whose residual stream and activations are wanted; up to `attention.BLOCK`
-                of them are all that the last block computes. None: all slots.
-            attention: in place of the model's own, for this call.
-            interventions: that change what is computed.
-            segments: int32 `[B, T]`, of documents packed into one row: a token sees its own
-                only, and positions begin anew in each. Without a cache, and not with `cudnn`.
+            cache: keys and values of earlier tokens; these tokens are appended. None: there are no
+                earlier tokens.
+            num_layers: number of blocks to run, from the first; None: all.
+            rows: slots whose residual stream and activations are wanted; None: all slots. The last
+                block computes these slots only, if they are at most `attention.BLOCK`.
+            attention: attention kernel for this call; None: the model's own.
+            interventions: changes of activations.
+            segments: int32 `[B, T]`, number of each token's document, for documents packed into one
+                sequence. A token sees its own document only, and positions restart in each. Not
+                with a cache or `cudnn`.
         """
         attention = attention or self.attention
         if self.scan_layers and attention != "xla" and len(set(self.config.layer_types)) > 1:
@@ -311,13 +313,13 @@ class QwenModelWithActivations(nn.Module):
 
     @property
     def layers_to_extract(self) -> tuple[int, ...]:
-        """Blocks whose output is captured, ascending."""
+        """Numbers of the blocks whose output is captured, ascending."""
         found = by_layer(self.hook_points).items()
         return tuple(layer for layer, keys in found if layer is not None and "resid_post" in keys)
 
     @property
     def blocks_needed(self) -> int:
-        """How many blocks must run, from the first on, for the hook points alone."""
+        """Number of blocks, from the first, that the captured hook points need."""
         return blocks_needed(self.hook_points, self.config.num_hidden_layers)
 
     def list_hook_points(self) -> list[str]:
@@ -333,9 +335,9 @@ class QwenModelWithActivations(nn.Module):
         """Return float32 logits of the next token at each position: final norm, then unembedding.
 
         Args:
-            residual: of any tokens; `[B, T, D]` with interventions.
-            interventions: that change what is computed.
-            positions: int32 `[B, T]`, of the tokens, for them.
+            residual: residual stream after the last block; `[B, T, D]` with interventions.
+            interventions: changes of activations.
+            positions: int32 `[B, T]`, positions of the tokens; needed with interventions.
         """
         if interventions is None:
             return self._logits(residual, Taps())
@@ -373,7 +375,7 @@ def forward(
     interventions: Interventions | None = None,
     segments: Int[Array, "B T"] | None = None,
 ) -> ForwardOutput:
-    """`QwenModelWithActivations.forward` with the full `{'params': ...}`."""
+    """Call `QwenModelWithActivations.forward` with `params`."""
     return model.apply(
         params,
         input_ids,
@@ -394,5 +396,5 @@ def unembed(
     interventions: Interventions | None = None,
     positions: Int[Array, "*B"] | None = None,
 ) -> Float[Array, "*B V"]:
-    """`QwenModelWithActivations.unembed` with the full `{'params': ...}`."""
+    """Call `QwenModelWithActivations.unembed` with `params`."""
     return model.apply(params, residual, interventions, positions, method="unembed")

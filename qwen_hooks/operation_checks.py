@@ -22,7 +22,7 @@ def check_numbers(name: str, fields: dict[str, Any]) -> None:
     """Check that an operation's fields are numbers that it can compute with.
 
     Args:
-        name: of the hook point, for messages.
+        name: name of the hook point, for messages.
         fields: of the operation, by name. Traced values are not looked at.
 
     Raises:

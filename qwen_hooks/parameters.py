@@ -1,12 +1,12 @@
-"""Every parameter of the model, in one table.
+"""The table of all parameters.
 
-`PARAMETERS` says for each parameter where it lies here and in a Hugging Face checkpoint, its shape
-in dimension letters, and which models have it. From it follow the names and shapes of a
-checkpoint's tensors, how a mesh shards each parameter, which of them hold repeated KV heads, and
-how many numbers there are.
+`PARAMETERS` holds for each parameter its path here and its name in a Hugging Face checkpoint, its
+shape in dimension letters, and the condition for a model to have it. Derived from the table are the
+names and shapes of a checkpoint's tensors, the sharding of each parameter on a mesh, the parameters
+with repeated KV heads, and the number of parameters.
 
-Letters as in `model`, and two products: `NH` = N * H query features, `KH` = K * H key or value
-features. Linear weights are `[in, out]` here and `[out, in]` in a checkpoint.
+The letters are those of `model`, and two products: `NH` = N * H query features, `KH` = K * H key or
+value features. Linear weights are `[in, out]` here and `[out, in]` in a checkpoint.
 """
 
 import dataclasses
@@ -18,27 +18,28 @@ from qwen_hooks.config import QwenConfig
 ParamPath = tuple[str, ...]
 
 STACKED = "layers"
-"""Where the parameters of scanned blocks lie, `[L, ...]` each; unrolled ones in `layers_0` ..."""
+"""Key of the stacked parameters of scanned blocks, `[L, ...]`; others are in `layers_0`, ..."""
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 
 COMPUTED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
-"""Tensors that old checkpoints hold; here as in transformers config.json alone decides them."""
+"""Tensors of old checkpoints that are not read: as in transformers, config.json determines them."""
 
 SHARDED = {"NH": "heads", "KH": "heads", "F": "mlp", "V": "vocabulary"}
-"""Which of `sharding.Layout`'s switches shards an axis over the mesh, by its letter."""
+"""Field of `sharding.Layout` that tells whether an axis is sharded, by the axis' letter."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParameterSpec:
-    """A kind of parameter.
+    """An entry of the table of parameters.
 
     Attributes:
-        name: path here, with dots; of a block's parameter below the block.
-        tensor: the tensor's name in a checkpoint, `{i}` for the block's number.
+        name: path here, with dots; for a parameter of a block, the path within the block.
+        tensor: name of the tensor in a checkpoint, with `{i}` for the block's number.
         shape: letters of the axes here.
-        when: attribute of `QwenConfig` that must be true, or false after `not `; empty: always.
+        when: attribute of `QwenConfig` that must be true, or after `not `, false; empty: all models
+            have the parameter.
     """
 
     name: str
@@ -48,12 +49,12 @@ class ParameterSpec:
 
     @property
     def of_block(self) -> bool:
-        """Whether each block has such a parameter."""
+        """Whether each block has one."""
         return "{i}" in self.tensor
 
     @property
     def transposed(self) -> bool:
-        """Whether the tensor in the checkpoint is the transpose."""
+        """Whether the checkpoint holds the transpose."""
         return self.name.endswith("kernel")
 
     @property
@@ -67,7 +68,7 @@ class ParameterSpec:
         return not name or bool(getattr(config, name)) == wanted
 
     def path(self, layer: int | None = None) -> ParamPath:
-        """Return the path below `params` of the parameter of a block (None: of the stacked one)."""
+        """Return the path below `params`, in a block (None: of the stacked parameter)."""
         path = tuple(self.name.split("."))
         return (STACKED if layer is None else f"layers_{layer}", *path) if self.of_block else path
 
@@ -123,9 +124,9 @@ class ExpectedTensor:
     """A tensor that a checkpoint must hold.
 
     Attributes:
-        spec: its kind.
-        path: of the parameter below `params`.
-        shape: in the checkpoint.
+        spec: entry of the table.
+        path: path of the parameter below `params`.
+        shape: shape in the checkpoint.
     """
 
     spec: ParameterSpec
@@ -134,12 +135,12 @@ class ExpectedTensor:
 
 
 def parameters_of(config: QwenConfig) -> list[ParameterSpec]:
-    """Return the kinds of parameters that a model has."""
+    """Return the entries of the table that a model has."""
     return [spec for spec in PARAMETERS if spec.is_in(config)]
 
 
 def spec_of(path: ParamPath) -> ParameterSpec:
-    """Return the kind of a parameter, given by its path below `params`, unrolled or stacked."""
+    """Return the entry of a parameter, given by its path below `params`, unrolled or stacked."""
     in_block = path[0] == STACKED or path[0].startswith("layers_")
     return _BY_NAME[".".join(path[1:] if in_block else path)]
 
@@ -159,12 +160,12 @@ def expected_tensors(config: QwenConfig) -> dict[str, ExpectedTensor]:
 
 
 def params_count(config: QwenConfig, shards: dict[str, int] | None = None) -> int:
-    """Return how many numbers all parameters hold together.
+    """Return the number of parameters, counting each number.
 
     Args:
-        config: of the model.
-        shards: parts into which `heads`, `mlp` and `vocabulary` are cut; then the count is that of
-            one part, whole parameters included.
+        config: configuration of the model.
+        shards: number of parts that `heads`, `mlp` and `vocabulary` are cut into; then the result
+            is for one device, including the parameters that are not cut.
     """
     total = 0
     for spec in parameters_of(config):
@@ -175,5 +176,5 @@ def params_count(config: QwenConfig, shards: dict[str, int] | None = None) -> in
 
 
 def is_ignored(name: str) -> bool:
-    """Return whether a tensor may stand in a checkpoint though no parameter is made of it."""
+    """Return whether a tensor of a checkpoint is allowed, although it is not read."""
     return COMPUTED.fullmatch(name) is not None

@@ -54,9 +54,9 @@ class StoredTensor:
     Attributes:
         file: the safetensors file.
         dtype: the format's name of its type.
-        shape: as stored.
-        offset: of its first byte in the file.
-        nbytes: its size.
+        shape: shape in the file.
+        offset: offset of its first byte in the file.
+        nbytes: size of the tensor in bytes.
     """
 
     file: WeightsFile
@@ -108,7 +108,7 @@ def read_tensor(
 
     Args:
         tensor: of one or two dimensions.
-        dtype: of the result.
+        dtype: dtype of the result.
         transposed: give `[in, out]` of a stored `[out, in]`.
         index: slices without steps, in terms of the *result*; None: all of it.
     """

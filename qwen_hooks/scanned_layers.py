@@ -1,9 +1,9 @@
 """The blocks as a loop over stacked parameters: only one block is compiled.
 
-Unrolled blocks take XLA tens of seconds for a TPU, and that for every bucket; a loop takes a few.
-It gives the same rows. The parameters of all blocks lie stacked under `layers`, `[L, ...]` each,
-and so do the buffers of the KV cache. On CPU the loop copies every block's parameters before it
-uses them, so it is for accelerators.
+XLA compiles unrolled blocks for a TPU in tens of seconds, for every bucket; a loop takes a few. The
+rows are the same. The parameters of all blocks are stacked under `layers`, `[L, ...]` each, and so
+are the buffers of the KV cache. On CPU the loop copies the parameters of every block before it uses
+them, so it is meant for accelerators.
 """
 
 import dataclasses
@@ -20,8 +20,7 @@ from qwen_hooks.kv_cache import StackedKeysValues
 from qwen_hooks.taps import Taps
 
 Block = Callable[..., Any]
-"""`QwenDecoderLayer` as a function of its parameters, and then of what it is called with; it gives
-what that gives."""
+"""`QwenDecoderLayer` as a function of its parameters and of the arguments of its call."""
 
 
 def run_scanned(
@@ -40,20 +39,20 @@ def run_scanned(
     """Run the first `num_layers` blocks.
 
     Args:
-        block: the function of one.
-        stacked: parameters of all, each `[L, ...]`.
-        residual: `[B, T, D]`, what goes into the first.
-        context: alike for all.
-        num_layers: to run, at least one.
-        captured: of each hook point's key the blocks where it is wanted.
-        buffers: the cache's, `[L, B, C, K, H]` each; None without a cache.
+        block: function of a block.
+        stacked: parameters of all blocks, each `[L, ...]`.
+        residual: `[B, T, D]`, residual stream that enters the first block.
+        context: attention context, the same for all blocks.
+        num_layers: number of blocks to run, at least one.
+        captured: numbers of the blocks where each hook point is captured, by key.
+        buffers: keys and values of the cache, `[L, B, C, K, H]` each; None without a cache.
         rows: as in `QwenModelWithActivations.forward`.
-        interventions: that change what is computed; every block looks which are its own.
-        windows: keys that a query sees, of every block, where blocks differ; None: all are alike.
+        interventions: changes of activations; each block selects its own.
+        windows: number of keys that a query sees in each block; None: all blocks have the same.
 
     Returns:
-        The residual stream, what was captured by key and block, and the keys and values of all
-        blocks, stacked.
+        The residual stream, the captured activations by key and block, and the keys and values of
+        all blocks, stacked.
     """
     wanted = {key: [n for n in layers if n < num_layers] for key, layers in captured.items()}
     wanted = {key: layers for key, layers in wanted.items() if layers}
@@ -76,7 +75,7 @@ def run_scanned(
     keys_values = buffers
     if keys_values is None:
         keys_values = jax.tree.map(lambda x: jnp.zeros((num_layers, *x.shape), x.dtype), seen)
-    # Blocks where a key is not wanted write to a slot behind the others, which nobody reads.
+    # Blocks where a hook point is not captured write to an extra last entry, which is not read.
     collected = {
         key: jnp.zeros((len(layers) + 1, *values[key].shape), values[key].dtype)
         for key, layers in wanted.items()
@@ -96,7 +95,7 @@ def run_scanned(
         collected = {key: _put(collected[key], values[key], slot_of[key][layer]) for key in wanted}
         return residual, collected, keys_values
 
-    # With `rows` the last block computes fewer slots, so it stands behind the loop.
+    # With `rows` the last block computes fewer slots, so it runs after the loop.
     looped = num_layers if rows is None else num_layers - 1
     state = (residual, collected, keys_values)
     state, _ = jax.lax.scan(

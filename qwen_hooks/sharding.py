@@ -1,12 +1,13 @@
 """The mesh, and the layout of the parameters on it.
 
-Axes `data` and `model`, `AxisType.Auto`. Parameters are sharded over `model` as Megatron-LM does
-(arXiv 1909.08053): heads and MLP columns out, rows back in, one sum after each. What the axis does
-not divide stays whole; KV heads are repeated where that is exact.
+The mesh has the axes `data` and `model`, of `AxisType.Auto`. Parameters are sharded over `model` as
+in Megatron-LM (arXiv 1909.08053): heads and MLP columns on the way out, rows on the way back, with
+one sum after each. Axes that `model` does not divide stay whole; KV heads are repeated where that
+is exact.
 
-Where the axis does not divide the query heads, sharding the rest would leave attention whole on
-every device. If whole parameters fit a device, the batch takes the model axis too instead: founding
-document 004's `8,8` on the 0.5B model, with 14 and 2 heads, is 64-way data parallel.
+Where `model` does not divide the query heads, sharding the rest would leave attention whole on
+every device. If the whole parameters fit on a device, the batch is split over both axes instead:
+mesh `8,8` with the 0.5B model, which has 14 query and 2 KV heads, is 64-way data parallel.
 """
 
 import dataclasses
@@ -33,11 +34,11 @@ class Layout:
     """A mesh, and which parts of the model are sharded over its `model` axis.
 
     Attributes:
-        mesh: with the axes `data` and `model`.
-        heads: query and KV heads are sharded.
-        kv_repeats: times that each KV head is repeated so that the axis divides them.
-        mlp: MLP columns are sharded.
-        vocabulary: embedding rows and logits are sharded.
+        mesh: mesh with the axes `data` and `model`.
+        heads: whether query and KV heads are sharded.
+        kv_repeats: number of copies of each KV head, so that the axis divides the KV heads.
+        mlp: whether MLP columns are sharded.
+        vocabulary: whether embedding rows and logits are sharded.
     """
 
     mesh: Mesh
@@ -81,15 +82,15 @@ def layout_for(
     """Return the layout for a given mesh, or the default: the smallest model axis that fits.
 
     Args:
-        config: of the model.
-        mesh_shape: data and model axis; None: the default.
-        devices: to use, all of them.
-        device_memory: of one device, in bytes.
+        config: configuration of the model.
+        mesh_shape: sizes of the data and the model axis; None: the default.
+        devices: devices of the mesh.
+        device_memory: memory of one device, in bytes.
         itemsize: bytes of a parameter.
 
     Raises:
-        ModelError: the shape does not use all devices, or the model fits no shape; says what
-            would fit.
+        ModelError: the shape does not use all devices (the message lists the shapes that do), or
+            the parameters fit on no shape.
     """
     count = len(devices)
     if mesh_shape is None:

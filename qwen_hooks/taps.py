@@ -36,10 +36,10 @@ class Taps:
     Args:
         wanted: keys to keep.
         rows: int32 `[B, R]`, the slots that are kept of values of all slots; None: all.
-        edits: that change values; None: none does.
+        edits: changes of values; None: none.
 
     Attributes:
-        captured: what was kept, `[B, R, ...]` each.
+        captured: captured values, `[B, R, ...]` each.
     """
 
     def __init__(

@@ -57,7 +57,7 @@ class TensorEntry:
 
     Attributes:
         dtype: the format's name of its type.
-        shape: as stored.
+        shape: shape in the file.
         begin: offset of its first byte in the data, which follow the header.
         end: offset of the byte after its last.
     """
@@ -74,7 +74,7 @@ class Header:
 
     Attributes:
         metadata: texts that the writer added.
-        tensors: by name, in the header's order.
+        tensors: entry of each tensor by name, in the header's order.
     """
 
     metadata: dict[str, str]

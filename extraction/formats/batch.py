@@ -50,9 +50,9 @@ class ParsedBatch:
     """Content of a batch's file.
 
     Attributes:
-        hook_point: its name, `layer_6`.
-        dtype: of the activations in the file: float32 or bfloat16; pickles of other writers also
-            hold float16 or float64.
+        hook_point: name of the hook point, `layer_6`.
+        dtype: dtype of the activations in the file: float32 or bfloat16; pickles of other writers
+            also hold float16 or float64.
         stored: `[R, width]` activations as stored in the file, bfloat16 as uint16 with the same
             bits. For safetensors, npz and raw files it is a view of the parsed buffer, so of a
             mapped file only the pages that are used are read.

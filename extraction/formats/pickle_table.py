@@ -109,7 +109,7 @@ def _record(width: int, wide: bool) -> tuple[np.dtype, dict[str, np.ndarray]]:
     """Return the dtype of a record, and the values of its fields that all records share.
 
     Args:
-        width: of the activation.
+        width: width of the activation.
         wide: some sample index takes more than 32 bits.
     """
     number = (NUMBER, "<i4")

@@ -58,8 +58,8 @@ def parse_committed(
     """Return the rows of one hook point of a batch, checked against its commit record.
 
     Args:
-        identity: of the run.
-        record: of the batch.
+        identity: identity of the run.
+        record: record of the batch.
         hook_point: hook point of the file.
         data: content of the file, as `read_committed` returns it.
         sidecar: content of the second file, if the format has one.
@@ -117,7 +117,7 @@ def check_same_rows(
     """Check that a hook point's rows have the keys of the batch's other hook points.
 
     Args:
-        storage: of the run.
+        storage: storage of the run.
         file: file of this hook point.
         keys: keys of the hook points before; None for the first.
         batch: content of the file.

@@ -1,4 +1,4 @@
-"""What a run holds, for people: model, shapes, statistics, and a few rows with their tokens."""
+"""Describe a run for people: model, shapes, statistics, and a few rows with their tokens."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +22,9 @@ from extraction.writing.finalise import planned_batches
 ROWS = 3
 VALUES = 4
 SHOWN = 4
-"""Positions and token ids of a hook point, at most."""
+"""Most positions and token ids that are printed for a hook point."""
 PROMPT_TAIL = 60
-"""Characters of a prompt's end that are shown."""
+"""Most characters of a prompt's end that are printed."""
 
 
 def inspect_run(
@@ -34,16 +34,17 @@ def inspect_run(
     *,
     max_norm_multiple: float = MAX_NORM_MULTIPLE,
 ) -> Iterator[str]:
-    """The lines to print.
+    """Yield the lines that describe a run.
 
     Args:
-        storage: of the run.
-        rows: of its first batch that are shown.
-        progress: told how far it is.
-        max_norm_multiple: rows with a norm above this many times the median are counted.
+        storage: storage of the run.
+        rows: number of rows of the first batch to show.
+        progress: called with the number of records read.
+        max_norm_multiple: multiple of the median norm; rows above it are counted.
 
     Raises:
-        StoreError: there is no run, a record is damaged, or the multiple is none.
+        StoreError: there is no run, a commit record is damaged, or the multiple is not a finite
+            number above 0.
     """
     check_multiple(max_norm_multiple)
     identity = read_identity(storage)
@@ -95,7 +96,7 @@ def _overview(storage: Storage, identity: RunIdentity, totals: RunTotals) -> Ite
 
 def _state(totals: RunTotals, planned: int | None) -> str:
     if planned is None:
-        return f"{len(totals)} batches so far, not closed: it goes on, or was cut off"
+        return f"{len(totals)} batches so far: still being written, or interrupted"
     if len(totals) == planned:
         return f"complete, {planned} batches"
     _, which = missing_numbers(planned, [batch.batch_id for batch in totals.batches()])
@@ -136,7 +137,7 @@ def _statistics(identity: RunIdentity, totals: RunTotals) -> Iterator[str]:
 
 
 def _large_norms(identity: RunIdentity, totals: RunTotals, multiple: float) -> Iterator[str]:
-    """Rows that most uses of a run leave out: how many, where they stand, what they change."""
+    """Yield a table of rows far above the median norm: their count, positions and effect."""
     yield f"norms above {multiple:g} times the median"
     rows, lacking, partly = [], [], []
     for hook in identity.hook_points:
@@ -181,7 +182,7 @@ def _large_norms(identity: RunIdentity, totals: RunTotals, multiple: float) -> I
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of columns, the first one left, the others right."""
+    """Yield the lines of a table, the first column aligned left and the others right."""
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     for cells in (columns, *rows):
         first, *others = zip(cells, widths, strict=True)

@@ -52,8 +52,8 @@ class Source:
     """One of the runs to merge.
 
     Attributes:
-        storage: of the run.
-        identity: of the run.
+        storage: storage of the run.
+        identity: identity of the run.
         log: commit log of its batches.
         batches: number of planned batches; of existing ones if no number was planned.
         first: number to add to a batch's number here to get its number in the merged run.

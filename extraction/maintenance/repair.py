@@ -54,7 +54,7 @@ def repair(storage: Storage, *, quarantine: bool = False, progress: Progress = s
     """Rebuild `metadata.json`, and `outputs.jsonl` if it is in the run's folder.
 
     Args:
-        storage: of the run.
+        storage: storage of the run.
         quarantine: whether to move away files that no record names.
         progress: called with the progress of reading.
 

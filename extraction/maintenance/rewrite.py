@@ -43,11 +43,11 @@ class BatchToRewrite:
     """A batch of a run, and what it becomes.
 
     Attributes:
-        storage: of its run.
-        identity: of its run.
-        batch_id: its number there.
-        new_id: its number in the new run.
-        n_sequences: to count for it; None: as its record does.
+        storage: storage of its run.
+        identity: identity of its run.
+        batch_id: number of the batch in its run.
+        new_id: number of the batch in the new run.
+        n_sequences: number of samples to record for the batch; None: the number in its record.
     """
 
     storage: Storage
@@ -68,15 +68,15 @@ def rewrite(
     """Write batches as a run and return its totals.
 
     Args:
-        out: empty, or of an earlier attempt at the same.
-        wanted: identity of the run; its format is that of the files.
-        batches: of other runs.
-        sources: of those runs, whose self-checks are copied.
-        progress: told how far it is.
-        what: is done, for the progress.
+        out: storage of the new run; empty, or with an earlier attempt at the same.
+        wanted: identity of the new run, with the format to write.
+        batches: batches of the source runs.
+        sources: storages of the source runs; their self-checks are copied.
+        progress: called with the number of rewritten batches.
+        what: text for the progress line, such as "batches converted".
 
     Raises:
-        StoreError: a file came back otherwise than written.
+        StoreError: a file reads back otherwise than it was written.
         CorruptBatchError: a file is damaged.
         ExistingRunError: `out` holds another run.
     """

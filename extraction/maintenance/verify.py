@@ -171,8 +171,8 @@ def _check_records(
     """Check level 1 of every commit record, and the listing of every file that it names.
 
     Args:
-        storage: of the run.
-        identity: of the run.
+        storage: storage of the run.
+        identity: identity of the run.
         batch_ids: numbers of the records, in order.
         files: the listing; files that a record names are removed from it.
         report: receives the problems and the totals of the good records.

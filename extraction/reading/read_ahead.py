@@ -36,7 +36,7 @@ def read_files(
     """Yield many small files in order, each with its content, or why it could not be read.
 
     Args:
-        storage: of the run.
+        storage: storage of the run.
         names: names of the files.
         largest: most bytes of a file.
 

@@ -3,8 +3,8 @@
     for batch in acts.batches(4096, max_norm_multiple=10, exclude_special=True, skip_first=1):
         ...
 
-Attention sinks have norms of a hundred medians and more; few of them decide what a mean, a PCA or a
-loss becomes. They are stored as any other row, and left out here if that is asked for.
+Attention sinks have norms of a hundred medians and more, so a few of them dominate a mean, a PCA or
+a loss. They are stored like any other row; readers leave them out on request.
 """
 
 import dataclasses
@@ -232,7 +232,7 @@ def limits_of(position: Any, hook_points: Sequence[str]) -> dict[str, float | No
     """Return the limits of norms in a stream's position; None if it has none of these hook points.
 
     Args:
-        position: value that a user gave; it may be anything.
+        position: the user's value, of any type.
         hook_points: names of the hook points.
     """
     filters = position.get("filters") if isinstance(position, Mapping) else None

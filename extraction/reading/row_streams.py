@@ -152,7 +152,7 @@ class RowStreams:
 
         Args:
             batch_id: number of the batch.
-            problem: its damage.
+            problem: description of the damage.
         """
         # Threads of two epochs may find it at the same time; one of them logs it.
         if self.skipped.setdefault(batch_id, problem) is problem:

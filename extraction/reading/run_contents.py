@@ -28,8 +28,8 @@ class StoredFile:
     """A file of a batch.
 
     Attributes:
-        name: its name in the run's folder.
-        bytes: its size; None if it is not recorded.
+        name: name of the file in the run's folder.
+        bytes: size of the file; None if it is not recorded.
         crc32c: checksum of its content, eight hexadecimal digits; None if it is not recorded.
     """
 
@@ -43,7 +43,7 @@ class StoredBatch:
     """One batch, with the files of the hook points that are read.
 
     Attributes:
-        batch_id: its number.
+        batch_id: number of the batch.
         rows: number of rows of each hook point.
         files: file of each hook point.
         sidecars: second file of each hook point, for formats that have one.
@@ -121,8 +121,8 @@ class CommittedRun:
     """A run with commit records, finished or not.
 
     Args:
-        storage: of the run.
-        identity: of the run.
+        storage: storage of the run.
+        identity: identity of the run.
     """
 
     def __init__(self, storage: Storage, identity: RunIdentity):

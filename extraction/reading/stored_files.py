@@ -46,8 +46,8 @@ class StoredFiles:
     """The files of a run's batches. Safe to use from several threads.
 
     Args:
-        storage: of the run.
-        description: of the run.
+        storage: storage of the run.
+        description: description of the run.
         hook_points: hook points that are read.
         verify_checksums: whether to compare the crc32c of every file: each time a whole file is
             read, the first time a file is mapped.
@@ -239,9 +239,9 @@ def listing_problems(
     """Return the damage that a listing of the files shows, by batch id.
 
     Args:
-        storage: of the run.
+        storage: storage of the run.
         known: batches that were looked at before.
-        batches: to look at.
+        batches: batches to check.
         with_crc32c: compare the checksums of a listing that has them.
 
     Raises:

@@ -32,10 +32,10 @@ class HookPointContents:
     """A hook point of the run.
 
     Attributes:
-        name: its name in the run.
-        definition: what it is; None if it is not in the table of hook points.
+        name: name of the hook point in the run.
+        definition: description of the value; None if the hook point is not in the table.
         layer: number of its block; None outside the blocks.
-        kind: its name with `{i}` for the number of the block.
+        kind: name with `{i}` for the number of the block.
         statistics: statistics of its rows.
         large: rows above 10 times the median norm.
         width: numbers in a row; None if no row is finite.

@@ -35,8 +35,8 @@ class ShownToken:
     """A token of a sample.
 
     Attributes:
-        position: its position; -1 if it is not known.
-        token_id: its id; -1 if it is not known.
+        position: position of the token; -1 if it is not known.
+        token_id: id of the token; -1 if it is not known.
         step: 0 for a prompt token, t for the t-th generated one.
         norms: norm of its row at each hook point shown; None if it has no row.
     """
@@ -53,7 +53,7 @@ class ShownSample:
 
     Attributes:
         task_id: id of its task.
-        sample_idx: its number within the task.
+        sample_idx: number of the sample within the task.
         prompt: text of the prompt; None if the run does not record it.
         text: generated text; None if there is none.
         finish_reason: `stop` or `length`; None if the run does not record it.

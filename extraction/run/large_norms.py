@@ -3,10 +3,11 @@
 Attention sinks, such as a sample's first token, are such rows. Nothing is dropped when rows are
 written; readers can leave them out (`max_norm_multiple`).
 
-The median is read from the histogram of norms, right within 4.5 %; readers use the same one. All
-else is exact, with one exception: rows in the histogram's bin that holds the limit can be compared
-with the limit only if their norms are kept (`largest_rows`). `unsettled` counts the others. Means
-without the large rows are those without the rows that are counted, up to the rounding of float64.
+The median is read from the histogram of norms, within 4.5 %; readers use the same median.
+Everything else is exact, with one exception: a row in the histogram's bin that holds the limit can
+be compared with the limit only if its norm is kept (`largest_rows`). `unsettled` counts the rows of
+that bin whose norms are not kept. The means without large rows leave out the counted rows, and are
+exact up to float64 rounding.
 """
 
 import dataclasses
@@ -64,7 +65,7 @@ class LargeNorms:
 
     @classmethod
     def of(cls, statistics: RowStatistics, multiple: float = MAX_NORM_MULTIPLE) -> "LargeNorms":
-        """Return the large norms that some statistics tell of.
+        """Return the large norms in some statistics.
 
         Args:
             statistics: statistics of the rows.

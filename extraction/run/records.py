@@ -1,9 +1,9 @@
-"""Commit records: a batch exists when its record does.
+"""Commit records: a unit exists when its commit record does.
 
-One record for each unit of the plan, published last and never replaced, names everything that
-belongs to the unit: the file of each hook point and the file of its output lines, with sizes and
-checksums. A file that no record names does not exist. `metadata.json` and `outputs.jsonl` are
-derived from the records.
+Each unit of the plan has one commit record. It is published last and never replaced, and it names
+the unit's files: one file for each hook point and the file of the output lines, with sizes and
+checksums. A file that no commit record names does not count. `metadata.json` and `outputs.jsonl`
+are derived from the commit records.
 """
 
 import dataclasses
@@ -26,13 +26,13 @@ from extraction.storage.names import check_hook_point, check_name
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class CommittedFile:
-    """A file that a record vouches for.
+    """A file that a commit record names.
 
     Attributes:
-        file: its name in the run's folder.
-        bytes: its size.
-        crc32c: of its content, eight hexadecimal digits.
-        sha256: of its content, 64 hexadecimal digits.
+        file: name of the file in the run's folder.
+        bytes: size of the file.
+        crc32c: crc32c of the content, eight hexadecimal digits.
+        sha256: sha256 of the content, 64 hexadecimal digits.
     """
 
     file: str
@@ -42,26 +42,26 @@ class CommittedFile:
 
     @classmethod
     def of(cls, name: str, data: Content) -> "CommittedFile":
-        """That of a file with this content."""
+        """Return the entry of a file with this name and content."""
         size = sum(map(len, pieces(data)))
         return cls(file=name, bytes=size, crc32c=crc32c(data), sha256=sha256(data))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class CommitRecord:
-    """What one unit committed.
+    """The commit record of one unit.
 
     Attributes:
-        batch_id: the unit's number plus one.
-        n_rows: rows of every hook point.
-        n_sequences: samples that have rows.
-        keys_sha256: of the rows' keys and the generated tokens, in order; two attempts at a unit
-            that agree in it may stand for each other.
-        files: of each hook point; empty if the unit has no rows.
-        sidecars: second files of hook points, for formats that have one.
-        outputs: the samples' output lines; None where a run has none.
-        statistics: of each hook point's rows.
-        written_at: when, ISO 8601, UTC; for people, nothing is decided by it.
+        batch_id: number of the unit plus one.
+        n_rows: number of rows of each hook point.
+        n_sequences: number of samples that have rows.
+        keys_sha256: sha256 of the rows' keys and the generated tokens, in order. Two attempts at a
+            unit with the same digest are interchangeable.
+        files: file of each hook point; empty if the unit has no rows.
+        sidecars: second file of each hook point, for formats that have one.
+        outputs: file of the samples' output lines; None if the run has none.
+        statistics: statistics of each hook point's rows.
+        written_at: time of the commit, ISO 8601, UTC; for people only.
     """
 
     batch_id: int
@@ -75,15 +75,15 @@ class CommitRecord:
     written_at: str
 
     def activation_files(self) -> list[CommittedFile]:
-        """The files of all hook points, and their sidecars."""
+        """Return the files of all hook points, and their sidecars."""
         return [*self.files.values(), *self.sidecars.values()]
 
     def all_files(self) -> list[CommittedFile]:
-        """Every file that belongs to the unit."""
+        """Return every file of the unit."""
         return self.activation_files() + ([] if self.outputs is None else [self.outputs])
 
     def to_json(self) -> bytes:
-        """The record's file: a line for each field, and for each hook point of a table."""
+        """Return the record as JSON, with a line for each field and for each hook point in it."""
         document = _fields(self)
         for key in ("files", "sidecars", "statistics"):
             document[key] = {hook: _fields(entry) for hook, entry in document[key].items()}
@@ -97,10 +97,14 @@ class CommitRecord:
 
     @classmethod
     def from_json(cls, data: bytes, name: str) -> "CommitRecord":
-        """Reads a record's file.
+        """Return the record that a file holds.
+
+        Args:
+            data: content of the file.
+            name: name of the file, for messages.
 
         Raises:
-            StoreError: it is damaged; `name` says which.
+            StoreError: the file is damaged.
         """
         try:
             raw: dict[str, Any] = read_json(data)
@@ -117,12 +121,12 @@ class CommitRecord:
 
 
 def _fields(part: CommitRecord | CommittedFile | RowStatistics) -> dict[str, Any]:
-    """Fields by name, uncopied: `asdict` takes ten times as long for the numbers of a record."""
+    """Return the fields by name, not copied; `dataclasses.asdict` takes ten times as long."""
     return {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
 
 
 def _lines(value: Any) -> str:
-    """JSON of a field; a table of objects has a line for each."""
+    """Return a field as JSON; a dictionary of objects has a line for each object."""
     if (
         not value
         or not isinstance(value, dict)
@@ -134,7 +138,7 @@ def _lines(value: Any) -> str:
 
 
 def _statistics(entry: dict[str, Any]) -> RowStatistics:
-    """Statistics as a record has them; those of version 0.1.0 end with the histogram."""
+    """Return a record's statistics; version 0.1.0 wrote no fields after the histogram."""
     sums, largest = entry.get("bin_sums"), entry.get("largest")
     if sums is not None:
         entry["bin_sums"] = {name: BinSums(*values) for name, values in sums.items()}
@@ -144,10 +148,10 @@ def _statistics(entry: dict[str, Any]) -> RowStatistics:
 
 
 def _check_values(record: CommitRecord) -> None:
-    """Makes sure that every value is of its type, and no larger than what it counts can be.
+    """Check the type and range of every value.
 
     Raises:
-        ValueError: one is not.
+        ValueError: a value has another type, or is out of range.
     """
     counts = [record.batch_id, record.n_rows, record.n_sequences]
     texts = [record.keys_sha256, record.written_at]
@@ -165,7 +169,7 @@ def _check_values(record: CommitRecord) -> None:
             raise ValueError(f"sums {sums!r}")
         list(map(float, sums))
         if not all(map(is_bin, statistics.norms)):
-            raise ValueError("a bin of norms is none")
+            raise ValueError("the histogram of norms has an unknown bin")
         if statistics.bin_sums is not None:
             if statistics.bin_sums.keys() != statistics.norms.keys():
                 raise ValueError("the sums are not those of the histogram's bins")
@@ -182,33 +186,33 @@ def _check_values(record: CommitRecord) -> None:
 
 
 class CommitLog:
-    """The records of a run. None is kept in memory: a run may have very many.
+    """The commit records of a run, read from storage each time; a run may have very many.
 
     Args:
-        storage: of the run.
+        storage: storage of the run.
     """
 
     def __init__(self, storage: Storage):
         self._storage = storage
 
     def batch_ids(self) -> set[int]:
-        """Batches that exist."""
+        """Return the ids of the committed batches."""
         ids = (parse_record_name(name) for name in self._storage.names(COMMITS))
         return {batch_id for batch_id in ids if batch_id is not None}
 
     def read(self, batch_id: int) -> CommitRecord:
-        """One record.
+        """Return the record of a batch.
 
         Raises:
-            FileNotFoundError: there is none.
-            StoreError: it is damaged.
+            FileNotFoundError: the batch is not committed.
+            StoreError: the record is damaged.
         """
         return _record_of(batch_id, get_listed(self._storage, record_name(batch_id)))
 
     def read_each(
         self, batch_ids: Iterable[int]
     ) -> Iterator[tuple[int, CommitRecord | StoreError | OSError]]:
-        """Many records in the order of the ids, each as `read` gives it, or what `read` raises."""
+        """Yield each id with its record, or with the error that `read` raises for it."""
         wanted = list(batch_ids)
         files = read_files(self._storage, [record_name(batch_id) for batch_id in wanted])
         for batch_id, (_, found) in zip(wanted, files, strict=True):
@@ -221,11 +225,11 @@ class CommitLog:
                 yield batch_id, found
 
     def read_all(self, batch_ids: Iterable[int]) -> Iterator[CommitRecord]:
-        """Many records in the order of the ids.
+        """Yield the records of some batches, in the order of the ids.
 
         Raises:
-            FileNotFoundError: there is none of one of them.
-            StoreError: one is damaged.
+            FileNotFoundError: a batch is not committed.
+            StoreError: a record is damaged.
         """
         for _, found in self.read_each(batch_ids):
             if not isinstance(found, CommitRecord):
@@ -233,11 +237,11 @@ class CommitLog:
             yield found
 
     def records(self) -> Iterator[CommitRecord]:
-        """All records that there are now, by batch id."""
+        """Yield all records that exist now, by batch id."""
         return self.read_all(sorted(self.batch_ids()))
 
     def put(self, record: CommitRecord) -> bool:
-        """Makes a batch exist; False if it does already, which changes nothing."""
+        """Commit a batch. Return False, and change nothing, if it is committed already."""
         try:
             self._storage.put_new(record_name(record.batch_id), record.to_json())
         except FileExistsError:
@@ -249,5 +253,5 @@ def _record_of(batch_id: int, data: bytes) -> CommitRecord:
     name = record_name(batch_id)
     record = CommitRecord.from_json(data, name)
     if record.batch_id != batch_id:
-        raise StoreError(f"{name} is the record of batch {record.batch_id}")
+        raise StoreError(f"{name} holds the commit record of batch {record.batch_id}")
     return record

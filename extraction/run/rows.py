@@ -59,7 +59,7 @@ class RowBlock:
         position: int | Sequence[int] | np.ndarray = UNKNOWN,
         token_id: int | Sequence[int] | np.ndarray = UNKNOWN,
     ) -> "RowBlock":
-        """Return a block of rows with the present time; one number is used for all rows.
+        """Return a block of rows with the present time; a number as a column applies to all rows.
 
         Args:
             activations: hook point name to `[R, width]`.

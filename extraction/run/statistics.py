@@ -1,13 +1,13 @@
-"""Statistics of a hook point's rows that add up alike, whoever counted which unit.
+"""Statistics of a hook point's rows, whose total does not depend on the order of the units.
 
-Each commit record holds those of its unit. Counts and histograms are whole numbers, and the sums
-of all units are rounded once whatever their order (`exact_sum`); so a run on four hosts and its
-resumption on two tell the same as one without interruption.
+Each commit record holds the statistics of its unit. Counts and histograms are whole numbers, and
+the sums of all units are rounded once, in any order (`exact_sum`). So a run that began on four
+hosts and was resumed on two has the same statistics as a run without interruption.
 
 Norms are counted in bins of an eighth of an octave: bin k holds the norms from 2^(k/8) up to
-2^((k+1)/8). A quantile read from it is right within 4.5 %. Each bin has the sums of its rows, and
-the rows of largest norm are kept with their keys (`largest_rows`), so that what a few rows of very
-large norm add can be taken away again (`large_norms`).
+2^((k+1)/8). A quantile read from the bins is right within 4.5 %. Each bin has the sums of its rows,
+and the rows of largest norm are kept with their keys (`largest_rows`). From these, `large_norms`
+computes the means without the few rows of very large norm.
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ ZERO = "zero"
 """Name of the bin of rows of zeros."""
 
 _ZERO_BIN = -(1 << 14)
-"""Its number, below those of all other bins."""
+"""Number of the bin `zero`, below the numbers of all other bins."""
 
 CACHED_VALUES = 1 << 17
-"""Numbers looked at together: their float64 copies, 1 MiB, are about a core's own cache."""
+"""Numbers summed at a time: their float64 copies, 1 MiB, fit a core's own cache."""
 
 MAX_NORM_MULTIPLE = 10.0
 """Multiple of the median norm above which rows are counted: attention sinks, mostly."""
@@ -86,8 +86,8 @@ class RowStatistics:
 
         Args:
             rows: rows to count.
-            stored_as: `float32` or `bfloat16`: count them as a file of that dtype gives them back,
-                rounded, and infinite where they run over.
+            stored_as: `float32` or `bfloat16`: count the rows as a file of that dtype returns
+                them: rounded, and infinite where they overflow.
             keys: keys of the rows; without them there are no `bin_sums` and no `largest`.
         """
         row_totals, squares = row_sums(rows, stored_as)
@@ -201,8 +201,8 @@ def row_sums(rows: np.ndarray, stored_as: str | None = None) -> tuple[np.ndarray
         rows: `[R, D]`, any floating type.
         stored_as: see `RowStatistics.of`.
     """
-    # Not on layout or neighbours: so rows lie one behind the other, and einsum, which cuts long
-    # ones, is not used.
+    # The sums must not depend on memory layout or on neighbouring rows. So rows are copied to a
+    # contiguous array, and einsum, which splits long rows, is not used.
     rows = np.asarray(rows)
     count, width = rows.shape
     totals, squares = np.empty(count), np.empty(count)

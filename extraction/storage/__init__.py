@@ -31,7 +31,7 @@ class FileInfo:
     """What a listing tells about a file.
 
     Attributes:
-        bytes: its size.
+        bytes: size of the file.
         crc32c: checksum of its content, eight hexadecimal digits; None where only reading tells it.
     """
 
@@ -85,8 +85,8 @@ class Storage(Protocol):
         """Publish a file, whole and durable, or raise FileExistsError.
 
         Args:
-            name: of the file.
-            data: its content.
+            name: name of the file.
+            data: content of the file.
             attributes: kept beside the file where the back end can, else dropped.
         """
         ...

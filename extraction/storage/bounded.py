@@ -17,8 +17,8 @@ def get_at_most(storage: Storage, name: str, largest: int = LARGEST_DOCUMENT) ->
     """Return the content of a file, unless it is too large; ask a bucket for its size first.
 
     Args:
-        storage: of the run.
-        name: of the file.
+        storage: storage of the run.
+        name: name of the file.
         largest: bytes.
 
     Raises:

@@ -44,7 +44,7 @@ class Committer:
     """Commits units.
 
     Args:
-        storage: of the run.
+        storage: storage of the run.
         hook_points: names, in the order of their files.
         file_format: `pickle` or `safetensors`.
         dtype: dtype of the stored activations, `float32` or `bfloat16`.
@@ -84,7 +84,7 @@ class Committer:
 
         Args:
             batch_id: number of the unit, from 1.
-            block: its rows; None if it has none.
+            block: rows of the unit; None if it has none.
             outputs: the output lines of its samples, including skipped ones; None: the run has no
                 output lines.
             n_sequences: samples to count for it; None: all that have rows in it.

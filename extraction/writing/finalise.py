@@ -39,7 +39,7 @@ def write_metadata(
     names every batch.
 
     Args:
-        storage: of the run.
+        storage: storage of the run.
         totals: those of an earlier call for the same run, which are brought up to date; their
             commit records are not read again.
         copies: further storages that the same document is written to.

@@ -140,7 +140,7 @@ def results_of(
 
     Args:
         batch: the batch.
-        output: its output on the devices.
+        output: output of the batch, on the devices.
         samples: samples by number.
         choose_generated: chooses the generated tokens whose rows are kept.
     """

@@ -48,7 +48,7 @@ class LanguageModel:
     Attributes:
         model_path: folder, bucket prefix or hub id that it was loaded from.
         revision: branch, tag or commit of a hub model.
-        checkpoint: its files.
+        checkpoint: files of the checkpoint.
         params: the full `{'params': ...}`, on the devices.
         layout: layout of the parameters over the devices of this process.
         tokenizer: the tokenizer; None if the checkpoint has none.
@@ -136,7 +136,7 @@ class LanguageModel:
         """Return float32 logits `[B, S, V]`.
 
         Args:
-            input_ids: `[B, S]`, whole numbers.
+            input_ids: `[B, S]`, token ids.
             attention_mask: `[B, S]`, 1 for tokens and 0 for padding, on either side; None: all
                 are tokens.
         """
@@ -211,7 +211,7 @@ class ActivationStore:
         """Run whole sequences, keep their activations, and return the logits.
 
         Args:
-            input_ids: `[B, S]`, whole numbers.
+            input_ids: `[B, S]`, token ids.
             attention_mask: `[B, S]`, 1 for tokens and 0 for padding, on either side; None: all
                 are tokens.
             interventions: operations by hook point; see docs/interventions.md.

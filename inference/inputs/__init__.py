@@ -1,4 +1,4 @@
-"""From what a user names to samples: tasks, ARC files, data sets, chats, prompts, token ids.
+"""Read inputs and make samples: tasks files, ARC files, data sets, chats, prompts, token ids.
 
-`samples` turns every kind into token ids with the positions whose rows are kept.
+`samples` turns every input into token ids and the positions whose rows are kept.
 """

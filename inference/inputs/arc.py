@@ -1,10 +1,10 @@
-"""ARC tasks: prompts, augmentations, and answers put together for submission.
+"""ARC tasks: prompts, augmentations, and the submission made of the answers.
 
 A task shows pairs of grids and asks for the output of one or more test inputs
-(https://arcprize.org). Test input i asked for the j-th of N times is
-`sample_idx = i * N + j`. Prediction 0 sees the task as it is; every other one sees it rotated,
-mirrored and recoloured by an augmentation that depends on nothing but the seed, the task and
-these numbers, so that it can be undone on the answer at any later time.
+(https://arcprize.org). Each test input is asked N times; prediction j of test input i is
+`sample_idx = i * N + j`. Prediction 0 sees the original task. The others see it rotated, mirrored
+and recoloured by an augmentation that depends only on the seed, the task and these numbers, so that
+it can be undone on the answer at any later time.
 """
 
 import dataclasses
@@ -22,18 +22,18 @@ INSTRUCTION = (
     " Find the rule and give the output grid of the test input, and nothing else."
 )
 NO_ANSWER: Grid = ((0, 0), (0, 0))
-"""What the competition's files hold where a model gave no grid."""
+"""Grid of the competition's files for an answer without a grid."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ArcTask:
-    """A task.
+    """An ARC task.
 
     Attributes:
-        task_id: its name.
+        task_id: id of the task.
         train: pairs of input and output grid.
         test_inputs: grids to solve.
-        test_outputs: their solutions, None where not known.
+        test_outputs: solution of each test input; None if it is not known.
     """
 
     task_id: str
@@ -48,8 +48,8 @@ class Augmentation:
 
     Attributes:
         quarter_turns: counter-clockwise rotations by 90 degrees.
-        mirrored: left and right exchanged, after the rotation.
-        colours: colour c becomes `colours[c]`; black (0), mostly the background, stays.
+        mirrored: whether left and right are exchanged, after the rotation.
+        colours: new colour of each colour; black (0), mostly the background, stays.
     """
 
     quarter_turns: int = 0
@@ -69,7 +69,7 @@ class Augmentation:
 
 
 def augmentation(seed: int, task_id: str, test_index: int, prediction: int) -> Augmentation:
-    """Return the augmentation of a prediction; none for prediction 0."""
+    """Return the augmentation of a prediction; that of prediction 0 changes nothing."""
     if prediction == 0:
         return Augmentation()
     name = f"{seed}/{task_id}/{test_index}/{prediction}".encode()
@@ -82,7 +82,7 @@ def augmentation(seed: int, task_id: str, test_index: int, prediction: int) -> A
 
 
 def arc_prompt(task: ArcTask, test_index: int, encoder: GridEncoder, change: Augmentation) -> str:
-    """Return the train pairs and one test input as text, which the answer must continue."""
+    """Return a prompt with the train pairs and one test input; the answer continues it."""
     lines = [INSTRUCTION]
     for number, (given, wanted) in enumerate(task.train, start=1):
         lines += [f"\nExample {number}\nInput:", encoder.encode(change.apply(given))]
@@ -102,15 +102,16 @@ def build_submission(
     """Return the competition's file: two attempts for each test input.
 
     Args:
-        tasks: all of them; one without any answer is in the file too.
+        tasks: all tasks, including tasks without an answer.
         outputs: lines of `outputs.jsonl`, in any order.
-        predictions_per_task: N of the numbering.
-        encoder: that wrote the prompts.
-        seed: of the augmentations.
+        predictions_per_task: number of predictions for each test input.
+        encoder: encoder that wrote the prompts.
+        seed: seed of the augmentations.
 
     Returns:
-        Per task a list with, per test input, `attempt_1` and `attempt_2`: the two most frequent
-        grids among the predictions, the augmentation undone (the earlier prediction wins a tie).
+        By task id a list of `{"attempt_1", "attempt_2"}`, one for each test input: the two most
+        frequent grids of the predictions, without their augmentations. The earlier prediction wins
+        a tie.
     """
     answers: dict[tuple[str, int], dict[int, Grid]] = {}
     for line in outputs:
@@ -134,7 +135,7 @@ def build_submission(
 def score_submission(
     tasks: Sequence[ArcTask], submission: Mapping[str, list[dict[str, Grid]]]
 ) -> tuple[int, int]:
-    """Return the number of test inputs with a right attempt, and of those with a known solution."""
+    """Return how many test inputs are solved by an attempt, and how many have a known solution."""
     solved = known = 0
     for task in tasks:
         for solution, attempts in zip(task.test_outputs, submission[task.task_id], strict=True):

@@ -1,6 +1,6 @@
 """ARC grids as text and back: a table of encoders.
 
-A grid is a rectangle of colours 0 to 9, as a tuple of rows. `encode` writes it for a prompt,
+A grid is a rectangle of colours 0 to 9, as a tuple of rows. `encode` writes a grid for a prompt;
 `decode` finds the first grid in a model's answer. For every encoder
 `decode(encode(grid)) == grid`.
 """
@@ -15,11 +15,11 @@ Grid = tuple[tuple[int, ...], ...]
 
 @dataclasses.dataclass(frozen=True)
 class GridEncoder:
-    """One way to write grids.
+    """A way to write grids.
 
     Attributes:
-        encode: grid to text, without a final line break.
-        decode: text to the first grid in it, or None.
+        encode: returns a grid as text, without a final line break.
+        decode: returns the first grid in a text; None if there is none.
     """
 
     encode: Callable[[Grid], str]
@@ -27,7 +27,7 @@ class GridEncoder:
 
 
 def _first_rectangle(text: str, row_pattern: str) -> Grid | None:
-    """Return the first run of lines that are rows of equal width."""
+    """Return the first run of lines that are rows of equal width; None if there is none."""
     grid: list[tuple[int, ...]] = []
     for line in text.splitlines():
         match = re.fullmatch(row_pattern, line.strip())

@@ -1,9 +1,10 @@
 """Chats rendered by the tokenizer's template, and the span of each message in the text.
 
-The places come from the template itself and never from a search: a content is rendered once more
-with characters in it that no chat holds, and where they come out its ends are. What that changes
-besides, or leaves out, tells what the template does with the content: trims it, drops the thinking
-in it, rewrites it. So a content may be anything: empty, a role's name, the template's own markers.
+The spans come from the template and not from a search for the content. The chat is rendered again
+with a mark, a character that it does not hold, at each end of a content; the marks in the result
+are the ends of the span. If a mark is missing or other text differs, the template trims the
+content, drops the thinking in it, or rewrites it. So a content may be any text: empty, the name of
+a role, the template's own markers.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 RENDERING_SECONDS = 10.0
-"""That a template, which is a program of the checkpoint's, may take for one chat."""
+"""Most seconds for rendering a chat; a template is a program of the checkpoint's author."""
 
 Span = tuple[int, int]
 
 MARKS = range(0xF0000, 0x10FFFE)
-"""Characters for private use, which no text has a meaning for."""
+"""Code points of private-use characters, used as marks."""
 
 REACH = 256
-"""Characters at either end of a content that a template may change, such as spaces it trims."""
+"""Most characters that a template may change at either end of a content, such as spaces."""
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -51,9 +52,9 @@ class RenderedChat:
     """A chat's text, and the spans of its messages' contents in it.
 
     Attributes:
-        task_id: of its task, for messages.
-        chat: it.
-        tokenizer: whose template renders it.
+        task_id: id of the task, for messages.
+        chat: the chat.
+        tokenizer: tokenizer with the template.
         add_generation_prompt: whether the text ends where an answer begins.
     """
 
@@ -67,7 +68,7 @@ class RenderedChat:
         """The text that the template makes of the chat.
 
         Raises:
-            InputError: the tokenizer has no template, or it fails.
+            InputError: the tokenizer has no template, or the template fails.
         """
         if not self.tokenizer.chat_template:
             raise InputError(
@@ -96,8 +97,8 @@ class RenderedChat:
     def contents(self) -> Mapping[int, Span | None]:
         """The span in `text` of each message that has a content.
 
-        `(n, n)` where the template leaves all of it out; None where it rewrites it, so that no
-        part of the text is the content.
+        A content that the template leaves out has the span `(n, n)`. A content that the template
+        rewrites has None.
         """
         spans = self._locate([n for n, m in enumerate(self.chat.messages) if m.get("content")])
         unknown = [n for n, span in spans.items() if span is None]
@@ -117,7 +118,7 @@ class RenderedChat:
         return None
 
     def _locate(self, numbers: Sequence[int]) -> dict[int, Span | None]:
-        """Return the spans of some messages' contents: all at once, or else each half alone."""
+        """Return the spans of some messages' contents: all in one rendering, else by halves."""
         if not numbers:
             return {}
         together = self._between_marks(numbers)
@@ -153,10 +154,10 @@ class RenderedChat:
         return frozenset(itertools.chain(self.text, *contents))
 
     def _places(self, contents: Mapping[int, str], marks: Sequence[str]) -> dict[str, int] | None:
-        """Return where in `text` marks inserted into contents appear.
+        """Return the offset in `text` of each mark that is inserted into a content.
 
-        Those that the template leaves out have no place. None: there are two of a mark, or the
-        rest of the text is another.
+        A mark that the template leaves out is missing from the result. The result is None if a mark
+        appears twice, or if the text without the marks differs from `text`.
         """
         messages = [
             message | {"content": contents[n]} if n in contents else message
@@ -178,7 +179,7 @@ class RenderedChat:
 
         @functools.cache
         def place(at: int) -> int | str | None:
-            """Where the content's character `at` stands; LEFT_OUT; None where it is not clear."""
+            """Return the offset of the content's character `at`, LEFT_OUT, or None: not known."""
             places = self._places({number: content[:at] + mark + content[at:]}, [mark])
             return places if places is None else places.get(mark, LEFT_OUT)
 
@@ -188,11 +189,11 @@ class RenderedChat:
             left_out = all(place(at) == LEFT_OUT for at in (0, len(content)))
             return (0, 0) if left_out else None
         (a, start), (b, stop) = first, last
-        if start >= stop:  # of spaces alone, which are trimmed from either side
+        if start >= stop:  # the content is spaces, which are trimmed from either side
             return start, start
         if self.text[start:stop] != content[a:b]:
             return None
-        # Of a mark before `<think>` nothing is seen, also where the thinking stays.
+        # A mark before `<think>` is left out, even if the template keeps the thinking.
         if place(0) == LEFT_OUT and a <= start and self.text[start - a : start] == content[:a]:
             start -= a
         if place(len(content)) == LEFT_OUT and self.text.startswith(content[b:], stop):
@@ -228,7 +229,7 @@ LEFT_OUT = "left out"
 
 
 def _first_known(place: Any, ends: range) -> tuple[int, int] | None:
-    """Return the first of a content's end characters whose place is known, and its place."""
+    """Return the first character from an end whose offset is known, and the offset."""
     skipped = 0
     if place(ends[0]) == LEFT_OUT:
         skipped = bisect_left(ends, True, key=lambda at: place(at) != LEFT_OUT)

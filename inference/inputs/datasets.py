@@ -1,16 +1,16 @@
 """Data sets: documents from text, JSON Lines, Parquet, token arrays and Hugging Face.
 
-    .txt          a document a line, a paragraph or the file (`--sample_by`)
-    .jsonl        an object a line
-    .parquet      a record a row
-    .npy          token ids, `[N, S]`, or `[tokens]` of one stream
-    .npz          `input_ids` and, where there is padding, `attention_mask`
-    a folder      of such files, by name; or what `datasets.Dataset.save_to_disk` wrote
+    .txt          each line, each paragraph or the whole file is a document (`--sample_by`)
+    .jsonl        each line is an object
+    .parquet      each row is a record
+    .npy          token ids, `[N, S]`, or `[tokens]` of one document
+    .npz          `input_ids` and, with padding, `attention_mask`
+    a folder      such files, by name; or what `datasets.Dataset.save_to_disk` wrote
     else          the name of a Hugging Face dataset, which is streamed
 
-A record's `--text_field` is a text, a chat (a list of messages; its `tools` stand beside it) or
-token ids. Documents are numbered as they come, whichever of them are chosen, so a document's name
-tells where it stands.
+The field `--text_field` of a record is a text, a chat (a list of messages; the record's `tools`
+belong to it) or token ids. Documents are numbered before some are chosen, so a document's name
+tells its place in the data set.
 """
 
 import dataclasses
@@ -43,23 +43,22 @@ ExtractionT = TypeVar("ExtractionT", bound=ExtractionSettings)
 Record = Mapping[str, Any]
 
 HUB_TIMEOUT = 20.0
-"""Seconds that the hub is waited for when it is asked for a data set's commit; what reads the data
-set waits as long as the hub's client does."""
+"""Most seconds to wait for a data set's commit. Reading has the timeouts of the hub's client."""
 
 SAVED_DATASET = ("dataset_dict.json", "state.json")
-"""Files of which `save_to_disk` leaves one in its folder."""
+"""Files by which a folder of `save_to_disk` is recognised; it has one of them."""
 
 
 def read_inputs(settings: InputSettings, seed: int) -> list[Task]:
     """Return the tasks or documents of a run, in their order.
 
     Args:
-        settings: where they are, and how many of them are wanted.
-        seed: of the choice.
+        settings: settings of the inputs.
+        seed: seed of `random_sample`.
 
     Raises:
-        InputError: there are none, or one is wrong; says where.
-        StoreError: the bucket that they lie in cannot be used.
+        InputError: there is no input, or an input is wrong; the message names the place.
+        StoreError: the bucket of the inputs cannot be used.
     """
     tasks: Iterable[Task]
     if settings.tasks_file is not None:
@@ -77,14 +76,14 @@ def read_inputs(settings: InputSettings, seed: int) -> list[Task]:
 
 
 def read_tasks_of(settings: ExtractionT) -> tuple[ExtractionT, list[Task]]:
-    """Return a run's tasks or documents, and its settings with a hub data set's commit in them.
+    """Return a run's settings, with the commit of a hub dataset, and its tasks or documents.
 
     Args:
-        settings: of the run.
+        settings: settings of the run.
 
     Raises:
-        InputError: there are none, or one is wrong; says where.
-        StoreError: the bucket that they lie in cannot be used.
+        InputError: see `read_inputs`.
+        StoreError: see `read_inputs`.
     """
     settings = with_commit(settings)
     return settings, read_inputs(settings, settings.random_seed)
@@ -93,7 +92,8 @@ def read_tasks_of(settings: ExtractionT) -> tuple[ExtractionT, list[Task]]:
 def with_commit(settings: SettingsT) -> SettingsT:
     """Return the settings with the commit of a hub dataset instead of its branch or tag.
 
-    So the run's metadata tell what was read. Where the hub does not answer they stay as they are.
+    So the run's metadata name the data that was read. If the hub does not answer, the settings are
+    returned unchanged.
     """
     name = settings.dataset
     if name is None or not _is_hugging_face(name) or Path(name).expanduser().is_dir():
@@ -112,7 +112,7 @@ def with_commit(settings: SettingsT) -> SettingsT:
 
 
 def random_sample(items: Iterable[T], count: int, seed: int) -> list[T]:
-    """Return so many of the items, chosen uniformly, in their order (Vitter's algorithm R)."""
+    """Return `count` items, chosen uniformly, in their order (Vitter's algorithm R)."""
     random = np.random.default_rng(seed)
     kept: list[tuple[int, T]] = []
     for number, item in enumerate(items):
@@ -127,10 +127,10 @@ def read_documents(settings: InputSettings) -> Iterator[PromptTask]:
     """Yield all documents of a data set.
 
     Raises:
-        InputError: there is no such data set, or a document is wrong; says where.
-        StoreError: the bucket that they lie in cannot be used.
+        InputError: there is no such data set, or a document is wrong; the message names the place.
+        StoreError: the bucket of the data set cannot be used.
     """
-    address, names = settings.dataset or "", set[str]()  # of those with names of their own
+    address, names = settings.dataset or "", set[str]()  # ids of `id_field`
     records = _hugging_face if _is_hugging_face(address) else _from_files
     for name, record in records(settings):
         document = _document(name, record, settings)
@@ -282,7 +282,7 @@ READERS: dict[str, Callable[[InputFile, InputSettings], Iterator[Record]]] = {
     ".npy": _token_array,
     ".npz": _token_array,
 }
-"""Of each extension what reads its records."""
+"""Function that reads the records of a file, by extension."""
 
 
 def _decode(file: InputFile) -> str:

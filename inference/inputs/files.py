@@ -13,7 +13,7 @@ from inference.errors import InputError
 
 
 def is_in_bucket(address: str) -> bool:
-    """Return whether an address is `gs://...` and no local path."""
+    """Return whether an address names a bucket, such as `gs://...`, and not a local path."""
     return scheme_of(address) is not None
 
 
@@ -22,8 +22,8 @@ class InputFile:
     """An input file with its content.
 
     Attributes:
-        address: for messages.
-        data: its content.
+        address: path or address of the file.
+        data: content of the file.
     """
 
     address: str
@@ -34,17 +34,17 @@ class InputFile:
 
     @property
     def name(self) -> str:
-        """Name without its folder."""
+        """Name of the file without its folder."""
         return PurePosixPath(self.address).name
 
     @property
     def stem(self) -> str:
-        """Name without its extension."""
+        """Name of the file without its extension."""
         return PurePosixPath(self.name).stem
 
     @property
     def suffix(self) -> str:
-        """Extension with its dot."""
+        """Extension of the file, with its dot."""
         return PurePosixPath(self.name).suffix
 
 
@@ -54,13 +54,13 @@ def read_input_files(
     """Yield a file, or the files of a folder with one of the extensions, by name.
 
     Args:
-        setting_name: of the setting that says where, for messages.
-        address: path or `gs://bucket/name`; there a name with a slash behind it, or one that no
-            object has, is a folder.
-        extensions: `.json`, or several.
+        setting_name: name of the setting with the address, for messages.
+        address: path or `gs://bucket/name`. In a bucket a name is a folder if it ends with a slash,
+            or if no object has that name.
+        extensions: extension of the files in a folder, such as `.json`, or several.
 
     Raises:
-        InputError: there is no such file, a folder holds none, or it cannot be read.
+        InputError: there is no such file, it cannot be read, or a folder holds no such file.
         StoreError: the bucket cannot be used.
     """
     read = _from_bucket if is_in_bucket(address) else _from_disk

@@ -1,8 +1,8 @@
 """The selectors of `--positions`: one function for each, in the table `SELECTORS`.
 
-A function is given what stands behind the colon and in the brackets of an expression, and says
-which tokens of a prompt it chooses, and which generated ones. Those that read the text do so once
-for a document, whatever the pieces it is cut into.
+A function takes the argument after the colon of an expression and the options in its brackets. It
+returns a `Selector`, which chooses tokens of a prompt and generated tokens. A selector of text
+reads a document once, also if the document is cut into pieces.
 """
 
 import dataclasses
@@ -37,10 +37,10 @@ class Selector:
     """The tokens that one expression chooses.
 
     Attributes:
-        prompt: positions in the prompt.
-        generated: whether a generated token is chosen; None: none ever is.
-        chosen: the occurrences of a text in the document that the prompt is (a piece of); None: it
-            looks for none.
+        prompt: returns the chosen positions in a prompt.
+        generated: returns whether a generated token is chosen; None: no generated token is.
+        chosen: returns the occurrences of a text in the whole document; None: the selector does not
+            look for a text.
     """
 
     prompt: Callable[[PromptTokens], Iterable[int]]
@@ -52,7 +52,7 @@ def parse_selector(expression: str) -> Selector:
     """Return the selector of an expression such as `last:3` or `substring[first]:Paris`.
 
     Raises:
-        InputError: it is none of `SELECTORS`, or its parts are wrong.
+        InputError: the expression is none of `SELECTORS`, or its parts are wrong.
     """
     match = EXPRESSION.fullmatch(expression)
     if match is None or match["name"] not in SELECTORS:
@@ -72,7 +72,7 @@ def _no_options(options: Sequence[str]) -> None:
 def _nothing(argument: str | None, options: Sequence[str]) -> None:
     _no_options(options)
     if argument is not None:
-        raise ValueError("takes nothing behind a colon")
+        raise ValueError("takes nothing after a colon")
 
 
 def _number(argument: str | None, what: str, least: int = 1) -> int:
@@ -157,7 +157,7 @@ def _random(argument: str | None, options: Sequence[str]) -> Selector:
 
 @dataclasses.dataclass(frozen=True)
 class _Places:
-    """Which occurrences a selector chooses, and which of their tokens: `[first, last 2]`."""
+    """The occurrences that a selector chooses, and the tokens of each: `[first, last 2]`."""
 
     occurrence: str = "every"
     tokens: str = "all"
@@ -198,12 +198,12 @@ def _of_text(
     *,
     is_found: bool = True,
 ) -> Selector:
-    """Return a selector that reads the whole document's text, and keeps positions in one piece.
+    """Return a selector that reads the text of the whole document, once for all its pieces.
 
     Args:
-        spans_of: what it looks for, places in the text.
-        places: which of them count.
-        is_found: it looks for a text, and does not take it from the chat's structure.
+        spans_of: returns the spans of all occurrences in the text of a document.
+        places: the occurrences and tokens to choose.
+        is_found: whether the selector looks for a text; False: the spans are messages of a chat.
     """
 
     def chosen(prompt: PromptTokens) -> ChosenText:
@@ -313,7 +313,7 @@ SELECTORS: dict[str, Callable[[str | None, Sequence[str]], Selector]] = {
     "special": _special,
     "random": _random,
 }
-"""A further selector is a function here and a line in the table."""
+"""Function of each selector; a new selector is a function and a line in this table."""
 
 KNOWN = (
     "last, last:K, all, first, every:N, prompt, generated, generated:A:B, substring:TEXT, entity,"

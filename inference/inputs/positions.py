@@ -1,11 +1,11 @@
 """The selection of tokens whose activations are kept, by the selectors of `--positions`.
 
-A selector chooses among a sample's tokens; several together choose what any of them does, and
-`not ...` takes away. Selectors that read the text know the prompt alone; the others go on over the
-generated tokens. Choosing happens here, on the host; the devices are only told slots, so nothing
-that is not wanted leaves them.
+A selector chooses tokens of a sample. A token is kept if any selector chooses it and no `not ...`
+selector does. Selectors that read the text see the prompt only; the others also see the generated
+tokens. The selection happens on the host, and the devices receive slots, so only wanted rows are
+copied from the devices.
 
-A generated token has a row when it has gone through the model. The last one never has: nothing
+A generated token has a row if it went through the model. The last one never does, since no token
 follows it.
 """
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ChooseGenerated = Callable[[int, Sequence[int]], Sequence[int]]
-"""Given the length of a prompt and the generated tokens that ran, says of which, counted from 0,
-the rows are kept."""
+"""Function of the length of a prompt and of the generated tokens that ran. It returns the numbers,
+from 0, of the generated tokens whose rows are kept."""
 
 
 def choose_all(prompt_length: int, token_ids: Sequence[int]) -> Sequence[int]:
@@ -37,10 +37,11 @@ class Positions:
     """The selectors of a run.
 
     Args:
-        expressions: as `--positions` takes them; none but `not ...`: of all tokens.
+        expressions: selectors as for `--positions`. If all are `not ...`, they choose among all
+            tokens.
 
     Raises:
-        InputError: one is none of `SELECTORS`, or its parts are wrong.
+        InputError: an expression is none of `SELECTORS`, or its parts are wrong.
     """
 
     def __init__(self, expressions: Sequence[str]):
@@ -54,11 +55,11 @@ class Positions:
 
     @property
     def any_generated(self) -> bool:
-        """Whether a generated token may be chosen."""
+        """Whether a selector can choose a generated token."""
         return any(selector.generated is not None for selector in self._chosen)
 
     def most_generated(self, max_new_tokens: int) -> int:
-        """Return how many generated tokens may have a row: all that run, so all but the last."""
+        """Return how many generated tokens can have a row: all but the last, or none."""
         return max(0, max_new_tokens - 1) if self.any_generated else 0
 
     def of_prompt(self, prompt: PromptTokens) -> tuple[int, ...]:
@@ -74,13 +75,13 @@ class Positions:
         return tuple(sorted(chosen - excluded))
 
     def found_in_messages(self, prompt: PromptTokens) -> list[dict[str, Any]] | None:
-        """Return the message of a chat in which each text lies that a selector found.
+        """Return the message that holds each text that a selector found in a chat.
 
         Returns:
-            Of each occurrence with chosen tokens in the prompt `selector`, `text`, number and
-            `role` of the `message` (None where it stands in no content: in the template's own
-            text, or in what it rewrites), and `positions`. None of a prompt that is no chat, or
-            where no selector looks for a text.
+            For each occurrence with chosen tokens in the prompt: `selector`, `text`, the number of
+            the `message`, its `role`, and `positions`. Message and role are None if the text is in
+            no content, but in the template's own text or in a content that it rewrites. The result
+            is None if the prompt is no chat, or if no selector looks for a text.
         """
         selectors = [
             (name, selector.chosen)
@@ -119,9 +120,9 @@ class Positions:
         """Return the numbers, from 0, of the chosen generated tokens.
 
         Args:
-            prompt_length: tokens before the first.
-            token_ids: those that went through the model.
-            special_ids: of the tokenizer.
+            prompt_length: number of tokens of the prompt.
+            token_ids: generated token ids that went through the model.
+            special_ids: ids of the tokenizer's special tokens.
         """
         tokens = (
             GeneratedToken(

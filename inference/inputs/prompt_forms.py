@@ -1,7 +1,7 @@
-"""The forms of a prompt, in any input: a text, a chat, or token ids.
+"""The forms of a prompt in any input: a text, a chat, or token ids.
 
-Tasks files, data sets and `capture` read their prompts here, so a chat that one of them takes all
-of them take, and render alike.
+Tasks files, data sets and `capture` all read prompts here, so they accept the same chats and render
+them alike.
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 from inference.errors import InputError
 
 Message = dict[str, Any]
-"""`{"role", "content"}`, and what else the chat template reads: `name`, `tool_calls`, ..."""
+"""`{"role", "content"}` and other fields that the chat template reads: `name`, `tool_calls`, ..."""
 
 
 def read_prompt(where: str, value: Any) -> dict[str, Any]:
@@ -40,25 +40,25 @@ def read_prompt(where: str, value: Any) -> dict[str, Any]:
 
 
 def read_text(where: str, value: Any) -> str:
-    """Return a value if it is a text that a file can hold, else raise.
+    """Return a value that is a text.
 
     Raises:
-        InputError: it is not.
+        InputError: it is no text, or a text that no file can hold.
     """
     if not isinstance(value, str):
         raise InputError(f"{where} must be a text, not {value!r:.40}")
     refuse_surrogates(where, value)
-    return str.__str__(value)  # of a subclass its characters, not what it calls itself
+    return str.__str__(value)  # the characters, also of a subclass with another __str__
 
 
 def read_messages(where: str, value: Any) -> list[Message]:
     """Return the messages of a chat, with all fields that the template may read.
 
-    A field that is null counts as missing, but for `content`, which may be null beside
+    A null field counts as missing, except `content`, which may be null in a message with
     `tool_calls`.
 
     Raises:
-        InputError: they are no chat.
+        InputError: the value is no chat.
     """
     if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
         raise InputError(f'{where} must be a list of {{"role", "content"}}, not {value!r:.40}')
@@ -91,7 +91,7 @@ def read_tools(where: str, value: Any) -> list[dict[str, Any]] | None:
     """Return the tools of a chat, as JSON schemas; None if there are none.
 
     Raises:
-        InputError: they are none.
+        InputError: the value is no list of JSON schemas.
     """
     if value is None:
         return None
@@ -117,16 +117,16 @@ def refuse_surrogates(where: str, text: str) -> None:
     """Check that a file can hold a text.
 
     Raises:
-        InputError: it cannot.
+        InputError: the text holds half of a surrogate pair.
     """
     if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
         raise InputError(f"{where} holds half of a surrogate pair, which no file can store")
 
 
 def token_ids_of(value: Any) -> tuple[int, ...] | None:
-    """Return a value as token ids, or None if it is not a list or array of whole numbers.
+    """Return a value as token ids; None if it is not a list or array of whole numbers.
 
-    Truth values are no numbers here, bytes no ids, and the order of a set is not told.
+    Truth values do not count as numbers. Bytes and sets do not count as lists.
     """
     if hasattr(value, "__array__"):  # of numpy, jax or torch
         array = np.asarray(value)
@@ -148,10 +148,11 @@ def _is_whole_number(value: Any) -> bool:
 
 
 def without_arrow_nulls(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record as its JSON was, without the null fields that Arrow adds to objects.
+    """Return a record without the null fields that Arrow adds to objects.
 
-    Arrow stores a list of objects as columns: what one of them has all have, with null for what
-    was not there. A chat template would print those. A null that was there is lost with them.
+    Arrow stores a list of objects as columns, so each object gets the fields of all of them, with
+    null where it had no such field. A chat template would print these nulls. Nulls that were in the
+    data are removed too.
     """
     return {name: _without_nulls(part) for name, part in record.items()}
 

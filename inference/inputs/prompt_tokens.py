@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptTokens:
-    """The parts of a prompt that selectors read.
+    """A prompt, as selectors read it.
 
     Attributes:
-        task_id: of its task, for messages.
-        token_ids: as the model sees it.
-        text: that was tokenised; None where there is no tokenizer.
-        tokenizer: of the model, or None.
-        special: ids of its special tokens.
-        adds_special_tokens: whether the tokenizer put special tokens around the text.
-        separators: how many tokens were put behind those of the text.
-        chat: that the text is the rendering of, or None.
-        entity: text that the task names under `entity`, or None.
-        seed: of random choices, this prompt's own.
-        whole: the document that this is a piece of; None: it is whole.
-        first: number of its first token in the document.
+        task_id: id of the task, for messages.
+        token_ids: token ids that the model reads.
+        text: the text that was tokenised; None without a tokenizer.
+        tokenizer: tokenizer of the model, or None.
+        special: ids of the tokenizer's special tokens.
+        adds_special_tokens: whether the tokenizer added special tokens around the text.
+        separators: number of tokens that were appended after those of the text.
+        chat: the chat that was rendered as the text; None if there is none.
+        entity: text in the task's field `entity`, or None.
+        seed: seed of this prompt's random choices.
+        whole: the document that this prompt is a piece of; None if it is not a piece.
+        first: number of the prompt's first token in the document.
     """
 
     task_id: str
@@ -50,17 +50,17 @@ class PromptTokens:
     first: int = 0
 
     def piece(self, start: int, stop: int) -> "PromptTokens":
-        """Return some of its tokens as a prompt of their own."""
+        """Return the tokens from `start` to before `stop` as a piece of this document."""
         ids = self.token_ids[start:stop]
         return dataclasses.replace(self, token_ids=ids, whole=self, first=start)
 
     @functools.cached_property
     def spans(self) -> np.ndarray:
-        """`[S, 2]` spans of the tokens in `text`; tokens of parts of one character have its span.
+        """`[S, 2]` spans of the tokens in `text`; tokens that share a character all have its span.
 
         Raises:
-            InputError: the tokens are not those that the tokenizer makes of the text, or it cannot
-                tell their places.
+            InputError: the tokens are not those that the tokenizer makes of the text, or the
+                tokenizer does not return offsets.
         """
         if self.text is None or self.tokenizer is None or not self.tokenizer.is_fast:
             raise InputError(
@@ -87,9 +87,9 @@ class PromptTokens:
 
     @functools.cached_property
     def _spans_with_text(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Numbers, starts and ends of the tokens that stand for text, ascending."""
+        """Numbers, starts and ends of the tokens with text, ascending."""
         starts, ends = self.spans.T
-        tokens = np.flatnonzero(ends > starts)  # a tokenizer's own have no place in the text
+        tokens = np.flatnonzero(ends > starts)  # special tokens have no text
         return tokens, starts[tokens], ends[tokens]
 
     @functools.cached_property
@@ -103,8 +103,8 @@ class ChosenText:
     """The spans of a document that a selector of text chose.
 
     Attributes:
-        places: where each occurrence begins and ends in the text.
-        tokens: of each occurrence.
+        places: span of each occurrence in the text.
+        tokens: positions of the chosen tokens of each occurrence.
     """
 
     places: Sequence[tuple[int, int]]
@@ -112,7 +112,7 @@ class ChosenText:
 
     @functools.cached_property
     def positions(self) -> np.ndarray:
-        """Positions of the tokens of all occurrences, ascending, each once."""
+        """Positions of the chosen tokens of all occurrences, ascending, each once."""
         return np.unique(np.array([at for tokens in self.tokens for at in tokens], np.int64))
 
 

@@ -1,4 +1,4 @@
-"""From tasks to samples: render, number and tokenise prompts."""
+"""Make samples of tasks: render, tokenise and number prompts."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Sample:
     """One prompt that the model runs on.
 
     Attributes:
-        number: place in the run, from 0; part of the sampling key.
-        task_id: of its task.
-        sample_idx: its number within the task.
-        prompt: as text, None where only token ids were given and there is no tokenizer.
-        token_ids: as the model sees it.
-        positions: of the prompt's tokens whose activations are kept, ascending.
-        extra: further fields of its output line.
+        number: number in the run, from 0; part of the sampling key.
+        task_id: id of the task.
+        sample_idx: number within the task, from 0.
+        prompt: text of the prompt; None if it was given as token ids and there is no tokenizer.
+        token_ids: token ids that the model reads.
+        positions: positions in the prompt whose activations are kept, ascending.
+        extra: further fields of the output line.
     """
 
     number: int
@@ -75,17 +75,17 @@ def make_samples(
     """Yield every sample of the tasks, in their order.
 
     Args:
-        tasks: or documents.
-        tokenizer: of the model.
-        vocab_size: of the model.
-        settings: of the command.
-        context_length: of the model; documents are cut into pieces of at most so many tokens, or
-            of what the settings say.
-        progress: told how far it is.
+        tasks: tasks or documents.
+        tokenizer: tokenizer of the model; None if the checkpoint has none.
+        vocab_size: size of the model's vocabulary.
+        settings: settings of the command.
+        context_length: context of the model; documents are cut into pieces that fit it, or shorter
+            ones if the settings say so.
+        progress: called with the number of tokenised inputs.
 
     Raises:
-        InputError: a text without a tokenizer, a chat without a template, or token ids that the
-            model does not have.
+        InputError: a text without a tokenizer, a chat without a template, or a token id outside the
+            vocabulary.
     """
     number, positions = 0, Positions(settings.positions)
     special = special_ids(tokenizer)
@@ -194,10 +194,10 @@ def _check_token_ids(
     """Check that the model has an embedding of every token.
 
     Args:
-        where: the sample or flag that the tokens are of.
-        token_ids: any numbers.
-        vocab_size: rows of the embedding.
-        tokenizer: that made the tokens, to name one; None: they were given as numbers.
+        where: sample or flag with the tokens, for messages.
+        token_ids: the token ids.
+        vocab_size: number of rows of the embedding.
+        tokenizer: tokenizer that made the tokens; None: the user gave them as numbers.
 
     Raises:
         InputError: it has none of one of them.

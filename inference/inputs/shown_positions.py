@@ -1,4 +1,4 @@
-"""Prompts printed with their chosen tokens marked."""
+"""Print prompts with their chosen tokens marked."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ OPEN, CLOSE = "⟦", "⟧"
 def mark_tokens(
     tokenizer: PreTrainedTokenizerBase | None, token_ids: Sequence[int], positions: Sequence[int]
 ) -> str:
-    """Return the tokens' text, with chosen tokens between ⟦ and ⟧; ids without a tokenizer.
+    """Return the tokens' text, with chosen tokens between ⟦ and ⟧.
 
     Args:
-        tokenizer: of the model.
-        token_ids: of a prompt.
-        positions: of the chosen ones.
+        tokenizer: tokenizer of the model; None: the text is made of token ids.
+        token_ids: token ids of a prompt.
+        positions: positions of the chosen tokens.
     """
     chosen, parts = set(positions), []
     for is_chosen, group in groupby(range(len(token_ids)), key=lambda at: at in chosen):

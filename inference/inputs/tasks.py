@@ -1,13 +1,12 @@
-"""Tasks files: their forms, and checks of every way in which they can be wrong.
+"""Tasks files: their forms, and the checks that they pass.
 
-    ARC         {task_id: {"train": [...], "test": [...]}}, one such task alone, or a folder of
-                such files (the file's name is then the task's id where it holds one task alone)
+    ARC         {task_id: {"train": [...], "test": [...]}}; or one such task, whose id is the name
+                of the file; or a folder of such files
     JSON list   [{"task_id": ..., "prompt": ...}, ...]
-    JSON Lines  the same objects, one a line
+    JSON Lines  the same objects, one in each line
 
-A prompt is a text (`prompt`), a chat (`messages`, to which the tokenizer's template is applied,
-with the task's `tools`) or token ids (`token_ids`). Further fields of a task go into its output
-line.
+A prompt is a text (`prompt`), a chat (`messages` and perhaps `tools`, rendered by the tokenizer's
+template) or token ids (`token_ids`). Other fields of a task are copied to its output line.
 """
 
 import dataclasses
@@ -41,12 +40,12 @@ class PromptTask:
     """A task with one prompt; exactly one of the three forms is given.
 
     Attributes:
-        task_id: its name.
+        task_id: id of the task.
         prompt: a text.
         messages: a chat, `[{"role": ..., "content": ...}, ...]`.
-        tools: JSON schemas that the chat's template tells the model of.
+        tools: JSON schemas of the chat's tools.
         token_ids: a prompt that is tokenised already.
-        extra: the task's other fields.
+        extra: other fields of the task.
     """
 
     task_id: str
@@ -61,11 +60,12 @@ Task = ArcTask | PromptTask
 
 
 def read_tasks(tasks_file: str) -> list[Task]:
-    """Return the tasks of a file or folder, local or in a bucket, in order (a folder's by name).
+    """Return the tasks of a file or folder, local or in a bucket; a folder's files by name.
 
     Raises:
-        InputError: no such file, nothing in it, or a task that is wrong; says where.
-        StoreError: the bucket that it lies in cannot be used.
+        InputError: there is no such file, it has no task, or a task is wrong; the message names the
+            place.
+        StoreError: the bucket cannot be used.
     """
     tasks: list[Task] = []
     sources: dict[str, InputFile] = {}
@@ -74,7 +74,7 @@ def read_tasks(tasks_file: str) -> list[Task]:
             check_task_id(file, task.task_id)
             if task.task_id in sources:
                 places = " and ".join(sorted({str(sources[task.task_id]), str(file)}))
-                raise InputError(f"{places}: task id {task.task_id!r} stands there twice")
+                raise InputError(f"{places}: task id {task.task_id!r} appears twice")
             sources[task.task_id] = file
             tasks.append(task)
     if not tasks:
@@ -137,7 +137,8 @@ def parse_json(file: InputFile, text: str, line_number: int | None = None) -> An
     """Parse a file, or one line of it, strictly.
 
     Raises:
-        InputError: it is no JSON, or JSON that no two readers understand alike.
+        InputError: the text is no JSON, or JSON that parsers read differently: NaN, huge numbers,
+            repeated keys.
     """
     where = str(file) if line_number is None else f"{file}, line {line_number}"
 
@@ -151,7 +152,9 @@ def parse_json(file: InputFile, text: str, line_number: int | None = None) -> An
 
     def whole(text: str) -> int:
         if len(text) > MAX_DIGITS:
-            raise InputError(f"{where} holds a number of {len(text)} digits")
+            raise InputError(
+                f"{where} holds a number of {len(text)} digits; at most {MAX_DIGITS} are allowed"
+            )
         return int(text)
 
     def refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -159,7 +162,7 @@ def parse_json(file: InputFile, text: str, line_number: int | None = None) -> An
         if len(result) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise InputError(f"{where}: key {twice!r} stands twice in one object")
+            raise InputError(f"{where}: key {twice!r} appears twice in one object")
         return result
 
     try:
@@ -178,14 +181,14 @@ def parse_json(file: InputFile, text: str, line_number: int | None = None) -> An
 
 
 def check_task_id(where: object, task_id: str) -> None:
-    """Refuse a task id that could do harm as part of a path, although it never is one.
+    """Refuse a task id that would be harmful as part of a path; our own paths hold no task ids.
 
     Args:
-        where: it stands, for the message.
-        task_id: to look at.
+        where: place of the task, for the message.
+        task_id: the task id.
 
     Raises:
-        InputError: it is one of those.
+        InputError: the id is empty, too long, looks like a path, or holds control characters.
     """
     reason = None
     if not task_id:
@@ -224,12 +227,12 @@ def read_entry(where: str, task_id: str, entry: Mapping[str, Any]) -> PromptTask
     """Return the task of an object with one of `PROMPT_FIELDS`.
 
     Args:
-        where: it stands, for messages.
-        task_id: of the task.
-        entry: its other fields.
+        where: place of the task, for messages.
+        task_id: id of the task.
+        entry: the task's other fields.
 
     Raises:
-        InputError: there is no prompt, or a wrong one; or a field would hide one of an output line.
+        InputError: there is no prompt, it is wrong, or a field has the name of an output field.
     """
     given = [name for name in PROMPT_FIELDS if name in entry]
     if len(given) != 1:
@@ -267,7 +270,7 @@ READERS: dict[str, Callable[[str, Any], Any]] = {
     "messages": read_messages,
     "token_ids": _token_ids,
 }
-"""Of each form of a prompt what reads it."""
+"""Function that reads each form of a prompt."""
 
 PROMPT_FIELDS = tuple(READERS)
 

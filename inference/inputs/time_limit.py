@@ -1,4 +1,4 @@
-"""A time limit for running somebody else's program, such as a chat template."""
+"""A time limit for code of others, such as a checkpoint's chat template."""
 
 import contextlib
 import signal
@@ -7,18 +7,18 @@ from collections.abc import Iterator
 
 
 class TimeIsUpError(Exception):
-    """The block took longer than it may."""
+    """A `with` block took longer than its time limit."""
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """End a block of Python code that takes too long; in the main thread only.
+    """End a `with` block of Python code that takes too long; in the main thread only.
 
     Args:
-        seconds: that it may take.
+        seconds: most seconds that the block may take.
 
     Raises:
-        TimeIsUpError: it took longer.
+        TimeIsUpError: the block took longer.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

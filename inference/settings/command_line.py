@@ -1,8 +1,12 @@
 """Command lines from dataclasses of settings; logging; errors as exit statuses.
 
-Exit status 0: done; 2: bad input, refused before anything was computed or written, with one
-message; 5: the self-check disagrees; 74: the disk stayed full or the cloud could not be reached;
-130 and 143: stopped by ctrl-C or SIGTERM. After the last three `--resume True` goes on.
+    0           done
+    2           bad input, refused with one message before anything was computed or written
+    5           the self-check found a wrong row
+    74          the disk stayed full, or the cloud could not be reached
+    130, 143    stopped by ctrl-C or SIGTERM
+
+After 74, 130 and 143 the same command with `--resume True` continues the run.
 """
 
 import argparse
@@ -49,11 +53,11 @@ def run_command(
     """Run a command and return its exit status.
 
     Args:
-        run: the work.
+        run: function that does the work.
         settings_type: dataclass of the flags.
-        description: for `--help`.
-        arguments: in place of the process's own.
-        ignored: fields that a file of `--config` may hold for other commands.
+        description: description of the command, for `--help`.
+        arguments: command line; None: that of the process.
+        ignored: fields for other commands, which a file of `--config` may hold too.
     """
     parser = make_parser(settings_type, description)
     return ended(lambda: run(parse_settings(parser, settings_type, arguments, ignored)))
@@ -101,8 +105,8 @@ def make_parser(settings_type: type[Settings], description: str) -> CommandParse
     parser.add_argument(
         "--config",
         metavar="run.yaml",
-        help="YAML file of the flags below by name, or with them under `extraction`, as"
-        " python -m launch takes it. A flag on the command line has precedence.",
+        help="YAML file with the flags below as fields, or with these fields under `extraction`, as"
+        " for python -m launch. A flag on the command line overrides the file.",
     )
     groups: dict[str, Any] = {}
     hints = type_hints(settings_type)
@@ -160,15 +164,15 @@ def parse_settings(
     """Return the settings of a command line and of the file that it names.
 
     Args:
-        parser: of the settings' flags.
+        parser: parser of the flags, see `make_parser`.
         settings_type: dataclass of the flags.
-        arguments: in place of the process's own.
-        ignored: fields that the file may hold for other commands.
+        arguments: command line; None: that of the process.
+        ignored: fields for other commands, which the file may hold too.
         apart: entries of the file that the caller reads itself.
 
     Raises:
         InputError: the file or a value cannot be used.
-        SystemExit: a flag is unknown, missing or of a wrong type.
+        SystemExit: a flag is unknown or missing, or its value has the wrong type.
     """
     given = vars(parser.parse_args(arguments))
     config = given.pop("config", None)

@@ -1,4 +1,4 @@
-"""Settings of the two commands, composed of groups: every flag, its default, and what it may be."""
+"""Settings of the two commands, composed of groups: each flag with its default and its limits."""
 
 import dataclasses
 import math
@@ -22,12 +22,12 @@ SIMPLE, DISTRIBUTED = "simple_extraction_inference", "distributed_inference_with
 
 AUTO_PENALTY = "auto"
 LEAST_PENALTY, LARGEST_PENALTY = 1e-3, 1e3
-"""Beyond them a penalised float32 logit may be infinite, or 0."""
+"""Limits of the penalty; beyond them a penalised float32 logit may be infinite, or 0."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSettings(Settings):
-    """Which model runs, and in which type."""
+    """Settings of the model."""
 
     group = "model"
 
@@ -37,7 +37,7 @@ class ModelSettings(Settings):
         example="Qwen/Qwen2.5-0.5B",
     )
     revision: str | None = flag(
-        "Branch, tag or commit of a hub model.", decides="rows", default=None, example="main"
+        "Branch, tag or commit of the hub model.", decides="rows", default=None, example="main"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = flag(
         "Type to compute in. auto: float32 on CPU, bfloat16 on TPU and GPU.",
@@ -48,7 +48,7 @@ class ModelSettings(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CaptureSettings(Settings):
-    """Which activations of which tokens are kept.
+    """Settings of the activations and tokens to keep.
 
     Raises:
         InputError: a selector of positions is wrong.
@@ -57,7 +57,8 @@ class CaptureSettings(Settings):
     group = "what is kept"
 
     layers_to_extract: list[int] | None = flag(
-        "Blocks whose output is captured. Default: L/4 L/2 3L/4 L-1 of L blocks.",
+        "Numbers of the blocks, from 0, whose output is captured. Default: L/4 L/2 3L/4 L-1 of L"
+        " blocks.",
         decides="resolved",
         default=None,
         example="6 12",
@@ -70,7 +71,7 @@ class CaptureSettings(Settings):
         example="layers.12.mlp",
     )
     positions: list[str] = flag(
-        f"Tokens whose activations are kept, one or several of {KNOWN}. See docs/positions.md.",
+        f"Tokens whose activations are kept, as one or several of: {KNOWN}. See docs/positions.md.",
         decides="rows",
         default_factory=lambda: ["last"],
         example="last",
@@ -89,7 +90,7 @@ class CaptureSettings(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodingSettings(Settings):
-    """How many tokens are generated, and how each is chosen.
+    """Settings of generation.
 
     Raises:
         InputError: a number is out of range.
@@ -98,8 +99,7 @@ class DecodingSettings(Settings):
     group = "generation"
 
     max_new_tokens: int = flag(
-        "Most tokens to generate for each sample. 0 runs the prompt only, and captures its"
-        " last token by default.",
+        "Most tokens to generate for each sample. 0: run the prompt only.",
         decides="rows",
         default=1,
         least=0,
@@ -112,20 +112,20 @@ class DecodingSettings(Settings):
         most=1e30,
     )
     top_p: float = flag(
-        "Sample only among the likeliest tokens whose probabilities sum to this number; 1:"
-        " among all.",
+        "Sample among the likeliest tokens only, whose probabilities sum to this number. 1: among"
+        " all tokens.",
         decides="rows",
         default=1.0,
     )
     repetition_penalty: str = flag(
         "Penalty for tokens that occur in the prompt or the generated text, as in"
         " transformers: positive logits are divided by it, negative ones multiplied. 1: none."
-        " auto: that of the checkpoint's generation_config.json.",
+        " auto: the penalty in the checkpoint's generation_config.json.",
         decides="resolved",
         default="1.0",
     )
     random_seed: int = flag(
-        "Seed of sampling, of random choices and of ARC augmentations.",
+        "Seed of sampling, of --random_sample, of the selector random and of ARC augmentations.",
         decides="rows",
         default=0,
         least=0,
@@ -141,62 +141,66 @@ class DecodingSettings(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoreSettings(Settings):
-    """Where the activations go, and in which form.
+    """Settings of the written files.
 
     Raises:
-        InputError: settings do not go together, or a folder is an address of a bucket.
+        InputError: settings exclude each other, or `output_dir` is an address of a bucket.
     """
 
     group = "what is written"
 
     output_dir: str = flag(
-        "Folder for outputs.jsonl and submission.json.", decides="nothing", default="./outputs"
+        "Folder on this machine for outputs.jsonl and submission.json.",
+        decides="nothing",
+        default="./outputs",
     )
     activations_dir: str = flag(
-        "Folder for the activations, or gs://bucket/prefix; it must be new or empty, except"
-        " with --resume.",
+        "Folder or gs://bucket/prefix for the activations. It must be new or empty, except with"
+        " --resume.",
         decides="nothing",
         default="./activations",
     )
     resume: bool = flag(
-        "Continue the run in the folder or bucket; begin a run if there is none.",
+        "Continue the run in --activations_dir, or begin it if there is none.",
         decides="nothing",
         default=False,
     )
     format: str = flag(
-        "Format of the activation files: pickle, or safetensors, which is fast and holds bfloat16.",
+        "Format of the activation files: pickle, or safetensors, which is faster and can hold"
+        " bfloat16.",
         decides="resolved",
         default="pickle",
     )
     store_dtype: Literal["auto", "float32", "bfloat16"] = flag(
-        "Type to store. auto: the computed type in safetensors files, float32 in pickles.",
+        "Type of the stored activations. auto: the type that is computed in, in safetensors"
+        " files; float32 in pickle files.",
         decides="resolved",
         default="auto",
     )
     save_every_n_samples: int | None = flag(
-        "Most rows per layer and file; a sample with more rows has its own file. Default:"
-        " 512; in safetensors files the rows of 512 samples, up to 64 MiB.",
+        "Most rows in a file of a hook point; a sample with more rows has a file of its own."
+        " Default: 512 rows in pickle files; the rows of 512 samples, up to 64 MiB, in safetensors"
+        " files.",
         decides="files",
         default=None,
         example=512,
         least=1,
     )
     gcs_bucket: str | None = flag(
-        "Bucket and prefix to upload to; --activations_dir then holds each file only until it"
-        " is uploaded.",
+        "Bucket and prefix to upload to. --activations_dir then holds each file only until it is"
+        " uploaded.",
         decides="nothing",
         default=None,
         example="gs://bucket/prefix",
     )
     upload_to_cloud: bool | None = flag(
-        "False: do not upload, although --gcs_bucket names a bucket.",
+        "Whether to upload to --gcs_bucket. Default: True if --gcs_bucket is given.",
         decides="nothing",
         default=None,
         example=False,
     )
     spool_gb: float = flag(
-        "Most GB of files that wait to be uploaded; when they are reached, the run waits for"
-        " the network.",
+        "Most GB of files that wait to be uploaded; above this the run waits for the network.",
         decides="nothing",
         default=8.0,
         least=0,
@@ -207,7 +211,7 @@ class StoreSettings(Settings):
         if scheme_of(self.output_dir) is not None:
             raise InputError(
                 f"{setting('output_dir')} must be a folder on this machine, not {self.output_dir};"
-                " what is in it is also put beside activations in a bucket"
+                " its files are also copied to the bucket of the activations"
             )
         try:
             check_address(self.activations_dir)
@@ -231,11 +235,11 @@ class StoreSettings(Settings):
 
     @property
     def upload_to(self) -> str | None:
-        """Address that a folder's files are uploaded to, or None."""
+        """Address that the files of a local folder are uploaded to; None: they are not."""
         return None if self.upload_to_cloud is False else self.gcs_bucket
 
     def cloud(self) -> str | None:
-        """Return the address of the run in a bucket, if it is in one."""
+        """Return the address of the run in a bucket; None if it is in a local folder."""
         return places(self.activations_dir, self.upload_to)[1]
 
     @property
@@ -244,7 +248,11 @@ class StoreSettings(Settings):
         return Path(places(self.activations_dir, self.upload_to)[0])
 
     def stored_dtype(self, computed: str) -> str:
-        """Return the type to store what was computed in another."""
+        """Return the type of the stored activations.
+
+        Args:
+            computed: type in which they are computed.
+        """
         if self.store_dtype != "auto":
             return self.store_dtype
         return computed if computed in FORMATS[self.format].dtypes else "float32"
@@ -252,7 +260,7 @@ class StoreSettings(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleSettings(DecodingSettings, CaptureSettings, ArcSettings, InputSettings):
-    """What makes samples of tasks or documents."""
+    """Settings that make samples of tasks or documents."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -260,7 +268,7 @@ class ExtractionSettings(StoreSettings, SampleSettings, ModelSettings):
     """Settings of both commands.
 
     Raises:
-        InputError: not exactly one of tasks file and data set is given.
+        InputError: neither `tasks_file` nor `dataset` is given, or both are.
     """
 
     def _check(self) -> None:
@@ -277,19 +285,19 @@ class DistributedSettings(ProcessSettings, DeviceSettings, ExtractionSettings):
     """Settings of the distributed command.
 
     Raises:
-        InputError: packing is asked for together with what it does not go with.
+        InputError: `pack_length` is given with a setting that excludes it.
     """
 
     def _check(self) -> None:
         super()._check()
         if self.pack_length and self.max_new_tokens:
             raise InputError(
-                f"{setting('pack_length')} is for documents that nothing is generated for; it needs"
-                f" {setting('max_new_tokens', 0)}"
+                f"{setting('pack_length')} needs {setting('max_new_tokens', 0)}: packed samples"
+                " generate nothing"
             )
         if self.pack_length and self.attention == "cudnn":
             raise InputError(
-                f"{setting('attention', 'cudnn')} takes no packed documents; use auto or xla"
+                f"{setting('attention', 'cudnn')} cannot run packed samples; use auto or xla"
             )
 
 
@@ -297,11 +305,11 @@ def check_penalty(where: str, value: object) -> float:
     """Return a repetition penalty as a number.
 
     Args:
-        where: the flag or field that it comes from, for the message.
+        where: name of the flag or field, for the message.
         value: a number, or its digits.
 
     Raises:
-        InputError: it is no number, or one that no logit can be divided by.
+        InputError: the value is no number, or out of range.
     """
     try:
         penalty = float(value) if isinstance(value, str | float | int) else math.nan

@@ -10,7 +10,7 @@ from inference.settings.fields import Settings, flag
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeviceSettings(Settings):
-    """How samples are laid onto devices.
+    """Settings of batches and devices.
 
     Raises:
         InputError: the mesh's shape is not two whole numbers.
@@ -22,54 +22,54 @@ class DeviceSettings(Settings):
         "Most sequences that one device runs at a time.", decides="rows", default=256, least=1
     )
     tokens_per_batch: int = flag(
-        "Most padded prompt tokens that one device runs at a time; limits the sequences of a"
-        " batch.",
+        "Most prompt tokens, with padding, that one device runs at a time; batches of long prompts"
+        " have fewer sequences.",
         decides="rows",
         default=4096,
         least=1,
     )
     pack_length: int = flag(
-        "Pack samples of up to this many tokens into sequences of this length; each sample"
-        " sees only itself. 0: one sample for each sequence. Needs --max_new_tokens 0.",
+        "Pack several samples into each sequence of this many tokens; a sample attends only to"
+        " itself. 0: one sample in each sequence. Needs --max_new_tokens 0.",
         decides="rows",
         default=0,
         least=0,
         example=1024,
     )
     mesh_shape: str | None = flag(
-        "Devices on the data and the model axis. Default: the smallest model axis on which the"
-        " parameters fit.",
+        "Number of devices on the data axis and on the model axis. Default: the smallest model axis"
+        " on which the parameters fit.",
         decides="nothing",
         default=None,
         example="8,8",
     )
     attention: Literal["auto", "xla", "splash", "cudnn"] = flag(
-        "Kernel for prompts. auto: cudnn on GPU in bfloat16, else xla; splash is for TPU.",
+        "Attention kernel for prompts. auto: cudnn on GPU in bfloat16, else xla. splash needs a"
+        " TPU.",
         decides="nothing",
         default="auto",
     )
     scan_layers: bool = flag(
-        "Run the blocks as a loop, which compiles faster: on a TPU in seconds instead of tens"
-        " of seconds.",
+        "Run the blocks as a loop, which on a TPU compiles in seconds instead of tens of seconds.",
         decides="nothing",
         default=False,
     )
     self_check_rows: int = flag(
-        "Rows of each hook point that each process computes again, one sample at a time, and"
-        " compares; 0: none.",
+        "Number of rows of each hook point that each process computes again, one sample at a time,"
+        " and compares. 0: no self-check.",
         decides="nothing",
         default=4,
         least=0,
     )
     plan: str | None = flag(
-        "File that python -m launch plan --json wrote, or gs://...; the end of the run"
-        " compares the plan with the run.",
+        "Plan, as python -m launch plan --json wrote it, local or at gs://...; the summary at the"
+        " end compares the run with it.",
         decides="nothing",
         default=None,
         example="plan.json",
     )
     compilation_cache_dir: str | None = flag(
-        "Folder, also gs://, that keeps compiled programs; '' for none. Default:"
+        "Folder for compiled programs, local or at gs://...; '' for none. Default:"
         " $JAX_COMPILATION_CACHE_DIR, else a folder in ~/.cache.",
         decides="nothing",
         default=None,
@@ -82,10 +82,10 @@ class DeviceSettings(Settings):
         self.mesh_axes()
 
     def mesh_axes(self) -> tuple[int, int] | None:
-        """Return `mesh_shape` as two numbers, data and model axis.
+        """Return the sizes of the data and the model axis; None if `mesh_shape` is not given.
 
         Raises:
-            InputError: it is not two whole numbers.
+            InputError: `mesh_shape` is not two whole numbers.
         """
         if self.mesh_shape is None:
             return None
@@ -97,12 +97,13 @@ class DeviceSettings(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessSettings(Settings):
-    """Which process of a run this is, where neither a TPU slice nor SLURM tells it."""
+    """Settings of a process of a run; on a TPU slice and under SLURM they are not needed."""
 
     group = "several processes"
 
     coordinator_address: str | None = flag(
-        "Address of process 0, if neither a TPU slice nor SLURM provides it.",
+        "Address of process 0, to run several processes where neither a TPU slice nor SLURM"
+        " provides it.",
         decides="nothing",
         default=None,
         example="10.0.0.2:8476",

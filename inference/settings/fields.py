@@ -1,6 +1,6 @@
-"""What a setting is: a field of a frozen dataclass, checked against its type and its limits.
+"""Settings: fields of frozen dataclasses, checked against their types and limits.
 
-The same checks hold for flags, for YAML files and for settings that are made in Python.
+The same checks apply to flags, to YAML files and to settings made in Python.
 """
 
 import dataclasses
@@ -21,11 +21,12 @@ MAX_NUMBER = 2**31 - 1
 WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 Decides = Literal["rows", "files", "resolved", "nothing"]
-"""What a setting decides for a run that is resumed.
+"""What a setting decides, and so whether it may change when a run is resumed.
 
-`rows`: what the rows are; `files`: how they are cut into files and stored. A resumed run must have
-the same value of either. `resolved`: the run holds what the setting came to (the samples' and the
-weights' digests, the hook points, the dtype), and that must be the same. `nothing`: it may change.
+`rows`: it changes the rows. `files`: it changes how rows are divided into files and stored. A
+resumed run must have the same value of both kinds. `resolved`: the run records the result of the
+setting (digests of samples and weights, hook points, dtype), and the result must be the same.
+`nothing`: it may change.
 """
 
 
@@ -43,14 +44,14 @@ def flag(
     """Return a dataclass field for one setting.
 
     Args:
-        help: a sentence for `--help`.
-        decides: what must be the same when a run is resumed.
-        default: value of the setting; without one it must be given.
-        default_factory: makes the default, where that is a list.
-        example: a value, as the command line takes it; None: the default.
-        least: smallest number.
-        most: largest number.
-        may_be_empty: an empty text has a meaning.
+        help: text for `--help`.
+        decides: what the setting decides, see `Decides`.
+        default: default value; without it the setting must be given.
+        default_factory: returns the default value, if that is a list.
+        example: a value as the command line takes it, for `--help`; None: the default.
+        least: smallest allowed number.
+        most: largest allowed number.
+        may_be_empty: whether an empty text is allowed.
     """
     metadata = {
         "help": help,
@@ -87,7 +88,7 @@ class Settings:
         """Check combinations of settings.
 
         Raises:
-            InputError: some do not go together.
+            InputError: settings exclude each other.
         """
 
 
@@ -98,7 +99,7 @@ def type_hints(kind: type) -> Mapping[str, Any]:
 
 
 def without_none(hint: Any) -> tuple[Any, bool]:
-    """Return a type without `None`, and whether it had it."""
+    """Return a type without `None`, and whether it allows `None`."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         (kind,) = (choice for choice in typing.get_args(hint) if choice is not type(None))
         return kind, True
@@ -110,11 +111,11 @@ def checked(hint: Any, value: Any, where: str) -> Any:
 
     Args:
         hint: `str`, `int`, `float`, `bool`, a `Literal`, a list of one of these, or None beside it.
-        value: to be checked.
-        where: the setting's name, for messages.
+        value: value of the setting.
+        where: name of the setting, for messages.
 
     Raises:
-        InputError: it is of another type.
+        InputError: the value has another type.
     """
     kind, optional = without_none(hint)
     if value is None and optional:
@@ -137,7 +138,7 @@ def checked(hint: Any, value: Any, where: str) -> Any:
 
 
 def _as(kind: type, value: Any) -> Any:
-    """Return a value as a plain type; None if it is of another type."""
+    """Return a value as a plain type; None if it has another type."""
     if kind is str:
         return os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if kind is bool:
@@ -169,6 +170,6 @@ def _check_limits(value: Any, name: str, metadata: Mapping[str, Any]) -> None:
 
 
 def shown(value: Any) -> str:
-    """Return a value for a message, on one line and not long."""
+    """Return a value as text for a message, on one line of at most 60 characters."""
     text = "nothing" if value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,4 +1,4 @@
-"""Settings of what the model runs on: tasks or a data set, how much of it, and how it is cut."""
+"""Settings of the inputs: tasks or a data set, the number of inputs, and how they are cut."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ OF_DOCUMENTS = (
     *OF_HUGGING_FACE, *OF_TEXT_FILES, "text_field", "id_field", "context_length", "truncate",
     "separator",
 )  # fmt: skip
-"""Settings that one kind of input alone has a use for."""
+"""Settings that only one kind of input uses."""
 
 
 def is_token_id(text: str) -> bool:
@@ -26,51 +26,53 @@ def is_token_id(text: str) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputSettings(Settings):
-    """Where the samples come from.
+    """Settings of the inputs.
 
     Raises:
-        InputError: a value is out of range, or of use for documents alone.
+        InputError: a value is out of range, or a setting for documents is given without a data set.
     """
 
     group = "what the model runs on"
 
     tasks_file: str | None = flag(
-        "ARC file or folder, JSON list or JSON Lines of prompts, chats or token ids; also gs://...",
+        "File of tasks, or folder of ARC files, local or at gs://...: ARC JSON, a JSON list or JSON"
+        " Lines of prompts, chats or token ids.",
         decides="resolved",
         default=None,
         example="arc_tasks.json",
     )
     dataset: str | None = flag(
-        "Documents, instead of --tasks_file: a .txt, .jsonl, .parquet, .npy or .npz file or a"
-        " folder of such files, local or at gs://..., a saved Hugging Face dataset, or the hub"
-        " name of one. See docs/datasets.md.",
+        "Documents to run, instead of --tasks_file: a .txt, .jsonl, .parquet, .npy or .npz file, a"
+        " folder of such files, local or at gs://..., or a Hugging Face dataset, by its hub name or"
+        " its saved folder. See docs/datasets.md.",
         decides="resolved",
         default=None,
         example="corpus.txt",
     )
     dataset_config: str | None = flag(
-        "Configuration of a Hugging Face dataset.",
+        "Configuration of the hub dataset. Default: its default or only one.",
         decides="resolved",
         default=None,
         example="en",
     )
     dataset_split: str = flag(
-        "Split of a Hugging Face dataset.", decides="resolved", default="train"
+        "Split of the Hugging Face dataset.", decides="resolved", default="train"
     )
     dataset_revision: str | None = flag(
-        "Branch, tag or commit of a hub dataset.",
+        "Branch, tag or commit of the hub dataset. Default: its main branch.",
         decides="resolved",
         default=None,
         example="main",
     )
     text_field: str = flag(
-        "Field of a record that holds its text, its messages or its token ids. A record"
-        " without it is read from input_ids and attention_mask.",
+        "Field of a record with its text, its messages or its token ids. In a record without this"
+        " field, input_ids and attention_mask are read.",
         decides="resolved",
         default="text",
     )
     id_field: str | None = flag(
-        "Field of a record that holds its id. Default: file name and number of the record.",
+        "Field of a record with its id. Default: the id is the file name (or split) and the number"
+        " of the record.",
         decides="resolved",
         default=None,
         example="id",
@@ -86,8 +88,8 @@ class InputSettings(Settings):
         least=1,
     )
     random_sample: int | None = flag(
-        "Run N tasks or documents chosen at random, by --random_seed. A streamed dataset is"
-        " read to its end.",
+        "Run N tasks or documents chosen at random with --random_seed. A hub dataset is read to its"
+        " end for this.",
         decides="resolved",
         default=None,
         example=1000,
@@ -119,8 +121,7 @@ class InputSettings(Settings):
         super()._check()
         if self.separator not in ("none", "eos") and not is_token_id(self.separator):
             raise InputError(
-                f"{setting('separator')} is none, eos or the number of a token, not"
-                f" {self.separator!r}"
+                f"{setting('separator')} must be none, eos or a token id, not {self.separator!r}"
             )
         if self.dataset is None:
             self.refuse_changed(OF_DOCUMENTS, f"is for documents, and needs {setting('dataset')}")
@@ -129,11 +130,11 @@ class InputSettings(Settings):
         """Refuse settings that would be ignored.
 
         Args:
-            names: settings that must have their default value.
-            reason: follows the setting's name in the message.
+            names: names of settings that must have their default value.
+            reason: text after the setting's name in the message.
 
         Raises:
-            InputError: one has another value.
+            InputError: a setting has another value.
         """
         default = {entry.name: entry.default for entry in dataclasses.fields(self)}
         for name in names:
@@ -148,7 +149,7 @@ class InputSettings(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ArcSettings(Settings):
-    """How ARC tasks become prompts.
+    """Settings of the prompts of ARC tasks.
 
     Raises:
         InputError: there is no such grid encoder, or a number is out of range.
@@ -157,13 +158,16 @@ class ArcSettings(Settings):
     group = "ARC tasks"
 
     predictions_per_task: int = flag(
-        "Samples for each test input. The first has the original grids, the others augmented ones.",
+        "Number of samples for each test input. The first has the original grids, the others"
+        " augmented ones.",
         decides="resolved",
         default=1,
         least=1,
     )
     grid_encoder: str = flag(
-        f"How a grid is written: {', '.join(GRID_ENCODERS)}.", decides="resolved", default="digits"
+        f"How a grid is written in a prompt: {', '.join(GRID_ENCODERS)}.",
+        decides="resolved",
+        default="digits",
     )
     prompt_style: Literal["chat", "plain"] = flag(
         "Whether prompts are rendered by the tokenizer's chat template (chat) or not (plain).",
@@ -175,6 +179,6 @@ class ArcSettings(Settings):
         super()._check()
         if self.grid_encoder not in GRID_ENCODERS:
             raise InputError(
-                f"{setting('grid_encoder', self.grid_encoder)} is none of"
+                f"{setting('grid_encoder', self.grid_encoder)} is not known; choose one of"
                 f" {', '.join(GRID_ENCODERS)}"
             )

@@ -1,8 +1,8 @@
 """YAML files as frozen dataclasses, read strictly by the types of the fields.
 
-Refused are unknown fields (the nearest known one is named), fields that stand twice, values of
-another type than the field's, control characters, aliases and tags. YAML reads `yes`, `8:30` and
-`1_000` as something else than text; such a value is never turned back silently.
+Refused are unknown fields (the message names the nearest known one), fields that appear twice,
+values of another type than the field's, control characters, aliases and tags. YAML reads `yes`,
+`8:30` and `1_000` as other types than text; such a value is refused for a text, not converted back.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ from inference.settings.fields import checked, shown, type_hints, without_none
 T = TypeVar("T")
 
 LARGEST = 128 * 1024
-"""Bytes of the largest file that is read; a hundred times what a run needs, parsed in seconds."""
+"""Most bytes of a file: a hundred times what a run needs, and parsed in seconds."""
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
-"""YAML 1.1 takes 1e-3 for text; YAML 1.2 and everybody else for a number."""
+"""Numbers such as 1e-3, which YAML 1.1 reads as text and YAML 1.2 as numbers."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -39,12 +39,12 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and names[key.value] > 1:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value!r} stands there twice", key.start_mark
+                    None, None, f"{key.value!r} appears twice", key.start_mark
                 )
         return super().construct_mapping(node, deep)
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Refuse aliases: a few lines of them stand for more than any memory holds."""
+        """Refuse aliases, since a few lines of them expand to more than any memory holds."""
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise yaml.constructor.ConstructorError(
@@ -64,7 +64,7 @@ def read_yaml(path: Path) -> Any:
     """Return the content of a YAML file.
 
     Raises:
-        InputError: it cannot be read, is too large, or is no plain YAML.
+        InputError: the file cannot be read, is too large, or is no plain YAML.
     """
     try:
         with open_regular(path) as stream:
@@ -89,8 +89,8 @@ def build(kind: type[T], value: Any, where: str = "") -> T:
 
     Args:
         kind: the dataclass.
-        value: what the file holds there.
-        where: names of the fields that lead there, for messages.
+        value: the mapping, as parsed from a file.
+        where: path of fields to the value, with dots, for messages.
 
     Raises:
         InputError: a field is unknown, missing, of a wrong type, or the dataclass refuses it.
@@ -117,8 +117,8 @@ def field_values(kind: type, value: Any, where: str = "") -> dict[str, Any]:
 
     Args:
         kind: the dataclass.
-        value: what the file holds there.
-        where: names of the fields that lead there, for messages.
+        value: the mapping, as parsed from a file.
+        where: path of fields to the value, with dots, for messages.
 
     Raises:
         InputError: a field is unknown or of a wrong type.
@@ -140,7 +140,7 @@ def field_values(kind: type, value: Any, where: str = "") -> dict[str, Any]:
 
 
 def _checked(hint: Any, value: Any, where: str) -> Any:
-    """Return a value if it is of a type, else raise."""
+    """Return a value converted to the type of its field; see `build` for errors."""
     inner, optional = without_none(hint)
     if dataclasses.is_dataclass(inner):
         return None if value is None and optional else build(typing.cast(type, inner), value, where)

@@ -24,7 +24,7 @@ class Family:
     """A family of models.
 
     Attributes:
-        model_type: as config.json has it.
+        model_type: `model_type` in config.json.
         architecture: transformers' class with a language-model head.
         title: the models that belong to it.
         defaults: of fields that all families have and whose default differs between them.

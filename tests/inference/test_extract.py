@@ -164,12 +164,12 @@ def test_a_cluster_around_it_is_not_joined(model, tmp_path, monkeypatch):
     "data", [{"text": IDS}, datasets.DatasetDict({"train": datasets.Dataset.from_list([])})]
 )
 def test_what_is_no_list_of_inputs_is_told(model, tmp_path, data):
-    with pytest.raises(InputError, match="is no list of inputs"):
+    with pytest.raises(InputError, match="data must be a list of"):
         extract(model, data, tmp_path, "layer_0")
 
 
 def test_what_the_loaded_model_decides_is_told(model, tmp_path):
-    with pytest.raises(InputError, match="scan_layers is decided"):
+    with pytest.raises(InputError, match="scan_layers cannot be given"):
         extract(model, IDS, tmp_path, "layer_0", scan_layers=True)
 
 
@@ -178,7 +178,7 @@ def test_what_is_wrong_is_told(model, tmp_path):
         extract(model, [object()], tmp_path, ["layer_0"])
     with pytest.raises(InputError, match="base_folder must not be empty"):
         extract(model, IDS, "", ["layer_0"])
-    with pytest.raises(InputError, match="a run_id is"):
+    with pytest.raises(InputError, match="run_id must be letters"):
         extract(model, IDS, tmp_path, ["layer_0"], run_id="../elsewhere")
     with pytest.raises(InputError, match="holds no document"):
         extract(model, [], tmp_path, ["layer_0"])

@@ -87,7 +87,7 @@ def test_a_wrong_field_is_refused_before_anything_is_made(what, write_settings, 
 
 
 YAML = {
-    "name: a\nname: b": "line 1: 'name' stands there twice",
+    "name: a\nname: b": "line 1: 'name' appears twice",
     "name: !!python/object/apply:os.system [exit]": "line 1: could not determine a constructor",
     "name: [": "line 1",
     "": "fields are needed here, not nothing",

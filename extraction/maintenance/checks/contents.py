@@ -64,9 +64,9 @@ def check_contents(
     """Read and check all files of a batch.
 
     Args:
-        storage: of the run.
-        identity: of the run.
-        record: of the batch, checked by `record_problems`.
+        storage: storage of the run.
+        identity: identity of the run.
+        record: record of the batch, checked by `record_problems`.
         level: 2 or 3.
         known_bad: files that are already reported, and not read again.
     """

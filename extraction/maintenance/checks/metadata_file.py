@@ -35,8 +35,8 @@ def check_metadata(
 
     Args:
         data: content of the file, read before the records; None: there is no file.
-        storage: of the run.
-        identity: of the run.
+        storage: storage of the run.
+        identity: identity of the run.
         totals: totals of all records.
         read_record: returns the whole record of a batch.
         others: files in the run's folder that no record names.

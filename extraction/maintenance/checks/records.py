@@ -19,7 +19,7 @@ def record_problems(record: CommitRecord, identity: RunIdentity) -> Iterator[str
 
     Args:
         record: any record that `CommitRecord.from_json` returns.
-        identity: of the run.
+        identity: identity of the run.
     """
     if not (type(record.keys_sha256) is str and _SHA256.fullmatch(record.keys_sha256)):
         yield f"keys_sha256 is {record.keys_sha256!r}"

@@ -25,8 +25,8 @@ class Problem:
     """One piece of damage.
 
     Attributes:
-        file: its name in the run's folder.
-        problem: what is wrong with it.
+        file: name of the file in the run's folder.
+        problem: description of the damage.
         batch_id: number of its batch; None: it concerns the whole run.
     """
 
@@ -44,8 +44,8 @@ class Report:
     """The result of a verification.
 
     Attributes:
-        address: of the run.
-        level: of the checks, 1 to 3.
+        address: address of the run.
+        level: level of the checks, 1 to 3.
         run_id: id of the run; None if it cannot be read.
         foreign: why the folder cannot be checked; None if it can.
         verdict_if_foreign: the verdict if it cannot be checked.

@@ -107,7 +107,7 @@ def test_missing_batches_are_told(tmp_path):
     assert "incomplete, 2 of 5 batches; missing 3-5" in told(storage)
     extractor = make_extractor(tmp_path / "2", save_every=1)
     extractor.add(known_block(0, 1))
-    assert "1 batches so far, not closed" in told(LocalStorage(tmp_path / "2"))
+    assert "1 batches so far: still being written" in told(LocalStorage(tmp_path / "2"))
 
 
 def test_damage_and_strangers_are_refused(tmp_path):

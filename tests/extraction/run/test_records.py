@@ -107,7 +107,7 @@ def test_other_files_in_the_folder_are_no_records(tmp_path):
 def test_the_record_of_another_batch_is_refused(tmp_path):
     CommitLog(LocalStorage(tmp_path)).put(make_record())
     (tmp_path / "_run/commits/000007.json").rename(tmp_path / "_run/commits/000008.json")
-    with pytest.raises(StoreError, match=r"000008\.json is the record of batch 7"):
+    with pytest.raises(StoreError, match=r"000008\.json holds the commit record of batch 7"):
         list(CommitLog(LocalStorage(tmp_path)).records())
 
 

@@ -348,7 +348,7 @@ def test_an_empty_set(tmp_path):
         ({}, "neither was given"),
         ({"dataset": "a", "tasks_file": "b"}, "both were given"),
         ({"dataset": "a", "sample_limit": 0}, "sample_limit must be at least 1"),
-        ({"dataset": "a", "separator": "bos"}, "separator is none, eos"),
+        ({"dataset": "a", "separator": "bos"}, "separator must be none, eos"),
         ({"tasks_file": "a", "context_length": 5}, "context_length is for documents"),
         ({"tasks_file": "a", "separator": "eos"}, "separator is for documents"),
         ({"tasks_file": "a", "text_field": "body"}, "text_field is for documents"),

@@ -158,7 +158,7 @@ def test_unions_are_sets(expressions):
         ("last:0", "from 1 on, not '0'"),
         ("last:-1", "from 1 on"),
         ("last:two", "'two'"),
-        ("all:3", "nothing behind a colon"),
+        ("all:3", "nothing after a colon"),
         ("every", "not None"),
         ("generated:b", "from 0 on, not 'b'"),
         ("substring", "needs a text"),
