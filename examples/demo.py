@@ -3,8 +3,9 @@
     python -m examples.demo FOLDER
 
 It makes SmolLM2, dequantised (`examples/smollm2.py`), runs three addresses of presidents through
-it, keeps every token's activations after two of its 30 blocks, checks the files and shows them.
-Each step is a command that it prints first, with the seconds that it took afterwards.
+it, keeps every token's activations after two of its 30 blocks, checks the files and shows them, as
+text and as a page for the browser. Each step is a command that it prints first, with the seconds
+that it took afterwards.
 """
 
 import argparse
@@ -23,7 +24,7 @@ LAYERS = ("5", "15")
 
 def steps(folder: Path) -> list[tuple[str, list[str]]]:
     """Return what the demo does: a title and a command each, after `python -m`."""
-    model, run = str(folder / "smollm2"), str(folder / "activations")
+    model, run, page = (str(folder / name) for name in ("smollm2", "activations", "report.html"))
     extract = [
         *("inference.distributed_inference_with_activations", "--model_path", model),
         *("--dataset", TEXT, "--id_field", "id", "--sample_limit", "3"),
@@ -36,6 +37,7 @@ def steps(folder: Path) -> list[tuple[str, list[str]]]:
         ("19,000 tokens through it, about 30 s", extract),
         ("are the files whole? about 1 s", ["extraction", "verify", run]),
         ("what is in them? about 1 s", ["extraction", "inspect", run]),
+        ("the same as a page, about 1 s", ["extraction", "report", run, "--output", page]),
     ]
 
 
@@ -45,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="new folder for the model and the run")
     folder = parser.parse_args(arguments).folder
     todo = steps(folder)
+    begun_all = time.monotonic()
     for number, (title, command) in enumerate(todo, 1):
         print(f"\n[{number} of {len(todo)}] {title}", flush=True)
         print(f"$ python -m {shlex.join(command)}", flush=True)
@@ -55,11 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return status
     print(
         f"""
-Next, after `source .venv/bin/activate`:
+All {len(todo)} steps took {time.monotonic() - begun_all:.0f} s. Next:
+  the page    open {folder.absolute() / "report.html"} in a browser
+
+After `source .venv/bin/activate`:
   in Python   from extraction import ActivationDataset
               dataset = ActivationDataset("{folder}/activations", layer=15)
               dataset, dataset[0:4]   # rows are float32 [n, 576]
-  your model  the second command above with your own --model_path and --dataset
+  your model  the command of step 2 with your own --model_path (a folder or a Hugging Face id),
+              --dataset (such as corpus.jsonl, a {{"text": ...}} per line) and --layers_to_extract
   all flags   python -m inference.distributed_inference_with_activations --help"""
     )
     return 0

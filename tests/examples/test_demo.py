@@ -2,26 +2,47 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from examples.demo import main
-from examples.smollm2 import GgufError, find_gguf
 from extraction import ActivationDataset
+from tests.extraction.report.pages import parse, real, table, whole
 
 
-def test_the_demo_ends_with_checked_rows(tmp_path, capfd):
-    try:
-        find_gguf()
-    except GgufError as error:  # `make test` installs it
-        pytest.skip(str(error))
-    assert main([str(tmp_path / "demo")]) == 0
+@pytest.mark.usefixtures("source")  # without the model's package the test is skipped
+def test_the_demo_ends_with_checked_rows_and_their_page(tmp_path, capfd):
+    folder = tmp_path / "demo"
+    assert main([str(folder)]) == 0
     out = capfd.readouterr().out
-    assert out.count("$ python -m ") == len(re.findall(r"^\(\d+\.\d s\)$", out, re.MULTILINE)) == 4
+    titles = re.findall(r"^\[(\d) of 5\] .*about \d+ s$", out, re.MULTILINE)
+    assert titles == list("12345")
+    assert out.count("$ python -m ") == len(re.findall(r"^\(\d+\.\d s\)$", out, re.MULTILINE)) == 5
     assert "verdict: good" in out
     assert re.search(r"layer_15 +39 ", out)  # sinks: the first token of each of 39 pieces
-    dataset = ActivationDataset(tmp_path / "demo/activations", layer=15)
+    dataset = ActivationDataset(folder / "activations", layer=15)
     assert len(dataset) > 19_000
     assert dataset[0:4].shape == (4, 576)
+
+    (address,) = re.findall(r"^  the page    open (.*) in a browser$", out, re.MULTILINE)
+    assert address == str(folder / "report.html")
+    page = parse((folder / "report.html").read_bytes())
+    assert page.one("h1").text == "smollm2"
+    cells = table(page, "Rows of large norm")["layer_15"]
+    assert (whole(cells["rows"]), whole(cells["at position 0"])) == (39, 39)
+    largest = table(page, "Hook points of the run")["layer_15"]["largest norm"]
+    norms = np.linalg.norm(dataset[:].astype(np.float64), axis=1)
+    assert real(largest) == pytest.approx(norms.max(), rel=1e-4)
+
+    lines = re.search(r"  in Python   (.*\n)((?: {14}.*\n)+)", out)
+    code = lines[1] + re.sub("^ {14}", "", lines[2], flags=re.MULTILINE)
+    found = {}
+    exec(code, found)
+    assert found["dataset"][0:4].tolist() == dataset[0:4].tolist()
+    named = re.findall(r"--[a-z_]+", out.partition("your model")[2].partition("all flags")[0])
+    step = re.search(r"\[2 of 5\].*\n(.*)", out)[1]
+    assert named == ["--model_path", "--dataset", "--layers_to_extract"]
+    assert set(named) <= set(step.split())
 
 
 def test_a_step_that_fails_ends_the_demo(tmp_path, capfd):

@@ -13,25 +13,10 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from examples.demo import TEXT
-from examples.smollm2 import GgufError, convert, find_gguf, main
+from examples.smollm2 import convert, main
 from inference import capture, load_model
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def source():
-    try:
-        return find_gguf()
-    except GgufError as error:  # `make test` installs it
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
-def folder(source, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("smollm2")
-    convert(source, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
