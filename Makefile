@@ -1,5 +1,6 @@
 # make demo   make an environment; a real small model's activations, checked and shown, also as a page
 # make demo-tiny   the main job on a tiny random model, without a download
+# make picture   the README's picture of the page of `make demo`; needs Chromium
 # make test   the quick tests; test-processes, test-docs, test-browser: the others; test-all: all of them
 # make lint   formatting, lint, types, and which package may import which
 # make architecture   count code lines, import circles and the files that a row passes
@@ -38,7 +39,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTEST := $(BIN)/python -m pytest --quiet
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo demo-tiny test test-processes test-docs test-browser test-all test-lowest test-newest test-random lock lint architecture bench test-tpu test-faults test-peers test-sky tpu-smoke clean
+.PHONY: demo picture demo-tiny test test-processes test-docs test-browser test-all test-lowest test-newest test-random lock lint architecture bench test-tpu test-faults test-peers test-sky tpu-smoke clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/run.stamp: pyproject.toml $(CONSTRAINTS)
@@ -62,6 +63,10 @@ $(VENV)/demo.stamp: $(VENV)/run.stamp
 demo: $(VENV)/demo.stamp
 	rm -rf $(DEMO)
 	$(BIN)/python -m examples.demo $(DEMO)
+
+picture:
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1280,1956 \
+		--screenshot=$(CURDIR)/docs/report.webp "file://$(CURDIR)/$(DEMO)/report.html"
 
 demo-tiny: $(VENV)/run.stamp
 	rm -rf $(DEMO)

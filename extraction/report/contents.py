@@ -58,6 +58,13 @@ class HookPointContents:
         """Number of rows whose numbers are all finite."""
         return self.statistics.rows - self.statistics.nonfinite_rows
 
+    @property
+    def largest_multiple(self) -> float:
+        """Largest norm divided by the median norm; 0 if one of them is not known."""
+        largest = self.statistics.largest
+        median = self.statistics.median_norm() if largest else 0.0
+        return largest[0].norm / median if largest and median else 0.0
+
 
 @dataclasses.dataclass(kw_only=True)
 class OutputCounts:

@@ -88,7 +88,7 @@ def _header(run: RunContents) -> list[Html]:
     ]
     return [
         element("p", "Activations of", class_="over"),
-        element("h1", foreign(_short_name(run) or "a model without a name")),
+        element("h1", foreign(_short_name(run) or "a model without a name", 120)),
         element("p", "in ", foreign(run.address), class_="over"),
         element(
             "dl",

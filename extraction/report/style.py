@@ -111,7 +111,8 @@ dl.facts{margin-block:16px}
 ul.messages{margin:0;padding:0}
 .definitions{margin:0 0 14px;padding:0;list-style:none;font-size:14px}
 .definitions b{font-weight:600}
-.wide{overflow-x:auto;overscroll-behavior-x:contain;
+.wide{width:fit-content;min-width:min(560px,100%);max-width:100%;overflow-x:auto;
+ overscroll-behavior-x:contain;
  background:linear-gradient(to left,var(--line),transparent 12px) right/12px 100% no-repeat}
 .wide thead th:first-child,.wide tbody th{position:sticky;left:0;background:var(--card)}
 .wide tr>:last-child{background:var(--card)}
@@ -207,8 +208,10 @@ footer{padding-top:6px;padding-bottom:40px;color:var(--soft);font-size:13px}
  figure,tr,.message,.sample{break-inside:avoid}
  h2,h3{break-after:avoid}
  nav,.controls,.readout{display:none}
+ .columns{grid-template-columns:1fr 1fr}
+ .facts-columns{columns:2}
  .wide{overflow:visible;background:none}
- .wide table{font-size:8pt}
+ .wide table{font-size:8pt;width:100%}
  .wide tbody th{white-space:normal;overflow-wrap:anywhere}
  td.n,th.n,td.list,th.list{padding-left:6pt;min-width:0}
  .prompt{max-height:none}

@@ -14,9 +14,10 @@ SCRIPT = """
 (function () {
   "use strict";
   var limits = JSON.parse(document.body.dataset.limits);
-  var chosen = 0, select = document.getElementById("hook");
+  var select = document.getElementById("hook");
   function norms(token) { return token.dataset.n.split(" ").map(Number); }
   function colour() {
+    var chosen = select.selectedIndex;
     document.querySelectorAll(".tokens button").forEach(function (token) {
       var value = norms(token)[chosen], n = 0;
       var median = Number(select.options[chosen].dataset.median);
@@ -48,7 +49,8 @@ SCRIPT = """
     });
   });
   if (select) {
-    select.addEventListener("change", function () { chosen = select.selectedIndex; colour(); });
+    select.addEventListener("change", colour);
+    colour();
   }
 })();
 """

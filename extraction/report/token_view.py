@@ -23,9 +23,11 @@ def samples_section(run: RunContents) -> list[Html]:
         hook.name: hook.statistics.median_norm() if hook.finite else math.nan
         for hook in run.hook_points
     }
+    multiples = {hook.name: hook.largest_multiple for hook in run.hook_points}
+    first = max(found.hook_points, key=lambda name: multiples[name])
     chosen = [medians[name] for name in found.hook_points]
     options = [
-        element("option", name, data_median=repr(median))
+        element("option", name, data_median=repr(median), selected=name == first)
         for name, median in zip(found.hook_points, chosen, strict=True)
     ]
     return [
@@ -42,7 +44,7 @@ def samples_section(run: RunContents) -> list[Html]:
             class_="controls",
         ),
         element("ul", *_scale(), class_="scale", aria_label="Norm divided by the median"),
-        *(_sample(sample, found.hook_points, chosen) for sample in found.samples),
+        *(_sample(sample, found.hook_points, chosen, first) for sample in found.samples),
     ]
 
 
@@ -56,11 +58,13 @@ def _scale() -> list[Html]:
     return [element("li", name, class_=f"c{n}") for n, name in enumerate(names)]
 
 
-def _sample(sample: ShownSample, hooks: tuple[str, ...], medians: list[float]) -> Html:
+def _sample(
+    sample: ShownSample, hooks: tuple[str, ...], medians: list[float], coloured_by: str
+) -> Html:
     facts = [f"sample {sample.sample_idx}", f"{count(sample.rows)} rows"]
     if sample.finish_reason is not None:
         facts.append(f"finished by {sample.finish_reason}")
-    tokens = [_token(token, hooks, medians) for token in sample.tokens]
+    tokens = [_token(token, hooks, medians, coloured_by) for token in sample.tokens]
     before = f"{count(sample.tokens_before)} tokens before … "
     after = f" … {count(sample.tokens_after)} tokens after"
     content = [
@@ -94,10 +98,13 @@ def _sample(sample: ShownSample, hooks: tuple[str, ...], medians: list[float]) -
     return element("div", *content, class_="sample")
 
 
-def _token(token: ShownToken, hooks: tuple[str, ...], medians: list[float]) -> Html:
+def _token(
+    token: ShownToken, hooks: tuple[str, ...], medians: list[float], coloured_by: str
+) -> Html:
     text = str(token.token_id) if token.token_id >= 0 else "·"
     if token.norms is None:
         return element("span", text)
+    at = hooks.index(coloured_by)
     place = f"position {token.position}" if token.position >= 0 else "position not recorded"
     told = [place, f"token id {text}", f"step {token.step}"] + [
         f"{hook} norm {number(norm)} ({number(norm / median if median else None)} × median)"
@@ -107,7 +114,7 @@ def _token(token: ShownToken, hooks: tuple[str, ...], medians: list[float]) -> H
         "button",
         text,
         type="button",
-        class_=colour_class(token.norms[0], medians[0]),
+        class_=colour_class(token.norms[at], medians[at]),
         title=", ".join(told),
         data_n=" ".join(f"{norm:.6g}" for norm in token.norms),
     )

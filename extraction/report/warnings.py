@@ -21,7 +21,7 @@ class Message(NamedTuple):
 
 
 def messages_of(run: RunContents) -> list[Message]:
-    """Return the messages at the head of the page."""
+    """Return the messages at the head of the page, warnings before notes."""
     found = [
         *_self_checks(run),
         *_state(run),
@@ -31,6 +31,7 @@ def messages_of(run: RunContents) -> list[Message]:
         *_large(run),
         *_lacking(run),
     ]
+    found.sort(key=lambda message: message.kind != "warning")
     if not any(message.kind == "warning" for message in found):
         found.insert(0, _message("good", "No warnings.", _checked(run)))
     return found
@@ -103,7 +104,7 @@ def _skipped(run: RunContents) -> Iterator[Message]:
     if run.outputs is None or not run.outputs.reasons:
         return
     skipped = run.outputs.finish_reasons["skipped"]
-    reasons = "; ".join(f"{n:,}: {reason}" for reason, n in run.outputs.reasons.most_common(3))
+    reasons = "; ".join(f"{reason} ({n:,})" for reason, n in run.outputs.reasons.most_common(3))
     title = f"{count(skipped)} of {count(run.outputs.samples)} samples were skipped."
     yield _message("warning", title, reasons)
 
@@ -112,7 +113,7 @@ def _large(run: RunContents) -> Iterator[Message]:
     large = [hook for hook in run.hook_points if hook.large.rows + hook.large.unsettled]
     if not large:
         return
-    large.sort(key=lambda hook: -_largest_multiple(hook))
+    large.sort(key=lambda hook: -hook.largest_multiple)
     parts = [element("li", _large_rows(hook)) for hook in large[:LISTED]]
     if len(large) > LISTED:
         parts.append(element("li", f"and rows of {count(len(large) - LISTED)} more hook points"))
@@ -125,21 +126,14 @@ def _large(run: RunContents) -> Iterator[Message]:
     )
 
 
-def _largest_multiple(hook: HookPointContents) -> float:
-    """Return the largest norm divided by the median norm; 0 if one of them is not known."""
-    largest, median = hook.statistics.largest, hook.statistics.median_norm()
-    return largest[0].norm / median if largest and median else 0.0
-
-
 def _large_rows(hook: HookPointContents) -> Html:
     found = hook.large
     least = "at least " if found.unsettled else ""
     text = f": {least}{count(found.rows)} of {count(hook.finite)} rows"
     if found.at_position_0:
         text += f", {count(found.at_position_0)} at position 0"
-    highest = _largest_multiple(hook)
-    if highest:
-        text += f", up to {number(highest)} × median"
+    if hook.largest_multiple:
+        text += f", up to {number(hook.largest_multiple)} × median"
     return joined(foreign(hook.name), text)
 
 

@@ -43,7 +43,8 @@ class Chromium:
     """
 
     def __init__(self, program: str):
-        self._profile = tempfile.TemporaryDirectory(prefix="chromium")
+        # A process of the browser that ends late may still write into it.
+        self._profile = tempfile.TemporaryDirectory(prefix="chromium", ignore_cleanup_errors=True)
         their_in, self._out = os.pipe()
         self._in, their_out = os.pipe()
         flags = [
@@ -71,10 +72,11 @@ class Chromium:
 
     def __exit__(self, *_: object) -> None:
         """End the browser."""
-        self._process.terminate()
         try:
+            self._session = None
+            self.call("Browser.close")
             self._process.wait(20)
-        except subprocess.TimeoutExpired:
+        except (subprocess.TimeoutExpired, AssertionError, OSError):
             self._process.kill()
             self._process.wait()
         os.close(self._in)

@@ -53,11 +53,13 @@ Array.from(document.querySelectorAll("svg")).flatMap(function (svg) {
 """
 
 COVERED = """
-Array.from(document.querySelectorAll(".wide")).filter((one) => one.scrollWidth > one.clientWidth
-  && one.querySelector("tbody th").offsetWidth > one.clientWidth / 2
-).map((one) => one.textContent.slice(0, 60))
+Array.from(document.querySelectorAll(".wide")).filter(function (one) {
+  const cell = one.querySelector("tbody td").getBoundingClientRect();
+  return cell.left < one.querySelector("tbody th").getBoundingClientRect().right - 0.5
+    || cell.right > one.getBoundingClientRect().right + 0.5;
+}).map((one) => one.getAttribute("aria-label"))
 """
-"""Tables that scroll sideways, and whose first column, which does not, leaves too little room."""
+"""Tables whose second column does not show beside the first one, which stays when they scroll."""
 
 CLIPPED = """
 Array.from(document.querySelectorAll("h1, h2, h3, p, li, dd, dt, td, th, summary, label")).filter(
