@@ -26,6 +26,7 @@ TIERS = {
         "tests/launch/test_pod_run.py",
         "tests/launch/test_whole_way.py",
         "tests/launch/test_worker_script.py",
+        "tests/sae/files/test_torch_file.py::test_time_and_memory",
     ),
     "docs": ("tests/benchmarks/", "tests/docs/", "tests/examples/"),
     "browser": ("tests/extraction/report/test_browser.py",),

@@ -92,8 +92,15 @@ def tensor_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def json_bytes(document: Mapping[str, Any]) -> bytes:
-    """Return a JSON file."""
-    return json.dumps(document, indent=1).encode()
+    """Return a JSON file.
+
+    Raises:
+        StoreError: a value is none of JSON's.
+    """
+    try:
+        return json.dumps(document, indent=1).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise StoreError(f"the metadata hold what JSON cannot: {first_line(error)}") from None
 
 
 def described(sae: SparseAutoencoder) -> dict[str, Any]:
