@@ -27,6 +27,7 @@ TIERS = {
         "tests/launch/test_whole_way.py",
         "tests/launch/test_worker_script.py",
         "tests/sae/files/test_torch_file.py::test_time_and_memory",
+        "tests/sae/test_several_processes.py::test_two_processes",
     ),
     "docs": ("tests/benchmarks/", "tests/docs/", "tests/examples/"),
     "browser": ("tests/extraction/report/test_browser.py",),

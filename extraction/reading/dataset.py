@@ -128,6 +128,11 @@ class ActivationDataset:
         )
 
     @property
+    def stored_batches(self) -> int:
+        """Number of batches, each of which has a file for every hook point."""
+        return len(self._numbers.batches)
+
+    @property
     def info(self) -> RunInfo:
         """Information about the run, as of the last `refresh`."""
         if self._info is None:

@@ -87,12 +87,19 @@ class DeviceSettings(Settings):
         Raises:
             InputError: `mesh_shape` is not two whole numbers.
         """
-        if self.mesh_shape is None:
-            return None
-        parts = self.mesh_shape.split(",")
-        if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-            raise InputError(f"{setting('mesh_shape')} must look like 8,8, not {self.mesh_shape!r}")
-        return int(parts[0]), int(parts[1])
+        return None if self.mesh_shape is None else two_axes(self.mesh_shape)
+
+
+def two_axes(text: str) -> tuple[int, int]:
+    """Return a setting `mesh_shape` as two numbers.
+
+    Raises:
+        InputError: it is not two whole numbers.
+    """
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise InputError(f"{setting('mesh_shape')} must look like 8,8, not {text!r}")
+    return int(parts[0]), int(parts[1])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from sae.training.optimizer import (
     make_optimizer,
 )
 from sae.training.outcome import Outcome
+from sae.training.processes import rows_of_all, whole
 from sae.training.settings import SaeSettings
 from sae.training.sparse_gradients import SparseGradients
 
@@ -52,10 +53,10 @@ class AutoencoderTraining:
         settings: settings of the autoencoder, resolved for `d_in`.
         d_in: width of the rows.
         d_out: width of the targets; None: the rows are their own targets.
-        batch_size: rows of a batch.
+        batch_size: rows of a batch, of all processes together.
         steps: steps of the whole training, for the schedule.
         scales: numbers that rows and targets are multiplied by.
-        mesh: devices with the axes `data` and `latent`; None: one device.
+        mesh: devices of all processes with the axes `data` and `latent`; None: one device.
         sparse: whether to use the sparse path; None: where it is faster.
 
     Attributes:
@@ -95,10 +96,10 @@ class AutoencoderTraining:
         """Make the state of the first step.
 
         Args:
-            targets: `[B, d_out]`, unscaled targets (or rows) of the first batch.
+            targets: `[B, d_out]`, this process's unscaled targets (or rows) of the first batch.
         """
         width = self.d_in if self.d_out is None else self.d_out
-        scaled = targets * np.float32(self.scales[1])
+        scaled = rows_of_all(targets) * np.float32(self.scales[1])
         self.restore(
             initial_state(initial_params(self.settings, self.d_in, width, scaled), self._optimizer),
             Counters(),
@@ -120,8 +121,8 @@ class AutoencoderTraining:
         """Train on a batch.
 
         Args:
-            rows: `[batch_size, d_in]` float32, unscaled.
-            targets: `[batch_size, d_out]` float32, unscaled; None: the rows.
+            rows: `[batch_size / processes, d_in]` float32, this process's rows, unscaled.
+            targets: `[batch_size / processes, d_out]` float32, unscaled; None: the rows.
         """
         if self.state is None:
             self.begin(rows if targets is None else targets)
@@ -137,9 +138,10 @@ class AutoencoderTraining:
             self._last = self._step_sparsely(self._sparse, rows, targets)
         else:
             weight = coefficient(self.settings, self.batch_size, steps)
-            batch = jax.tree.map(self._rows_placed, (rows, targets))
+            batch = jax.tree.map(self._placed_rows, (rows, targets))
             self.state, self._last = self._dense_step(state, *batch, weight)
-        self.counters = Counters(steps + 1, seen + len(rows), window + len(rows))
+        rows_seen = self.batch_size
+        self.counters = Counters(steps + 1, seen + rows_seen, window + rows_seen)
 
     def _step_sparsely(
         self, gradients: SparseGradients, rows: np.ndarray, targets: np.ndarray | None
@@ -161,6 +163,11 @@ class AutoencoderTraining:
         self, state: dict[str, Any], rows: Any, targets: Any, weight: Any
     ) -> tuple[dict[str, Any], Outcome]:
         dead = is_dead(state, self.settings)
+        if self._mesh is not None:  # read in parts by all devices; gathered over the latents
+            over_data = NamedSharding(self._mesh, PartitionSpec("data"))
+            rows, targets = jax.tree.map(
+                lambda part: jax.lax.with_sharding_constraint(part, over_data), (rows, targets)
+            )
         outcome = dense_gradients.gradients(
             state["params"], rows, targets, dead, weight, self.settings
         )
@@ -176,17 +183,26 @@ class AutoencoderTraining:
         return state, outcome._replace(gradients={})
 
     def _placed(self, path: Any, leaf: Any) -> Any:
-        return jax.device_put(leaf, self.sharding(path, leaf))
+        if self._mesh is None:
+            return jax.device_put(leaf)
+        full = np.asarray(leaf)
+        return jax.make_array_from_callback(
+            full.shape, self.sharding(path, leaf), lambda place: full[place]
+        )
 
-    def _rows_placed(self, rows: np.ndarray) -> Any:
+    def _placed_rows(self, rows: np.ndarray) -> Any:
         if self._mesh is None:
             return rows
-        return jax.device_put(rows, NamedSharding(self._mesh, PartitionSpec("data")))
+        return jax.make_array_from_process_local_data(self.rows_sharding(), rows)
+
+    def rows_sharding(self) -> NamedSharding:
+        """Return where a batch lives at first: each device has a part of its rows."""
+        assert self._mesh is not None
+        return NamedSharding(self._mesh, PartitionSpec(("data", "latent")))
 
     def sharding(self, path: Any, leaf: Any) -> Any:
         """Return where an array of the state lives: latents are split over axis `latent`."""
-        if self._mesh is None:
-            return jax.devices()[0]
+        assert self._mesh is not None
         name = next((key.key for key in reversed(path) if hasattr(key, "key")), None)
         split = leaf.ndim > 0 and name != "b_dec"
         return NamedSharding(self._mesh, PartitionSpec("latent") if split else PartitionSpec())
@@ -205,7 +221,7 @@ class AutoencoderTraining:
             "rows": self.counters.rows,
             "loss": sum(losses.values()),
             **losses,
-            "l0": float(np.asarray(self._last.fired).sum()) / self.batch_size,
+            "l0": float(whole(self._last.fired).sum()) / self.batch_size,
             "dead": self.dead(),
             "learning_rate": float(np.asarray(rate(self.counters.steps - 1))),
             "threshold": float(self.state["threshold"]),
@@ -213,17 +229,18 @@ class AutoencoderTraining:
 
     def dead(self) -> int:
         """Return the number of latents that did not fire for `dead_rows` rows."""
-        return int(np.asarray(is_dead(self.state, self.settings)).sum())
+        return int((whole(self.state["rows_since_fired"]) > self.settings.dead_rows).sum())
 
     def densities(self) -> np.ndarray:
         """Return `[d_sae]` float64: the part of the last rows in which each latent fired."""
         assert self.state is not None
-        return np.asarray(self.state["fired_rows"], np.float64) / max(self.counters.density_rows, 1)
+        fired = whole(self.state["fired_rows"]).astype(np.float64)
+        return fired / max(self.counters.density_rows, 1)
 
     def autoencoder(self, metadata: dict[str, Any] | None = None) -> SparseAutoencoder:
         """Return the autoencoder as it is now, for unscaled rows."""
         assert self.state is not None
-        params = {name: np.asarray(value) for name, value in self.state["params"].items()}
+        params = whole(self.state["params"])
         return exported(
             params,
             float(self.state["threshold"]),

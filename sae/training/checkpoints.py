@@ -70,7 +70,7 @@ class Checkpoints:
 
         Args:
             step: number of finished steps.
-            states: tree of arrays of each autoencoder; copied before this returns.
+            states: tree of numpy arrays of each autoencoder; copied before this returns.
             progress: JSON.
 
         Raises:
@@ -106,7 +106,7 @@ class Checkpoints:
 
         with tempfile.TemporaryDirectory(prefix="sae-checkpoint-") as spool:
             folder = Path(spool)
-            with ocp.StandardCheckpointer() as writer:
+            with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as writer:
                 writer.save(folder / STATE, states)
             (folder / PROGRESS).write_text(progress, encoding="utf-8")
             packed = folder / "packed.tar"
@@ -126,7 +126,7 @@ class Checkpoints:
         """Return the newest checkpoint, or None if there is none.
 
         Args:
-            abstract: shapes, dtypes and shardings of the states.
+            abstract: shapes and dtypes of the states.
 
         Raises:
             StoreError: it is damaged.
@@ -150,9 +150,19 @@ class Checkpoints:
             with tarfile.open(packed) as archive:
                 archive.extractall(folder, filter="data")
             progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-            with ocp.StandardCheckpointer() as reader:
+            with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
                 states = reader.restore(folder / STATE, dict(abstract))
         return Checkpoint(states, progress)
+
+
+def _alone() -> Any:
+    """Return orbax's options by which this process waits for no other."""
+    import orbax.checkpoint as ocp
+
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"sae{index}"
+    )
 
 
 def _name(step: int, extension: str) -> str:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from extraction.errors import ExistingRunError, StoreError
@@ -24,11 +25,13 @@ from extraction.setting_names import setting
 from extraction.storage import Storage, open_storage
 from extraction.storage.local import LocalStorage
 from extraction.version import __version__
+from inference.engine.hosts import start_distributed
 from qwen_hooks.hook_point_table import entries as table_entries
 from sae.autoencoder import SparseAutoencoder
 from sae.files import save
 from sae.training.autoencoder_training import AutoencoderTraining, Counters
 from sae.training.checkpoints import Checkpoints
+from sae.training.processes import any_of, mesh_of, sum_of, told_by_all, whole
 from sae.training.row_stream import RowStream
 from sae.training.run_settings import DataSettings, TrainSettings
 from sae.training.sweep import Entry
@@ -55,6 +58,12 @@ def run(
         StoreError: the run or the output cannot be used.
         Interrupted: it was stopped; a checkpoint is written.
     """
+    start_distributed(
+        settings.coordinator_address,
+        settings.num_processes,
+        settings.process_id,
+        settings.initialization_timeout,
+    )
     with contextlib.ExitStack() as stack:
         training = Training(settings, entries, stack)
         training.begin()
@@ -62,10 +71,11 @@ def run(
             while training.step < training.steps:
                 training.advance()
                 progress("rows trained on", training.rows, training.steps * settings.batch_size)
-                if stop.is_set():
+                if any_of(stop.is_set()):
                     training.checkpoint()
                     training.checkpoints.wait()
-                stop.check(f"stopped after {training.rows:,} rows; {RESUME}")
+                    stop.set()
+                    stop.check(f"stopped after {training.rows:,} rows; {RESUME}")
                 if training.due():
                     training.checkpoint()
         return training.end()
@@ -99,13 +109,14 @@ class Training:
             self.trainings[name] = self._training(entry, hook)
             stack.callback(self.trainings[name].close)
         self.storage: Storage = open_storage(settings.output_dir)
-        if isinstance(self.storage, LocalStorage):
+        self.writes = jax.process_index() == 0
+        if isinstance(self.storage, LocalStorage) and self.writes:
             stack.callback(RunLock(self.storage.folder).release)
             self.storage.remove_left_overs()
         self.checkpoints = Checkpoints(self.storage, settings.keep_checkpoints)
         stack.callback(self.checkpoints.close)
         self.metrics: list[dict[str, Any]] = []
-        self._position: dict[str, Any] = {}
+        self._positions: list[dict[str, Any]] = []
         self._written = time.monotonic()
         self._resumed_rows = 0
         self._began = time.monotonic()
@@ -113,6 +124,7 @@ class Training:
     def _training(self, entry: Entry, hook: str) -> AutoencoderTraining:
         width = self.stream.dataset.info.width
         resolved = entry.settings.resolved(width[hook])
+        mesh = mesh_of(self.settings.mesh_axes(), self.settings.batch_size, resolved.latents)
         assert resolved.normalize is not None
         scale = self.stream.scale(hook, resolved.normalize)
         to = self.target
@@ -123,6 +135,7 @@ class Training:
             self.settings.batch_size,
             self.steps,
             (scale, scale if to is None else self.stream.scale(to, resolved.normalize)),
+            mesh,
         )
 
     @property
@@ -138,14 +151,15 @@ class Training:
     def begin(self) -> None:
         """Claim the output, and go on from its last checkpoint, if there is one."""
         self.stream.begin()  # refuses filters that the run cannot serve, before anything is written
-        found = _begun(self.storage, self.identity(), resume=self.settings.resume)
+        found = self.writes and _begun(self.storage, self.identity(), resume=self.settings.resume)
+        found = any_of(found)  # and the others wait
         abstract = {name: one.abstract_state() for name, one in self.trainings.items()}
         checkpoint = self.checkpoints.restore(abstract) if found else None
         if checkpoint is None:
             return
         self.metrics = checkpoint.progress["metrics"]
-        self._position = checkpoint.progress["position"]
-        self.stream.begin(self._position)
+        self._positions = checkpoint.progress["positions"]
+        self.stream.begin(self._positions)
         for name, one in self.trainings.items():
             one.restore(checkpoint.states[name], Counters(*checkpoint.progress["counters"]))
         self._resumed_rows = self.rows
@@ -160,7 +174,11 @@ class Training:
         }
         return {
             "run_id": self.stream.dataset.info.run_id,
-            "data": data | {"train_rows": self.steps * self.settings.batch_size},
+            "data": data
+            | {
+                "train_rows": self.steps * self.settings.batch_size,
+                "read_streams": self.stream.streams,
+            },
             "autoencoders": {
                 name: {"hook_point": self.hooks[name], **dataclasses.asdict(one.settings)}
                 for name, one in self.trainings.items()
@@ -173,7 +191,6 @@ class Training:
         targets = None if self.target is None else batch[self.target]
         for name, one in self.trainings.items():
             one.step(batch[self.hooks[name]], targets)
-        self._position = self.stream.position
         if self.step % self.settings.log_steps == 0 or self.step == self.steps:
             self._log(batch)
 
@@ -181,7 +198,7 @@ class Training:
         spent = time.monotonic() - self._began
         for name, one in self.trainings.items():
             aimed = batch[self.target or self.hooks[name]] * np.float32(one.scales[1])
-            spread = float(((aimed - aimed.mean(0)) ** 2).sum()) / len(aimed)
+            spread = _spread(aimed)
             found = one.metrics()
             line = {"autoencoder": name, **found, "fvu": found["mse"] / spread}
             line["rows_per_second"] = round((self.rows - self._resumed_rows) / spent, 1)
@@ -191,24 +208,25 @@ class Training:
         """Return whether it is time for a checkpoint."""
         waited = time.monotonic() - self._written
         seconds = self.settings.checkpoint_seconds
-        return waited >= seconds and (seconds == 0 or not self.checkpoints.busy())
+        return any_of(
+            self.writes and waited >= seconds and (seconds == 0 or not self.checkpoints.busy())
+        )
 
     def checkpoint(self) -> None:
         """Write a checkpoint in the background."""
         counters = next(iter(self.trainings.values())).counters
-        progress = {
-            "counters": list(counters),
-            "position": self._position,
-            "metrics": self.metrics,
-        }
-        states = {name: one.state for name, one in self.trainings.items()}
-        self.checkpoints.save(self.step, states, progress)
-        self._publish_metrics()
+        self._positions = [place for told in told_by_all(self.stream.positions()) for place in told]
+        states = {name: whole(one.state) for name, one in self.trainings.items()}
+        if self.writes:
+            progress = {
+                "counters": list(counters),
+                "positions": self._positions,
+                "metrics": self.metrics,
+            }
+            self.checkpoints.save(self.step, states, progress)
+            lines = "".join(json.dumps(line) + "\n" for line in self.metrics)
+            self.storage.replace(METRICS_FILE, lines.encode())
         self._written = time.monotonic()
-
-    def _publish_metrics(self) -> None:
-        lines = "".join(json.dumps(line) + "\n" for line in self.metrics)
-        self.storage.replace(METRICS_FILE, lines.encode())
 
     def end(self) -> dict[str, SparseAutoencoder]:
         """Write the last checkpoint and the autoencoders, and return these."""
@@ -217,8 +235,10 @@ class Training:
         found = {}
         for name, one in self.trainings.items():
             sae = one.autoencoder(self._metadata(name, one))
-            save(sae, f"{self.settings.output_dir}/{name}", replace=True)
+            if self.writes:
+                save(sae, f"{self.settings.output_dir}/{name}", replace=True)
             found[name] = sae
+        any_of(False)  # no process ends before the files are there
         return found
 
     def _metadata(self, name: str, one: AutoencoderTraining) -> dict[str, Any]:
@@ -239,7 +259,7 @@ class Training:
             "filters": {
                 key: data[key] for key in ("max_norm_multiple", "exclude_special", "skip_first")
             },
-            "rows_left_out": self.stream.left_out,
+            "rows_left_out": self.stream.left_out(self._positions),
             "rows_trained_on": self.rows,
             "batch_size": self.settings.batch_size,
             "training_architecture": one.settings.architecture,
@@ -264,12 +284,12 @@ def spellings(hook_point: str, ending: str) -> dict[str, str]:
 
 def _opened_rows(settings: TrainSettings) -> tuple[RowStream, str | None]:
     """Return the stream of rows, and the name in the run of the hook point of the targets."""
-    asked = settings.hook_points
+    asked, process = settings.hook_points, (jax.process_index(), jax.process_count())
     if settings.target_hook_point is None:
-        return RowStream(settings, asked), None
+        return RowStream(settings, asked, process), None
     if asked is None:
         raise StoreError(f"{setting('target_hook_point')} needs {setting('hook_points')}")
-    stream = RowStream(settings, [*asked, settings.target_hook_point])
+    stream = RowStream(settings, [*asked, settings.target_hook_point], process)
     return stream, stream.hook_points[-1]
 
 
@@ -282,6 +302,14 @@ def _named(
             continue
         for entry in entries:
             yield (f"{hook}.{entry.name}" if entry.name else hook), hook, entry
+
+
+def _spread(rows: np.ndarray) -> float:
+    """Return the mean squared distance of all processes' rows from their mean."""
+    rows = rows.astype(np.float64)
+    sums = sum_of(np.concatenate([[len(rows), (rows**2).sum()], rows.sum(0)]))
+    count, squares, total = sums[0], sums[1], sums[2:]
+    return float(squares / count - (total @ total) / count**2)
 
 
 def _begun(storage: Storage, identity: Mapping[str, Any], *, resume: bool) -> bool:

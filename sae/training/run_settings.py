@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from extraction.setting_names import setting
 from inference.errors import InputError
+from inference.settings.devices import ProcessSettings, two_axes
 from inference.settings.fields import Settings, flag
 from sae.training.settings import SaeSettings
 
@@ -64,6 +65,16 @@ class DataSettings(Settings):
         default=1 << 17,
         least=1,
     )
+    read_streams: int | None = flag(
+        "Streams that each batch is put together from. They are shared out among the processes, so"
+        " that any number of processes that divides it trains on the same rows. Left out: 8, or"
+        " fewer for runs of few files.",
+        decides="rows",
+        default=None,
+        example=8,
+        least=1,
+        most=4096,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +106,29 @@ class KeepingSettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainSettings(DataSettings, SaeSettings, KeepingSettings):
+class MeshSettings(ProcessSettings):
+    """The devices of a training."""
+
+    group: ClassVar[str] = "several devices"
+
+    mesh_shape: str | None = flag(
+        "Devices on the data and the latent axis. Left out: all on the latent axis.",
+        decides="nothing",
+        default=None,
+        example="1,8",
+    )
+
+    def mesh_axes(self) -> tuple[int, int] | None:
+        """Return `mesh_shape` as two numbers."""
+        return None if self.mesh_shape is None else two_axes(self.mesh_shape)
+
+    def _check(self) -> None:
+        super()._check()
+        self.mesh_axes()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSettings(DataSettings, SaeSettings, KeepingSettings, MeshSettings):
     """All settings of `python -m sae train`."""
 
     def _check(self) -> None:
