@@ -6,6 +6,8 @@ It runs in an environment with sae-lens, dictionary-learning and eai-sparsify, w
 and is also how this project's own trainer is timed (`ours`), in this project's environment.
 """
 
+# pyright: reportMissingImports=false
+
 import argparse
 import json
 import os

@@ -12,11 +12,12 @@ WIDTHS = {HOOK: 16, TARGET: 12}
 
 
 def features(rows: int, seed: int, width: int) -> np.ndarray:
-    """Return `[rows, width]` float32: sparse sums of 40 directions, and a mean."""
+    """Return `[rows, width]` float32: sparse sums of 40 directions, a mean and a little noise."""
     random = np.random.default_rng(seed)
     directions = np.random.default_rng(99).standard_normal((40, width))
     active = random.random((rows, 40)) < 0.1
-    return ((active * random.random((rows, 40))) @ directions + 0.2).astype(np.float32)
+    values = (active * random.random((rows, 40))) @ directions + 0.2
+    return (values + 0.01 * random.standard_normal(values.shape)).astype(np.float32)
 
 
 def write_run(folder: Path, rows: int = 600, rows_per_file: int = 100, bad: int = 0) -> Path:

