@@ -14,6 +14,7 @@
 # make test-random   the tests in random order; SEED=N repeats an order
 # make lock   renew constraints.txt and constraints-lowest.txt, the versions that are tested
 # make test-peers  TransformerLens and nnsight, in their own environment: do our names mean theirs?
+# make test-peers-sae  SAELens, dictionary_learning, sparsify: do their autoencoders and ours agree?
 # make test-sky  SkyPilot's own parser reads a task of `launch sky`, in its own environment
 # make tpu-smoke  on a machine with a TPU or GPU: does it give the CPU's rows?
 
@@ -39,7 +40,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTEST := $(BIN)/python -m pytest --quiet
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo picture demo-tiny test test-processes test-docs test-browser test-all test-lowest test-newest test-random lock lint architecture bench test-tpu test-faults test-peers test-sky tpu-smoke clean
+.PHONY: demo picture demo-tiny test test-processes test-docs test-browser test-all test-lowest test-newest test-random lock lint architecture bench test-tpu test-faults test-peers test-peers-sae test-sky tpu-smoke clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/run.stamp: pyproject.toml $(CONSTRAINTS)
@@ -133,7 +134,7 @@ test-tpu:
 test-faults: $(VENV)/test.stamp
 	FAULTS=all FUZZ_MUTATIONS=100000 $(PYTEST) -s tests/faults \
 		tests/extraction/formats/test_mutations.py tests/test_document_mutations.py \
-		tests/qwen_hooks/test_config_against_torch.py
+		tests/sae/files/test_torch_file.py tests/qwen_hooks/test_config_against_torch.py
 
 PEERS := .venv-peers/bin/python
 PIP_PEERS := PIP_CONSTRAINT= PIP_BUILD_CONSTRAINT= $(PEERS) -m pip install --quiet
@@ -144,6 +145,14 @@ test-peers:
 	HF_HUB_OFFLINE=1 $(PEERS) -m tests.peers.write_values
 	$(PIP_PEERS) --no-deps --upgrade --target .venv-peers/transformer_lens_4 transformer-lens==4.3.0
 	HF_HUB_OFFLINE=1 PYTHONPATH=.venv-peers/transformer_lens_4 $(PEERS) -m tests.peers.write_values
+
+PEERS_SAE := .venv-peers-sae/bin/python
+test-peers-sae:
+	test -x $(PEERS_SAE) || $(PYTHON) -m venv .venv-peers-sae
+	PIP_CONSTRAINT= PIP_BUILD_CONSTRAINT= $(PEERS_SAE) -m pip install --quiet --no-deps \
+		--requirement tests/peers/requirements-sae.txt
+	HF_HUB_OFFLINE=1 $(PEERS_SAE) -m tests.peers.sae_formats
+	HF_HUB_OFFLINE=1 $(PEERS_SAE) -m tests.peers.write_sae_steps
 
 SKY := .venv-sky/bin/python
 test-sky: $(VENV)/test.stamp

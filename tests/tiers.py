@@ -6,7 +6,8 @@
     make test-browser    the page of a run in a headless Chromium, where there is one
     make test-all        all four, as CI runs them
 
-`make test-faults`, `test-peers` and `test-tpu` are campaigns, or need environments of their own.
+`make test-faults`, `test-peers`, `test-peers-sae` and `test-tpu` are campaigns, or need
+environments of their own.
 """
 
 TIERS = {

@@ -26,9 +26,9 @@ from extraction.storage import Storage, open_storage
 from extraction.storage.local import LocalStorage
 from extraction.version import __version__
 from inference.engine.hosts import start_distributed
-from qwen_hooks.hook_point_table import entries as table_entries
 from sae.autoencoder import SparseAutoencoder
 from sae.files import save
+from sae.files.hook_names import spellings
 from sae.training.autoencoder_training import AutoencoderTraining, Counters
 from sae.training.checkpoints import Checkpoints
 from sae.training.processes import any_of, mesh_of, sum_of, told_by_all, whole
@@ -251,7 +251,7 @@ class Training:
         return {
             "model_name": info.model_name,
             "weights_sha256": fingerprint.get("weights_sha256"),
-            **spellings(self.hooks[name], ""),
+            **spellings(self.hooks[name]),
             **({} if self.target is None else spellings(self.target, "_out")),
             "run_id": info.run_id,
             "prepend_bos": False,
@@ -269,17 +269,6 @@ class Training:
             "software": f"qwen-activation-extraction {__version__}",
             "densities": densities.tolist(),
         }
-
-
-def spellings(hook_point: str, ending: str) -> dict[str, str]:
-    """Return a hook point in three spellings: ours, TransformerLens' and Hugging Face's."""
-    points, layer = table_entries(hook_point)
-    found = {f"hook_point{ending}": hook_point, f"hook_name{ending}": hook_point}
-    if points and points[0].transformer_lens:
-        found[f"hook_name{ending}"] = points[0].transformer_lens.format(i=layer)
-    if points and points[0].hugging_face:
-        found[f"hf_hook_name{ending}"] = points[0].hugging_face.format(i=layer)
-    return found
 
 
 def _opened_rows(settings: TrainSettings) -> tuple[RowStream, str | None]:

@@ -2,8 +2,8 @@
 
     python -m tests.peers.sae_formats          reads ours, and writes theirs
 
-Run in the environment of `requirements-sae.txt`, by `make test-peers`. `sae_values/theirs` gets a
-folder for each class of theirs, with rows, latents and reconstructions in `values.npz`, for
+Run in the environment of `requirements-sae.txt`, by `make test-peers-sae`. `sae_values/theirs` gets
+a folder for each class of theirs, with rows, latents and reconstructions in `values.npz`, for
 tests/sae/files/test_peers.py. `sae_values/ours` has what `python -m tests.sae.files.write_ours`
 wrote with this project's code; each must load in the library of its format, with equal latents and
 reconstructions.
@@ -194,5 +194,7 @@ if __name__ == "__main__":
     of_sae_lens()
     of_dictionary_learning()
     of_sparsify()
+    for path in THEIRS.rglob("*.json"):  # SAELens orders the keys differently each time
+        path.write_text(json.dumps(json.loads(path.read_text()), indent=1, sort_keys=True) + "\n")
     folders = sorted(path.parent for path in THEIRS.rglob("values.npz"))
     print(f"{len(folders)} of theirs written")

@@ -2,8 +2,8 @@
 
     python -m tests.peers.write_sae_steps
 
-Run in the environment of `requirements_sae.txt`, by `make test-peers`. Our training must come to
-the same losses, weights and thresholds from the same weights on the same batches
+Run in the environment of `requirements-sae.txt`, by `make test-peers-sae`. Our training must come
+to the same losses, weights and thresholds from the same weights on the same batches
 (tests/sae/test_steps_against_saelens.py).
 """
 
