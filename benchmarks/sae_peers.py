@@ -1,7 +1,5 @@
 """One trainer's seconds per step on given rows, printed as JSON; used by `benchmarks.sae_training`.
 
-    python benchmarks/sae_peers.py saelens ROWS.npy --d_sae 7168 --k 64 --batch_size 4096 --steps 4
-
 It runs in an environment with sae-lens, dictionary-learning and eai-sparsify, without this project,
 and is also how this project's own trainer is timed (`ours`), in this project's environment.
 """

@@ -26,6 +26,8 @@ PYTHON = {
     "benchmarks.hook_points": "tests/benchmarks/test_hook_points.py",
     "benchmarks.plan": "runs the two commands that tests/launch/test_plan.py compares, in minutes",
     "benchmarks.prefill": "tests/docs/test_named_commands.py",
+    "benchmarks.sae_quality": "needs SAELens, in an environment of its own; takes minutes",
+    "benchmarks.sae_training": "needs three other trainers, in an environment of their own",
     "benchmarks.store": "tests/benchmarks/test_store.py",
     "benchmarks.throughput": "tests/benchmarks/test_throughput.py",
     "benchmarks.tpu_compile": "needs the TPU compiler; tests/tpu compiles the same programs",
