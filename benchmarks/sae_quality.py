@@ -1,8 +1,7 @@
-r"""Is an autoencoder that is trained here as good as SAELens', on the same batches?
+"""Is an autoencoder that is trained here as good as SAELens', on the same batches?
 
     python -m benchmarks.sae_quality synthetic --peers .venv-peers-sae/bin/python
-    python -m benchmarks.sae_quality run --peers .venv-peers-sae/bin/python \
-        --activations_dir RUN --held_out RUN
+    python -m benchmarks.sae_quality run --peers PYTHON --activations_dir RUN --held_out RUN
 
 Both train BatchTopK on the same batches with the same settings; each draws its own initial weights.
 `synthetic`: rows of SAELens' synthetic model, judged by SAELens on new ones (explained variance,
@@ -17,6 +16,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def table(found: dict[str, list[dict[str, float]]]) -> None:
             print(f"{f'{name}, sd':20}" + "".join(f"{sd:14.4f}" for sd in spread))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Train and judge, and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("of", choices=("synthetic", "run"))
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=1024)
     parser.add_argument("--dead_steps", type=int, default=200)
     parser.add_argument("--learning_rate", type=float, default=3e-4)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     found: dict[str, list[dict[str, float]]] = {"SAELens": [], "ours": []}
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
