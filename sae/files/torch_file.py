@@ -102,7 +102,7 @@ class _Entries:
         if not self.has(name):
             raise CorruptBatchError(f"{name[:50]!r} is missing in the archive")
         entry = self._archive.getinfo(self._folder + name)
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+        if entry.compress_type != zipfile.ZIP_STORED:
             raise CorruptBatchError(f"{name[:50]!r} is compressed, as torch never does")
         self._left -= entry.file_size
         if self._left < 0:

@@ -3,12 +3,14 @@
 `tests/peers/sae_formats.py` wrote them, and reads in those libraries what `write_ours` wrote.
 """
 
+import json
+
 import numpy as np
 import pytest
 
 from extraction.errors import StoreError
 from sae import SparseAutoencoder
-from sae.files import FORMATS, load
+from sae.files import FORMATS, load, save
 from tests.sae.autoencoders import expected
 from tests.sae.files.write_ours import METADATA, OURS, cases, rows_of
 
@@ -78,8 +80,6 @@ def test_the_output_of_a_transcoder_is_what_a_folder_of_sparsify_names():
 @pytest.mark.parametrize("name", OUR_CASES)
 def test_ours_are_still_what_the_other_libraries_read(name, tmp_path):
     """The committed files, which they read, hold what is written today."""
-    from sae.files import save
-
     sae: SparseAutoencoder = OUR_CASES[name]
     save(sae, tmp_path / name, format=name.partition("-")[0])
     today, committed = load(tmp_path / name), load(OURS / name)
@@ -87,6 +87,8 @@ def test_ours_are_still_what_the_other_libraries_read(name, tmp_path):
         path.name for path in (OURS / name).iterdir()
     } - {"values.npz"}
     assert today.metadata == committed.metadata
+    for path in (tmp_path / name).glob("*.json"):
+        assert json.loads(path.read_text()) == json.loads((OURS / name / path.name).read_text())
     assert METADATA.items() <= today.metadata.items()
     assert (today.k, today.apply_b_dec_to_input) == (committed.k, committed.apply_b_dec_to_input)
     for key, array in today.arrays().items():

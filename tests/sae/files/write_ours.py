@@ -42,6 +42,11 @@ def cases() -> Iterator[tuple[str, SparseAutoencoder]]:
             more = spellings("layers.6.mlp", "_out") if kind == "transcoder" else {}
             sae = dataclasses.replace(sae, metadata={**METADATA, **more})
             yield f"{format}-{kind.replace(' ', '_')}", sae
+            if kind == "transcoder":
+                yield (
+                    f"{format}-{kind}_of_unknown_output",
+                    dataclasses.replace(sae, metadata=METADATA),
+                )
             if kind in ("standard", "topk"):
                 yield f"{format}-{kind}_without_b_dec", fold_b_dec(sae)
 
