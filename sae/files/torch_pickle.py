@@ -6,7 +6,6 @@ dictionaries and descriptions of tensors from them; a file cannot make it call a
 builds is in proportion to the length of the pickle: lengths slice the data, nothing is repeated.
 """
 
-import struct
 from typing import Any, NamedTuple
 
 from extraction.errors import CorruptBatchError, StoreError, UnsafePickleError
@@ -23,9 +22,9 @@ STORAGES = {
 
 (PROTO, STOP, MARK) = (0x80, 0x2E, 0x28)
 (EMPTY_DICT, SETITEM, SETITEMS) = (0x7D, 0x73, 0x75)
-(EMPTY_TUPLE, TUPLE, EMPTY_LIST, APPEND, APPENDS) = (0x29, 0x74, 0x5D, 0x61, 0x65)
+(EMPTY_TUPLE, TUPLE) = (0x29, 0x74)
 (GLOBAL, REDUCE, BUILD, PERSISTENT) = (0x63, 0x52, 0x62, 0x51)
-(LONG1, FLOAT) = (0x8A, 0x47)
+LONG1 = 0x8A
 CONSTANTS = {0x4E: None, 0x88: True, 0x89: False}
 INTEGERS = {0x4B: (1, False), 0x4D: (2, False), 0x4A: (4, True)}  # BININT1, BININT2, BININT
 TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
@@ -77,7 +76,7 @@ def read_state_dict(data: bytes) -> dict[str, Tensor]:
         found = _read(data)
     except StoreError:
         raise
-    except (IndexError, KeyError, ValueError, TypeError, struct.error) as error:
+    except (IndexError, KeyError, ValueError, TypeError) as error:
         raise CorruptBatchError(f"the pickle is damaged ({type(error).__name__})") from None
     if type(found) is not dict:
         raise CorruptBatchError(f"the pickle holds a {type(found).__name__}, no state dict")
@@ -133,16 +132,11 @@ def _read(data: bytes) -> Any:
             stack.append(())
         elif code == EMPTY_DICT:
             stack.append({})
-        elif code == EMPTY_LIST:
-            stack.append([])
         elif code in (SETITEM, SETITEMS):
             items = since_mark() if code == SETITEMS else [stack.pop() for _ in range(2)][::-1]
             # Keys are texts: hashing tuples nested a million times would end the process.
             keys = [_of_type(str, key) for key in items[::2]]
             _of_type(dict, stack[-1]).update(zip(keys, items[1::2], strict=True))
-        elif code in (APPEND, APPENDS):
-            items = since_mark() if code == APPENDS else [stack.pop()]
-            _of_type(list, stack[-1]).extend(items)
         elif code == GLOBAL:
             middle = data.index(b"\n", at, at + NAME_LIMIT)
             end = data.index(b"\n", middle + 1, middle + 1 + NAME_LIMIT)
@@ -162,9 +156,6 @@ def _read(data: bytes) -> Any:
             length = data[at]
             stack.append(integer(data[at + 1 : at + 1 + length], "little", signed=True))
             at += 1 + length
-        elif code == FLOAT:
-            stack.append(struct.unpack(">d", data[at : at + 8])[0])
-            at += 8
         elif code == STOP:
             break
         else:
