@@ -143,6 +143,25 @@ class AutoencoderTraining:
         rows_seen = self.batch_size
         self.counters = Counters(steps + 1, seen + rows_seen, window + rows_seen)
 
+    def lowered(self) -> Any:
+        """Return the step's program for the mesh, to be compiled; no device of it need be here."""
+        assert self._mesh is not None
+        state = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=self.sharding(path, leaf)
+            ),
+            self.abstract_state(),
+        )
+        rows, targets = (
+            None
+            if width is None
+            else jax.ShapeDtypeStruct(
+                (self.batch_size, width), np.float32, sharding=self.rows_sharding()
+            )
+            for width in (self.d_in, self.d_out)
+        )
+        return self._dense_step.lower(state, rows, targets, 0.0)
+
     def _step_sparsely(
         self, gradients: SparseGradients, rows: np.ndarray, targets: np.ndarray | None
     ) -> Outcome:
@@ -169,7 +188,13 @@ class AutoencoderTraining:
                 lambda part: jax.lax.with_sharding_constraint(part, over_data), (rows, targets)
             )
         outcome = dense_gradients.gradients(
-            state["params"], rows, targets, dead, weight, self.settings
+            state["params"],
+            rows,
+            targets,
+            dead,
+            weight,
+            self.settings,
+            split=self._mesh is not None and self._mesh.shape["latent"] > 1,
         )
         state = advance(
             state,

@@ -15,7 +15,14 @@ from sae.training.settings import SaeSettings
 
 
 def gradients(
-    params: Params, rows: Any, targets: Any, dead: Any, coefficient: Any, settings: SaeSettings
+    params: Params,
+    rows: Any,
+    targets: Any,
+    dead: Any,
+    coefficient: Any,
+    settings: SaeSettings,
+    *,
+    split: bool = False,
 ) -> Outcome:
     """Return losses and gradients of a batch; a pure function, to be compiled.
 
@@ -26,10 +33,11 @@ def gradients(
         dead: `[d_sae]` bool, latents that count as dead.
         coefficient: weight of the architecture's penalty at this step.
         settings: resolved settings.
+        split: whether the latents are split over devices.
     """
 
     def total(params: Params) -> tuple[Any, Any]:
-        losses, fired, smallest = _losses(params, rows, targets, dead, coefficient, settings)
+        losses, fired, smallest = _losses(params, rows, targets, dead, coefficient, settings, split)
         return sum(losses.values()), (losses, fired, smallest)
 
     (_, (losses, fired, smallest)), found = jax.value_and_grad(total, has_aux=True)(params)
@@ -37,7 +45,13 @@ def gradients(
 
 
 def _losses(
-    params: Params, rows: Any, targets: Any, dead: Any, coefficient: Any, settings: SaeSettings
+    params: Params,
+    rows: Any,
+    targets: Any,
+    dead: Any,
+    coefficient: Any,
+    settings: SaeSettings,
+    split: bool,
 ) -> tuple[dict[str, Any], Any, Any]:
     architecture = ARCHITECTURES[settings.architecture]
     encoder, decoder, b_dec = params["encoder"], params["decoder"], params["b_dec"]
@@ -61,7 +75,7 @@ def _losses(
         assert architecture.activate is not None
         latents = architecture.activate(params, pre, settings)
     widths = settings.matryoshka_widths if architecture.nested else None
-    losses, reconstruction = _reconstruct(latents, decoder, b_dec, targets, widths)
+    losses, reconstruction = _reconstruct(latents, decoder, b_dec, targets, widths, split)
     if architecture.penalty is not None:
         losses["penalty"] = architecture.penalty(params, pre, latents, coefficient, settings)
     if architecture.selection is not None and settings.aux_coefficient:
@@ -78,13 +92,22 @@ def decoder_norms(decoder: Any, settings: SaeSettings) -> Any:
 
 
 def _reconstruct(
-    latents: Any, decoder: Any, b_dec: Any, targets: Any, widths: list[int] | None
+    latents: Any, decoder: Any, b_dec: Any, targets: Any, widths: list[int] | None, split: bool
 ) -> tuple[dict[str, Any], Any]:
-    """Return the losses of the reconstructions, and the whole reconstruction `[B, d_out]`."""
+    """Return the losses of the reconstructions, and the whole reconstruction `[B, d_out]`.
+
+    A slice of latents that are split over devices would be moved between them; so there each
+    width multiplies all latents, and the others are zero.
+    """
     losses: dict[str, Any] = {}
     reconstruction, begin = b_dec[None], 0
+    numbers = jnp.arange(len(decoder))[None]
     for width in widths or [len(decoder)]:
-        reconstruction = reconstruction + latents[:, begin:width] @ decoder[begin:width]
+        if split and widths:
+            inside = jnp.where((numbers >= begin) & (numbers < width), latents, 0)
+            reconstruction = reconstruction + inside @ decoder
+        else:
+            reconstruction = reconstruction + latents[:, begin:width] @ decoder[begin:width]
         error = ((reconstruction - targets) ** 2).sum(-1).mean()
         losses["mse" if width == len(decoder) else f"mse_{width}"] = error
         begin = width

@@ -28,6 +28,7 @@ PYTHON = {
     "benchmarks.prefill": "tests/docs/test_named_commands.py",
     "benchmarks.sae_quality": "needs SAELens, in an environment of its own; takes minutes",
     "benchmarks.sae_training": "needs three other trainers, in an environment of their own",
+    "benchmarks.sae_tpu_compile": "needs the TPU compiler; tests/tpu compiles the same steps",
     "benchmarks.store": "tests/benchmarks/test_store.py",
     "benchmarks.throughput": "tests/benchmarks/test_throughput.py",
     "benchmarks.tpu_compile": "needs the TPU compiler; tests/tpu compiles the same programs",
