@@ -5,6 +5,7 @@ layer_6_batch_000001.pkl                           rows of a batch of one hook p
 _run/run.json                                      identity of the run
 _run/commits/000001.json                           commit record of a batch: the batch exists
 _run/outputs/000001.jsonl                          output lines of a batch
+_run/vocabulary.jsonl                              text of token ids, derived from the records
 _run/closed.json  _run/self_check/00000.json       number of batches; results of self-checks
 _run/lock.00000  _run/shared  _run/quarantine/     of processes, and of `repair`
 """
@@ -21,6 +22,7 @@ KEPT_METADATA = "metadata.json.before_repair"
 RUN_FOLDER = "_run/"
 RUN_FILE = "_run/run.json"
 CLOSED_FILE = "_run/closed.json"
+VOCABULARY_FILE = "_run/vocabulary.jsonl"
 COMMITS = "_run/commits/"
 OUTPUTS_FOLDER = "_run/outputs/"
 SELF_CHECKS = "_run/self_check/"

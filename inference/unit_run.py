@@ -24,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from extraction.interruption import StopFlag
 from extraction.run.identity import RunIdentity
 from extraction.run.records import CommitLog
 from extraction.run.rows import RowBlock
 from extraction.run.totals import RunTotals
+from extraction.run.vocabulary import of_ids
 from extraction.run_layout import (
     METADATA_FILE,
     OUTPUTS_FILE,
@@ -49,6 +51,7 @@ from inference.errors import SelfCheckError
 from inference.inputs.prompt_tokens import special_ids
 from inference.inputs.samples import Sample, separator_ids
 from inference.inputs.tasks import tasks_digest
+from inference.inputs.token_text import token_bytes_of
 from inference.outputs import OutputsFile, write_submission
 from inference.run_summary import Summary, Work
 from inference.settings.commands import ExtractionSettings
@@ -114,6 +117,8 @@ class UnitRun:
             explaining={"samples_sha256": INPUT_SETTINGS},
         )
         self._log, self._totals = CommitLog(self.storage), RunTotals()
+        self._token_bytes = token_bytes_of(pretrained.tokenizer)
+        self._known_ids: set[int] = set()
         self._done_before = 0
         self._score: str | None = None
         self._failed_check: str | None = None
@@ -151,10 +156,23 @@ class UnitRun:
             block: rows of its samples; None if there are none.
             lines: output lines of its samples.
         """
-        record = self._writer.commit(unit.number + 1, block, lines)
+        texts = self._new_texts(block, lines)
+        record = self._writer.commit(unit.number + 1, block, lines, vocabulary=texts)
+        self._known_ids.update(texts or ())
         self.work.add(lines, 0 if block is None else len(block))
         self._writer.upload(record)
         self._refresh_metadata()
+
+    def _new_texts(
+        self, block: RowBlock | None, lines: Sequence[dict[str, Any]]
+    ) -> dict[int, bytes] | None:
+        """Return the text of a unit's token ids that this process has not committed yet."""
+        if self._token_bytes is None:
+            return None
+        ids: set[int] = set() if block is None else set(np.unique(block.token_id).tolist())
+        for line in lines:
+            ids.update(line.get("prompt_token_ids") or (), line.get("generated_token_ids") or ())
+        return of_ids(ids - self._known_ids, self._token_bytes)
 
     def _refresh_metadata(self) -> None:
         """Rewrite `metadata.json` from time to time, for readers of a running run."""

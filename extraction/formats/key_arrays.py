@@ -7,6 +7,7 @@ each distinct text is stored once: `task_id.utf8` holds the UTF-8 of all texts j
 
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,7 @@ class KeyTable:
 
     def block(self) -> RowBlock:
         """Return the keys as a block without hook points; its numbers are views of the arrays."""
-        columns = {name: self._arrays[name] for name in NUMBERS}
+        columns: dict[str, Any] = {name: self._arrays[name] for name in NUMBERS}
         for name, column in TEXTS.items():
             encoded = self._arrays[f"{name}.utf8"].tobytes()
             bounds = itertools.pairwise(self._arrays[f"{name}.offsets"].tolist())

@@ -16,6 +16,7 @@ from extraction.run.largest_rows import MOST_KEPT
 from extraction.run.records import CommitLog, CommitRecord
 from extraction.run.statistics import MAX_NORM_MULTIPLE
 from extraction.run.totals import RunTotals
+from extraction.run.vocabulary import Vocabulary, text_of
 from extraction.storage import Storage
 from extraction.writing.finalise import planned_batches
 
@@ -147,7 +148,7 @@ def _large_norms(identity: RunIdentity, totals: RunTotals, multiple: float) -> I
         count = f"{found.rows:,}" + (
             f" to {found.rows + found.unsettled:,}" * (found.unsettled > 0)
         )
-        positions, token_ids = ([str(value) for value, _ in part] for part in found.places)
+        positions, token_ids = ([value for value, _ in part] for part in found.places)
         rows.append(
             [
                 hook,
@@ -156,8 +157,8 @@ def _large_norms(identity: RunIdentity, totals: RunTotals, multiple: float) -> I
                 "-" if found.at_position_0 is None else f"{found.at_position_0:,}",
                 _number(found.mean_without),
                 _number(found.mean_norm_without),
-                _few(positions),
-                _few(token_ids),
+                _few([str(position) for position in positions]),
+                _few([_token(token_id, totals.vocabulary) for token_id in token_ids]),
             ]
         )
         if found.largest is None:
@@ -165,7 +166,7 @@ def _large_norms(identity: RunIdentity, totals: RunTotals, multiple: float) -> I
         elif len(found.largest) < found.rows:
             partly.append(hook)
     columns = ["hook point", "rows", "share", "at position 0", "mean without", "norm without"]
-    yield from _table([*columns, "positions", "token ids"], rows)
+    yield from _table([*columns, "positions", "tokens"], rows)
     if lacking:
         yield (
             f"of {few(lacking)} the version that wrote the run recorded no keys and no sums of"
@@ -195,6 +196,12 @@ def _number(value: float | None) -> str:
 
 def _few(values: Sequence[str]) -> str:
     return ",".join(values[:SHOWN]) + (",..." if len(values) > SHOWN else "") or "-"
+
+
+def _token(token_id: int, vocabulary: Vocabulary) -> str:
+    """Return a token's text as JSON, or its id where the run does not record texts."""
+    text = vocabulary.get(token_id)
+    return str(token_id) if text is None else json.dumps(text_of(text), ensure_ascii=False)
 
 
 def _some_rows(

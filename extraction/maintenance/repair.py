@@ -19,12 +19,14 @@ from extraction.progress import Progress, silent
 from extraction.run.identity import RunIdentity, RunLock, read_identity
 from extraction.run.records import CommitLog
 from extraction.run.totals import RunTotals
+from extraction.run.vocabulary import lines
 from extraction.run_layout import (
     METADATA_FILE,
     OUTPUTS_FILE,
     OUTPUTS_FOLDER,
     QUARANTINE,
     RUN_FOLDER,
+    VOCABULARY_FILE,
     parse_batch_file,
     parse_lock_name,
     parse_outputs_name,
@@ -90,6 +92,9 @@ def repair(storage: Storage, *, quarantine: bool = False, progress: Progress = s
     if result.damage:
         document = derived_document(storage, identity, totals)
         patiently(storage.address, lambda: storage.replace(METADATA_FILE, document))
+        if totals.vocabulary:
+            text = lines(totals.vocabulary)
+            patiently(storage.address, lambda: storage.replace(VOCABULARY_FILE, text))
     else:
         totals = write_metadata(storage, totals)
     result.done.append(f"{METADATA_FILE} lists {len(totals)} batches")

@@ -29,7 +29,8 @@ from extraction.reading.read_ahead import in_order, threads_for
 from extraction.run.identity import SCHEMA_VERSION, RunIdentity
 from extraction.run.metadata import get_metadata
 from extraction.run.records import CommitLog, CommitRecord, CommittedFile
-from extraction.run.totals import BatchSummary
+from extraction.run.totals import BatchSummary, RunTotals
+from extraction.run.vocabulary import lines
 from extraction.run_layout import (
     CLOSED_FILE,
     COMMITS,
@@ -38,13 +39,14 @@ from extraction.run_layout import (
     OUTPUTS_FOLDER,
     RUN_FILE,
     SELF_CHECKS,
+    VOCABULARY_FILE,
     parse_batch_file,
     parse_record_name,
     record_name,
 )
 from extraction.setting_names import setting
 from extraction.storage import FileInfo, Storage, open_storage
-from extraction.storage.bounded import get_at_most
+from extraction.storage.bounded import LARGEST_DOCUMENT, get_at_most
 from extraction.storage.local import LocalStorage
 from extraction.writing.finalise import planned_batches, read_self_check
 
@@ -100,6 +102,7 @@ def _check_listing(
         return [], set()
     if _is_derivable(storage, report):
         check_metadata(metadata, storage, identity, totals, CommitLog(storage).read, files, report)
+        _check_vocabulary(storage, totals, report)
         for name in storage.names(SELF_CHECKS):
             failed = read_self_check(storage, name).get("failed")
             if failed:
@@ -275,6 +278,23 @@ def _is_derivable(storage: Storage, report: Report) -> bool:
         report.notes.append(f"{METADATA_FILE} was not compared, because records are damaged")
         return False
     return True
+
+
+def _check_vocabulary(storage: Storage, totals: RunTotals, report: Report) -> None:
+    """Compare `_run/vocabulary.jsonl` of a complete run with the records."""
+    if report.unfinished or not totals.vocabulary:
+        return
+    expected = lines(totals.vocabulary)
+    try:
+        found = get_at_most(storage, VOCABULARY_FILE, max(LARGEST_DOCUMENT, 2 * len(expected)))
+    except FileNotFoundError:
+        report.add(VOCABULARY_FILE, "is missing; `repair` writes it")
+        return
+    except StoreError as error:
+        report.add(VOCABULARY_FILE, str(error).removeprefix(f"{VOCABULARY_FILE} "))
+        return
+    if found != expected:
+        report.add(VOCABULARY_FILE, "differs from the records; `repair` writes it anew")
 
 
 def _check_contents(

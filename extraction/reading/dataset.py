@@ -193,15 +193,17 @@ class ActivationDataset:
 
         Returns:
             A block of task ids, sample indices, steps, positions, token ids and times, without
-            activations.
+            activations; its `token_text` is the text of the tokens.
         """
         pieces, count = self._numbers.pieces(rows)
-        columns = {name: np.empty(count, dtype) for name, dtype in KEY_COLUMNS.items()}
+        columns: dict[str, Any] = {
+            name: np.empty(count, dtype) for name, dtype in KEY_COLUMNS.items()
+        }
         for batch, here, there in pieces:
             found = self._files.open(batch, self.hook_points[0]).keys
             for name, column in columns.items():
                 column[there] = getattr(found, name)[here]
-        return RowBlock(**columns, activations={})
+        return RowBlock(**columns, activations={}, vocabulary=self._run.vocabulary())
 
     def find(self, task_id: str, sample_idx: int | None = None) -> np.ndarray:
         """Return the numbers of the rows of a task or sample; reads the keys of all batches."""

@@ -26,6 +26,7 @@ from extraction.reading.run_contents import (
 )
 from extraction.run.identity import read_identity
 from extraction.run.metadata import get_metadata
+from extraction.run.vocabulary import Vocabulary
 from extraction.run_layout import METADATA_FILE, RUN_FILE
 from extraction.storage import Storage, open_storage
 from extraction.storage.names import check_hook_point, check_name
@@ -102,6 +103,10 @@ class ListedRun:
                     )
                 )
         return [batch for batch in batches if batch.rows]
+
+    def vocabulary(self) -> Vocabulary:
+        """See `RunContents.vocabulary`."""
+        return {}
 
     def progress(self) -> RunProgress:
         """See `RunContents.progress`."""

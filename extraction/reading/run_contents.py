@@ -18,6 +18,7 @@ from extraction.run.identity import RunIdentity
 from extraction.run.large_norms import summary_of
 from extraction.run.records import CommitLog, CommitRecord, CommittedFile
 from extraction.run.totals import RunTotals
+from extraction.run.vocabulary import Vocabulary
 from extraction.run_layout import RUN_FILE
 from extraction.storage import Storage
 from extraction.writing.finalise import planned_batches
@@ -116,6 +117,10 @@ class RunContents(Protocol):
         """Return the progress of the run, over the batches returned so far."""
         ...
 
+    def vocabulary(self) -> Vocabulary:
+        """Return the text of the token ids in the batches returned so far; empty if unknown."""
+        ...
+
 
 class CommittedRun:
     """A run with commit records, finished or not.
@@ -153,6 +158,10 @@ class CommittedRun:
                 self._without_rows.add(record.batch_id)
             self._totals.add(record)
         return batches
+
+    def vocabulary(self) -> Vocabulary:
+        """See `RunContents.vocabulary`."""
+        return self._totals.vocabulary
 
     def progress(self) -> RunProgress:
         """See `RunContents.progress`."""

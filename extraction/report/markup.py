@@ -17,6 +17,9 @@ VOID = {"br", "wbr", "meta", "rect", "line", "path", "circle"}
 UNBROKEN = 21
 """Most characters of a text that stays on one line where there is room for its longest word."""
 
+LONGEST_TOKEN = 60
+"""Most characters of a token that are shown."""
+
 LONGEST = 300
 """Most characters of a run's text where nothing else is said."""
 
@@ -73,6 +76,13 @@ def foreign(text: str, most: int = LONGEST) -> Html:
     first, *rest = re.split("(?<=[/_])", shown) if len(shown) > UNBROKEN else [shown]
     parts = [first, *(part for piece in rest if piece for part in (element("wbr"), piece))]
     return joined(*parts) if shown.isascii() else element("bdi", *parts)
+
+
+def token(text: str) -> Html:
+    """Return a token's text on one line, for an element that keeps spaces; breaks are signs."""
+    signs = text.replace("\n", "⏎").replace("\t", "⇥")
+    shown = printable(cut(signs, LONGEST_TOKEN))
+    return joined(shown) if shown.isascii() else element("bdi", shown)
 
 
 def foreign_lines(text: str, most: int) -> Html:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from extraction.hook_point_names import few
 from extraction.report.contents import HookPointContents, RunContents
-from extraction.report.markup import Html, count, element, foreign, joined, number
+from extraction.report.markup import Html, count, element, foreign, joined, number, token
 from extraction.report.plots import (
     SERIES,
     bars_of,
@@ -15,6 +15,7 @@ from extraction.report.plots import (
 )
 from extraction.report.tables import details, table
 from extraction.run.large_norms import LargeNorms
+from extraction.run.vocabulary import Vocabulary, text_of
 
 PLOTTED = 24
 """Most hook points with a histogram and with a table of their largest rows."""
@@ -157,7 +158,7 @@ def large_section(run: RunContents) -> list[Html]:
     """Return the section about rows of large norm."""
     columns = (
         *("hook point", "rows", "share", "at position 0", "mean", "mean without"),
-        *("mean norm", "mean norm without", "positions", "token ids"),
+        *("mean norm", "mean norm without", "positions", "tokens"),
     )
     rows = []
     with_large = [hook for hook in run.hook_points if hook.large.rows + hook.large.unsettled]
@@ -174,8 +175,8 @@ def large_section(run: RunContents) -> list[Html]:
                 number(found.mean_without),
                 number(found.mean_norm),
                 number(found.mean_norm_without),
-                _times(positions),
-                _times(tokens),
+                joined(_times(positions)),
+                _tokens(tokens, run.totals.vocabulary),
             ]
         )
     multiple = f"{run.hook_points[0].large.multiple:g}" if run.hook_points else "10"
@@ -200,11 +201,11 @@ def large_section(run: RunContents) -> list[Html]:
     known = [hook for hook in run.hook_points if hook.statistics.largest]
     if len(known) > PLOTTED:
         known = [hook for hook in known if hook in with_large] or known
-    shown = _spread(known)
-    if shown:
+    listed = _spread(known)
+    if listed:
         content.append(element("h3", "The rows of largest norm"))
-        content += [_largest(hook) for hook in shown]
-        content += _left_out(run, "largest rows", len(shown))
+        content += [_largest(hook, run.totals.vocabulary) for hook in listed]
+        content += _left_out(run, "largest rows", len(listed))
     return content
 
 
@@ -221,7 +222,20 @@ def _times(values: Sequence[Sequence[int]]) -> str:
     return ", ".join(shown + ["…"] * (len(values) > most)) or "–"
 
 
-def _largest(hook: HookPointContents) -> Html:
+def _tokens(values: Sequence[Sequence[int]], vocabulary: Vocabulary) -> Html:
+    """Return token ids with their texts and numbers of rows, as `_times` does."""
+    most = 4
+    parts: list[Html | str] = []
+    for token_id, times in values[:most]:
+        known = vocabulary.get(token_id)
+        parts += [", "] * bool(parts)
+        parts.append(element("code", token(text_of(known))) if known else str(token_id))
+        if times > 1:
+            parts.append(f" ({count(times)}×)")
+    return joined(*parts, ", …" if len(values) > most else "") if parts else joined("–")
+
+
+def _largest(hook: HookPointContents, vocabulary: Vocabulary) -> Html:
     largest = hook.statistics.largest or ()
     median = hook.statistics.median_norm()
     rows = [
@@ -230,12 +244,22 @@ def _largest(hook: HookPointContents) -> Html:
             count(row.sample_idx),
             "–" if row.position < 0 else count(row.position),
             "–" if row.token_id < 0 else str(row.token_id),
+            token(text_of(vocabulary.get(row.token_id, b""))),
             count(row.step),
             number(row.norm),
             number(row.norm / median) if median else "–",
         ]
         for row in largest[:LARGEST_SHOWN]
     ]
-    columns = ("task", "sample", "position", "token id", "step", "norm", "times the median")
+    columns = (
+        "task",
+        "sample",
+        "position",
+        "token id",
+        "token",
+        "step",
+        "norm",
+        "times the median",
+    )
     title = joined(foreign(hook.name), f": {len(rows)} rows of largest norm")
     return details(title, table(f"Rows of largest norm of {hook.name}", columns, rows, texts=1))

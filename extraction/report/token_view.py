@@ -3,10 +3,12 @@
 import itertools
 import math
 
+from extraction.report import markup
 from extraction.report.contents import RunContents
-from extraction.report.markup import Html, count, element, foreign, foreign_lines, number
+from extraction.report.markup import Html, count, element, foreign, foreign_lines, joined, number
 from extraction.report.samples import ShownSample, ShownToken
 from extraction.report.style import TOKEN_LIMITS
+from extraction.run.vocabulary import Vocabulary, text_of
 
 PROMPT_SHOWN = 1200
 """Most characters of a prompt or a generated text."""
@@ -44,7 +46,10 @@ def samples_section(run: RunContents) -> list[Html]:
             class_="controls",
         ),
         element("ul", *_scale(), class_="scale", aria_label="Norm divided by the median"),
-        *(_sample(sample, found.hook_points, chosen, first) for sample in found.samples),
+        *(
+            _sample(sample, found.hook_points, chosen, first, run.totals.vocabulary)
+            for sample in found.samples
+        ),
     ]
 
 
@@ -59,12 +64,16 @@ def _scale() -> list[Html]:
 
 
 def _sample(
-    sample: ShownSample, hooks: tuple[str, ...], medians: list[float], coloured_by: str
+    sample: ShownSample,
+    hooks: tuple[str, ...],
+    medians: list[float],
+    coloured_by: str,
+    vocabulary: Vocabulary,
 ) -> Html:
     facts = [f"sample {sample.sample_idx}", f"{count(sample.rows)} rows"]
     if sample.finish_reason is not None:
         facts.append(f"finished by {sample.finish_reason}")
-    tokens = [_token(token, hooks, medians, coloured_by) for token in sample.tokens]
+    tokens = [_token(t, hooks, medians, coloured_by, vocabulary) for t in sample.tokens]
     before = f"{count(sample.tokens_before)} tokens before … "
     after = f" … {count(sample.tokens_after)} tokens after"
     content = [
@@ -99,14 +108,20 @@ def _sample(
 
 
 def _token(
-    token: ShownToken, hooks: tuple[str, ...], medians: list[float], coloured_by: str
+    token: ShownToken,
+    hooks: tuple[str, ...],
+    medians: list[float],
+    coloured_by: str,
+    vocabulary: Vocabulary,
 ) -> Html:
-    text = str(token.token_id) if token.token_id >= 0 else "·"
+    number_or_dot = str(token.token_id) if token.token_id >= 0 else "·"
+    known = vocabulary.get(token.token_id)
+    text = joined(number_or_dot) if not known else markup.token(text_of(known))
     if token.norms is None:
         return element("span", text)
     at = hooks.index(coloured_by)
     place = f"position {token.position}" if token.position >= 0 else "position not recorded"
-    told = [place, f"token id {text}", f"step {token.step}"] + [
+    told = [place, f"token id {number_or_dot}", f"step {token.step}"] + [
         f"{hook} norm {number(norm)} ({number(norm / median if median else None)} × median)"
         for hook, norm, median in zip(hooks, token.norms, medians, strict=True)
     ]

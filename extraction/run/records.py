@@ -18,6 +18,7 @@ from extraction.errors import StoreError
 from extraction.reading.read_ahead import read_files
 from extraction.run.largest_rows import are_sums, columns_of, rows_of_columns
 from extraction.run.statistics import BinSums, RowStatistics, is_bin
+from extraction.run.vocabulary import Vocabulary, from_document, to_document
 from extraction.run_layout import COMMITS, parse_record_name, record_name
 from extraction.storage import Content, Storage, pieces
 from extraction.storage.bounded import get_listed
@@ -62,6 +63,8 @@ class CommitRecord:
         outputs: file of the samples' output lines; None if the run has none.
         statistics: statistics of each hook point's rows.
         written_at: time of the commit, ISO 8601, UTC; for people only.
+        vocabulary: text of the token ids of the unit that its process had not met before; None if
+            it is not recorded: by version 0.1.0, or because the texts were not given.
     """
 
     batch_id: int
@@ -73,6 +76,7 @@ class CommitRecord:
     outputs: CommittedFile | None
     statistics: dict[str, RowStatistics]
     written_at: str
+    vocabulary: Vocabulary | None = None
 
     def activation_files(self) -> list[CommittedFile]:
         """Return the files of all hook points, and their sidecars."""
@@ -85,6 +89,10 @@ class CommitRecord:
     def to_json(self) -> bytes:
         """Return the record as JSON, with a line for each field and for each hook point in it."""
         document = _fields(self)
+        if self.vocabulary is None:
+            del document["vocabulary"]
+        else:
+            document["vocabulary"] = to_document(self.vocabulary)
         for key in ("files", "sidecars", "statistics"):
             document[key] = {hook: _fields(entry) for hook, entry in document[key].items()}
         for entry in document["statistics"].values():
@@ -113,6 +121,8 @@ class CommitRecord:
             raw["statistics"] = {h: _statistics(entry) for h, entry in raw["statistics"].items()}
             if raw["outputs"] is not None:
                 raw["outputs"] = CommittedFile(**raw["outputs"])
+            if raw.get("vocabulary") is not None:
+                raw["vocabulary"] = from_document(raw["vocabulary"])
             record = cls(**raw)
             _check_values(record)
             return record

@@ -7,11 +7,13 @@ import dataclasses
 import datetime
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from extraction.errors import StoreError
 from extraction.hook_point_names import few
+from extraction.run.vocabulary import Vocabulary, text_of
 
 UNKNOWN = -1
 """Value of an unknown position or token id."""
@@ -29,6 +31,7 @@ class RowBlock:
         token_id: `[R]` int32, the token at `position`.
         timestamps: `[R]` object array of str, when the row came off the device (ISO 8601, UTC).
         activations: hook point name to `[R, width]`.
+        vocabulary: text of token ids; None if it is not known.
 
     Raises:
         StoreError: the arrays differ in length.
@@ -41,6 +44,7 @@ class RowBlock:
     token_id: np.ndarray
     timestamps: np.ndarray
     activations: Mapping[str, np.ndarray]
+    vocabulary: Vocabulary | None = None
 
     def __post_init__(self):
         lengths = {name: len(column) for name, column in self._columns().items()}
@@ -96,6 +100,25 @@ class RowBlock:
     def __len__(self) -> int:
         return len(self.task_ids)
 
+    @property
+    def token_text(self) -> np.ndarray:
+        """Return `[R]` object array of str: the text of each row's token.
+
+        A token may be a part of a character; bytes that are no UTF-8 are shown as `\\xe2`. Tokens
+        whose text the run does not record are "".
+
+        Raises:
+            StoreError: the run records no texts.
+        """
+        if not self.vocabulary:
+            raise StoreError(
+                "the text of tokens is not recorded: by runs of version 0.1.0, of token ids without"
+                " a tokenizer, or by a writer that was not told `token_text`"
+            )
+        ids, places = np.unique(self.token_id, return_inverse=True)
+        texts = [text_of(self.vocabulary.get(int(token_id), b"")) for token_id in ids]
+        return text_column(texts)[places.ravel()]
+
     @functools.cached_property
     def distinct_task_ids(self) -> "DistinctTexts":
         """The distinct `task_ids`; computed once for the files of all hook points.
@@ -114,21 +137,26 @@ class RowBlock:
         return RowBlock(
             **{name: column[rows] for name, column in self._columns().items()},
             activations={name: values[rows] for name, values in self.activations.items()},
+            vocabulary=self.vocabulary,
         )
 
     def _columns(self) -> dict[str, np.ndarray]:
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name != "activations"
+            if field.name not in ("activations", "vocabulary")
         }
 
     @classmethod
     def concatenate(cls, blocks: Sequence["RowBlock"]) -> "RowBlock":
         """Return the rows of several blocks with the same hook points, in order."""
         names = list(blocks[0]._columns())
+        columns: dict[str, Any] = {
+            name: np.concatenate([getattr(b, name) for b in blocks]) for name in names
+        }
         return cls(
-            **{name: np.concatenate([getattr(b, name) for b in blocks]) for name in names},
+            **columns,
+            vocabulary=blocks[0].vocabulary,
             activations={
                 hook: np.concatenate([b.activations[hook] for b in blocks])
                 for hook in blocks[0].activations

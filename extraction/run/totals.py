@@ -40,6 +40,7 @@ class RunTotals:
         n_bytes: bytes of those files.
         n_activation_files: number of those files without output lines.
         n_activation_bytes: bytes of the files without output lines.
+        vocabulary: text of the token ids that occur; empty if it is not recorded.
         last_written_at: the latest time in the records, ISO 8601; "" without records.
     """
 
@@ -47,6 +48,7 @@ class RunTotals:
         self.n_rows = self.n_sequences = self.n_files = self.n_bytes = 0
         self.n_activation_files = self.n_activation_bytes = 0
         self.last_written_at = ""
+        self.vocabulary: dict[int, bytes] = {}
         self._batches: dict[int, BatchSummary] = {}
         self._statistics: dict[str, StatisticsSum] = {}
         for record in records:
@@ -70,6 +72,8 @@ class RunTotals:
         self.n_activation_files += len(activations)
         self.n_activation_bytes += sum(file.bytes for file in activations)
         self.last_written_at = max(self.last_written_at, record.written_at)
+        for token_id, text in (record.vocabulary or {}).items():
+            self.vocabulary.setdefault(token_id, text)
         for hook, part in record.statistics.items():
             if hook not in self._statistics:
                 self._statistics[hook] = StatisticsSum()

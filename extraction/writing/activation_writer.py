@@ -7,7 +7,7 @@ Each hook point has its own width; all hook points of a batch hold the same rows
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from extraction.hook_point_names import few
 from extraction.run.identity import RunIdentity
 from extraction.run.rows import RowBlock
 from extraction.run.totals import BatchSummary, RunTotals
+from extraction.run.vocabulary import as_token_bytes, of_ids
 from extraction.storage import Storage
 from extraction.storage.names import check_hook_point
 from extraction.writing.finalise import close as close_run
@@ -42,6 +43,8 @@ class ActivationWriter:
         upload_to: `gs://bucket/prefix`, where the address is a folder; the folder is then emptied
             as the uploads arrive.
         run: settings and versions for the metadata.
+        token_text: text or bytes of token ids: a mapping, or a function from an id; recorded for
+            the ids that occur, for `dataset.keys(...).token_text`.
 
     Raises:
         ExistingRunError: the folder already holds a run.
@@ -60,6 +63,7 @@ class ActivationWriter:
         store_dtype: str = "float32",
         upload_to: str | None = None,
         run: Mapping[str, Any] | None = None,
+        token_text: Mapping[int, str | bytes] | Callable[[int], str | bytes | None] | None = None,
     ):
         if rows_per_file < 1:
             raise StoreError(f"rows_per_file must be at least 1, not {rows_per_file}")
@@ -78,6 +82,7 @@ class ActivationWriter:
             dtype=store_dtype,
             run=run,
         )
+        self._token_text = None if token_text is None else as_token_bytes(token_text)
         self._writer = RunWriter(address, identity, upload_to=upload_to)
         self._claim = contextlib.ExitStack()
         self._begun = self._failed = self._closed = False
@@ -183,12 +188,22 @@ class ActivationWriter:
             self._claim.enter_context(self._writer.begun())
             self._begun = True
 
+    def _new_texts(self, block: RowBlock) -> dict[int, bytes] | None:
+        """Return the text of token ids that no committed batch has."""
+        if self._token_text is None:
+            return None
+        found = of_ids(block.token_id, self._token_text)
+        return {i: text for i, text in found.items() if i not in self._written.vocabulary}
+
     def _write_batch(self, block: RowBlock) -> None:
         self._failed = True  # until all is written
         self._begin()
         sequences = set(zip(block.task_ids, block.sample_idx.tolist(), strict=True))
         record = self._writer.commit(
-            len(self._written) + 1, block, n_sequences=len(sequences - self._sequences)
+            len(self._written) + 1,
+            block,
+            n_sequences=len(sequences - self._sequences),
+            vocabulary=self._new_texts(block),
         )
         self._written.add(record)
         self._sequences |= sequences

@@ -10,6 +10,7 @@ statistics, so that the disk does not wait.
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -27,6 +28,7 @@ from extraction.reading.buffer_pool import RecycledMemory
 from extraction.run.records import CommitLog, CommitRecord, CommittedFile
 from extraction.run.rows import RowBlock, timestamp
 from extraction.run.statistics import RowStatistics
+from extraction.run.vocabulary import Vocabulary
 from extraction.run_layout import batch_file, outputs_name
 from extraction.storage import Buffers, Storage
 from extraction.writing.disk_retry import FULL, STALL_TIMEOUT, patiently
@@ -77,6 +79,7 @@ class Committer:
         block: RowBlock | None,
         outputs: Sequence[Mapping[str, Any]] | None = None,
         n_sequences: int | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> CommitRecord:
         """Write the files of a unit and then its commit record; afterwards the batch exists.
 
@@ -88,6 +91,7 @@ class Committer:
             outputs: the output lines of its samples, including skipped ones; None: the run has no
                 output lines.
             n_sequences: samples to count for it; None: all that have rows in it.
+            vocabulary: text of token ids, to be recorded; None: no texts are known.
 
         Raises:
             StorageUnavailableError: the disk stayed full, or fails. The unit does not exist then;
@@ -98,6 +102,7 @@ class Committer:
         with contextlib.suppress(FileNotFoundError):
             return log.read(batch_id)  # its files must stay as the record says
         record = self._patiently(lambda: self._write(batch_id, block, outputs, n_sequences))
+        record = dataclasses.replace(record, vocabulary=vocabulary)
         if not self._patiently(lambda: log.put(record)) and log.read(batch_id) != record:
             raise self._overtaken(batch_id)
         return record

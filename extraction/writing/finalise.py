@@ -19,7 +19,14 @@ from extraction.run.large_norms import summary_of
 from extraction.run.metadata import BatchFile, metadata_document
 from extraction.run.records import CommitLog, CommitRecord
 from extraction.run.totals import RunTotals
-from extraction.run_layout import CLOSED_FILE, METADATA_FILE, SELF_CHECKS, self_check_name
+from extraction.run.vocabulary import lines
+from extraction.run_layout import (
+    CLOSED_FILE,
+    METADATA_FILE,
+    SELF_CHECKS,
+    VOCABULARY_FILE,
+    self_check_name,
+)
 from extraction.storage import Storage
 from extraction.storage.bounded import TooLargeError, get_at_most
 from extraction.writing.disk_retry import STALL_TIMEOUT, patiently
@@ -32,7 +39,7 @@ def write_metadata(
     *,
     stall_timeout: float = STALL_TIMEOUT,
 ) -> RunTotals:
-    """Write `metadata.json` of all committed batches, and return their totals.
+    """Write `metadata.json` and the vocabulary of all committed batches; return their totals.
 
     Another process may commit a batch and write the file in between, and be overwritten with less.
     So each process looks again after writing, and writes again if there is more: the last file
@@ -58,6 +65,9 @@ def write_metadata(
             seen = totals.read_new(log), storage.names(SELF_CHECKS)
             document = derived_document(storage, identity, totals)
         for place in (storage, *copies):
+            if totals.vocabulary:  # first: a run whose metadata.json is complete has it
+                write = functools.partial(place.replace, VOCABULARY_FILE, lines(totals.vocabulary))
+                patiently(place.address, write, stall_timeout)
             write = functools.partial(place.replace, METADATA_FILE, document)
             patiently(place.address, write, stall_timeout)
         if seen == (log.batch_ids(), storage.names(SELF_CHECKS)):

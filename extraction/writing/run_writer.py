@@ -14,6 +14,7 @@ from extraction.run.identity import RunIdentity, RunLock, begin, check_identity
 from extraction.run.records import CommitLog, CommitRecord
 from extraction.run.rows import RowBlock
 from extraction.run.totals import RunTotals
+from extraction.run.vocabulary import Vocabulary
 from extraction.setting_names import setting
 from extraction.storage import CloudStorage, Storage, open_cloud, open_storage
 from extraction.storage.local import LocalStorage
@@ -137,9 +138,10 @@ class RunWriter:
         block: RowBlock | None,
         outputs: Sequence[Mapping[str, Any]] | None = None,
         n_sequences: int | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> CommitRecord:
         """Make a batch exist in the folder; see `Committer.commit`."""
-        return self._committer.commit(batch_id, block, outputs, n_sequences)
+        return self._committer.commit(batch_id, block, outputs, n_sequences, vocabulary)
 
     def upload(self, record: CommitRecord) -> None:
         """Upload a batch of the spool to the bucket in the background, if there is a bucket.

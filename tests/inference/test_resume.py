@@ -174,7 +174,9 @@ def test_a_run_straight_into_a_bucket(cloud, run_checkpoint, run_tasks, referenc
     flags[flags.index("--activations_dir") + 1] = "gs://bucket/run"
     assert distributed.main(flags) == 0
     spool = spool_folder("gs://bucket/run")
-    assert {path.name for path in spool.rglob("*.*")} == {"run.json", "lock.00000", "metadata.json"}
+    assert {path.name for path in spool.rglob("*.*")} == {
+        *("run.json", "lock.00000", "metadata.json", "vocabulary.jsonl")
+    }
     copy = downloaded(cloud, "run/", tmp_path / "copy" / "act")
     (tmp_path / "copy" / "out").mkdir()
     (copy / "outputs.jsonl").rename(tmp_path / "copy" / "out" / "outputs.jsonl")

@@ -43,7 +43,9 @@ def make_record(batch_id: int = 7, **changes) -> CommitRecord:
 EMPTY = {"files": {}, "sidecars": {}, "statistics": {}, "n_rows": 0, "n_sequences": 0}
 
 
-@pytest.mark.parametrize("changes", [{}, {"outputs": None}, EMPTY], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"outputs": None}, EMPTY, {"vocabulary": {3: b"\xff", 4: b" a"}}], ids=str
+)
 def test_a_record_comes_back_as_it_was(tmp_path, changes):
     log, record = CommitLog(LocalStorage(tmp_path)), make_record(**changes)
     assert log.put(record) is True
@@ -144,7 +146,12 @@ DAMAGED = {
     "rows are negative": changed(lambda d: d.update(n_rows=-5)),
     "sequences are true": changed(lambda d: d.update(n_sequences=True)),
     "bytes are no whole number": changed(lambda d: d["outputs"].update(bytes=12.5)),
-    **{f"no {field.name}": without(field.name) for field in dataclasses.fields(CommitRecord)},
+    **{
+        f"no {field.name}": without(field.name)
+        for field in dataclasses.fields(CommitRecord)
+        if field.name != "vocabulary"  # version 0.1.0 wrote none
+    },
+    "a vocabulary of numbers": changed(lambda d: d.update(vocabulary={"1": 2})),
 }
 
 
