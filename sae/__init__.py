@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sae.autoencoder import SparseAutoencoder
     from sae.files import load, save
     from sae.folds import fold_b_dec, fold_decoder_norm, fold_mean, fold_scale
+    from sae.training.python_api import train
 
 _MODULES = {
     "SparseAutoencoder": "autoencoder",
@@ -19,6 +20,7 @@ _MODULES = {
     "fold_scale": "folds",
     "load": "files",
     "save": "files",
+    "train": "training.python_api",
 }
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "fold_scale",
     "load",
     "save",
+    "train",
 ]
 
 
