@@ -20,13 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.errors import ModelError
-from qwen_hooks.hook_points import by_layer, few, hook_widths, select, sites
+from qwen_hooks.hook_points import few, hook_widths, select, sites
 from qwen_hooks.operation_checks import check_numbers
-from qwen_hooks.taps import take_rows
 
 Where = Literal["all", "prompt", "generated"]
 Numbers = Array | np.ndarray
@@ -161,6 +160,59 @@ class Replace(Operation):
         return jnp.broadcast_to(_of_tokens(self.values, 1), value.shape)
 
 
+@flax.struct.dataclass(kw_only=True, repr=False)
+class Splice(Operation):
+    """The reconstruction of `x` by a sparse autoencoder, `f @ W_dec + b_dec`.
+
+    With `pre = (x - b_dec) @ W_enc + b_enc`, the latents `f` are `relu(pre)`; with `threshold` only
+    those above it, with `k` only the k largest of each token. `sae.splice` makes one of an
+    autoencoder's files. With two splices one after the other, the second one reads what the first
+    one made.
+
+    Attributes:
+        W_enc: `[W, m]`, encoder.
+        W_dec: `[m, W]`, decoder.
+        b_enc: `[m]`, bias of the encoder.
+        b_dec: `[W]`, bias of the decoder.
+        threshold: `[m]`, of each latent; None: 0.
+        max_norm: largest norm of an `x` that is changed, a number or `[B]`; attention sinks have
+            norms far above it. `inf` for no limit.
+        k: most latents of a token; None: no limit. Another k is compiled anew, as `top_k` needs it.
+        apply_b_dec_to_input: whether the encoder subtracts `b_dec` from `x`.
+        keep_error: whether to add `x` minus its reconstruction, which leaves `x` as it is but for
+            rounding: shows what the splicing alone does.
+    """
+
+    W_enc: Float[Numbers, "..."] = array(2)
+    W_dec: Float[Numbers, "..."] = array(2, has_width=True)
+    b_enc: Float[Numbers, "..."] = array(1)
+    b_dec: Float[Numbers, "..."] = array(1, has_width=True)
+    threshold: Float[Numbers, "..."] | None = array(1, default=None)
+    max_norm: Number = array(0, default=np.inf)
+    k: int | None = flax.struct.field(pytree_node=False, default=None)
+    apply_b_dec_to_input: bool = flax.struct.field(pytree_node=False, default=True)
+    keep_error: bool = flax.struct.field(pytree_node=False, default=False)
+
+    def change(self, value: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
+        """See `Operation.change`."""
+        w_enc, w_dec = (jnp.asarray(w, jnp.float32) for w in (self.W_enc, self.W_dec))
+        b_enc, b_dec = _of_tokens(self.b_enc, 1), _of_tokens(self.b_dec, 1)
+        read = value - b_dec if self.apply_b_dec_to_input else value
+        pre = jnp.einsum("btw,wm->btm", read, w_enc, precision="highest") + b_enc
+        latents = jnp.maximum(pre, 0)
+        if self.threshold is not None:
+            latents = jnp.where(pre > _of_tokens(self.threshold, 1), latents, 0)
+        if self.k is not None:
+            largest, numbers = jax.lax.top_k(latents, self.k)
+            latents = jnp.zeros_like(latents)
+            latents = jnp.put_along_axis(latents, numbers, largest, axis=-1, inplace=False)
+        made = jnp.einsum("btm,mw->btw", latents, w_dec, precision="highest") + b_dec
+        if self.keep_error:
+            made = made + (value - made)
+        norms = jnp.linalg.norm(value, axis=-1, keepdims=True)
+        return jnp.where(norms <= _of_tokens(self.max_norm, 0), made, value)
+
+
 @flax.struct.dataclass(repr=False)
 class Interventions:
     """The operations of a call; `intervene` makes them.
@@ -265,101 +317,6 @@ def _check_width(name: str, operation: Operation, width: int) -> None:
                 raise ModelError(
                     f"{name} has {width} numbers, {entry.name} has shape {list(shape)}"
                 )
-
-
-class Edits:
-    """The operations of one block, or of the hook points outside the blocks, for some tokens.
-
-    Args:
-        operations: operations by the hook point's key, each with the condition under which it
-            applies: a traced bool, or None for always.
-        positions: int32 `[B, T]`, positions of the tokens; -1 for padding.
-        prompt_lengths: int32 `[B]`, number of tokens of each prompt.
-    """
-
-    def __init__(
-        self,
-        operations: Mapping[str, Sequence[tuple[Bool[Array, ""] | None, Operation]]],
-        positions: Int[Array, "B T"],
-        prompt_lengths: Int[Array, " B"],
-    ):
-        self._operations = operations
-        self._positions = positions
-        self._lengths = prompt_lengths
-
-    def at_rows(self, rows: Int[Array, "B R"]) -> "Edits":
-        """Return the edits for values of these slots only."""
-        return Edits(self._operations, take_rows(self._positions, rows), self._lengths)
-
-    def __call__(self, key: str, value: Array, every: int = 1) -> Array:
-        """Return the changed value `[B, T, ...]`; copies of repeated heads are changed equally."""
-        if not self._operations.get(key):
-            return value
-        own = value if every == 1 else value[:, :, ::every]
-        flat = own.reshape(*own.shape[:2], -1)
-        for condition, operation in self._operations[key]:
-            applies = self._applies(operation)
-            changed, applies = self._changed(operation, flat.astype(jnp.float32), applies)
-            if condition is not None:
-                applies &= condition
-            flat = jnp.where(applies[..., None], changed.astype(flat.dtype), flat)
-        own = flat.reshape(own.shape)
-        return own if every == 1 else jnp.repeat(own, every, axis=2)
-
-    def _applies(self, operation: Operation) -> Bool[Array, "B T"]:
-        generated = self._positions >= self._lengths[:, None]
-        applies = self._positions >= 0
-        if operation.apply_to == "prompt":
-            applies &= ~generated
-        elif operation.apply_to == "generated":
-            applies &= generated
-        return applies
-
-    def _changed(
-        self, operation: Operation, value: Float[Array, "B T W"], applies: Bool[Array, "B T"]
-    ) -> tuple[Float[Array, "B T W"], Bool[Array, "B T"]]:
-        """Return the operation's result for all tokens, and a mask of the tokens to change."""
-        if operation.positions is None:
-            return operation.change(value), applies
-        there = self._positions[..., None] == jnp.asarray(operation.positions)[:, None, :]
-        applies &= there.any(axis=-1)
-        if isinstance(operation, Replace) and jnp.ndim(operation.values) == 3:
-            number = jnp.argmax(there, axis=-1)
-            return take_rows(jnp.asarray(operation.values, jnp.float32), number), applies
-        return operation.change(value), applies
-
-
-def edits_of(
-    interventions: Interventions | None,
-    layer: int | None,
-    positions: Int[Array, "B T"],
-) -> Edits | None:
-    """Return the edits of a block (None: outside the blocks), or None if there are none at all."""
-    if interventions is None:
-        return None
-    keys = by_layer(interventions.operations).get(layer, {})
-    operations = {
-        key: [(None, op) for op in interventions.operations[name]] for key, name in keys.items()
-    }
-    return Edits(operations, positions, interventions.prompt_lengths)
-
-
-def edits_of_any(
-    interventions: Interventions | None,
-    layer: Int[Array, ""],
-    positions: Int[Array, "B T"],
-) -> Edits | None:
-    """Return the edits of a block with a traced number: those of all blocks, each conditional."""
-    if interventions is None:
-        return None
-    operations: dict[str, list[tuple[Bool[Array, ""] | None, Operation]]] = {}
-    for number, keys in by_layer(interventions.operations).items():
-        if number is not None:
-            for key, name in keys.items():
-                operations.setdefault(key, []).extend(
-                    (layer == number, op) for op in interventions.operations[name]
-                )
-    return Edits(operations, positions, interventions.prompt_lengths)
 
 
 def _short(value: Any) -> str:

@@ -28,15 +28,10 @@ from qwen_hooks.activations import NamedActivations
 from qwen_hooks.attention import soft_cap
 from qwen_hooks.config import QwenConfig
 from qwen_hooks.decoder_layer import AttentionContext, QwenDecoderLayer
+from qwen_hooks.edits import edits_of
 from qwen_hooks.errors import ModelError
-from qwen_hooks.hook_points import (
-    AFTER_BLOCKS,
-    blocks_needed,
-    by_layer,
-    few,
-    sites,
-)
-from qwen_hooks.interventions import Interventions, edits_of
+from qwen_hooks.hook_points import AFTER_BLOCKS, blocks_needed, by_layer, few, sites
+from qwen_hooks.interventions import Interventions
 from qwen_hooks.kv_cache import KeysValues, KVCache, StackedKeysValues
 from qwen_hooks.layers import Embedding, Linear, RMSNorm
 from qwen_hooks.rope import rotary_angles

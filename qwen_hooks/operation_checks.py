@@ -14,7 +14,7 @@ from qwen_hooks.errors import ModelError
 
 APPLY_TO = ("all", "prompt", "generated")
 
-UNBOUNDED = {"low": -np.inf, "high": np.inf}
+UNBOUNDED = {"low": -np.inf, "high": np.inf, "max_norm": np.inf}
 """Fields that may be infinite, in one direction, and which."""
 
 
@@ -55,6 +55,8 @@ def check_numbers(name: str, fields: dict[str, Any]) -> None:
         _check_length(name, "vector", arrays["vector"])
     if "directions" in arrays:
         _check_independent(name, arrays["directions"])
+    if "W_enc" in arrays:
+        _check_autoencoder(name, arrays)
     if "values" in arrays:
         _check_values_of_positions(name, arrays["values"], positions)
 
@@ -95,6 +97,27 @@ def _check_independent(name: str, directions: np.ndarray) -> None:
             f"{name}: {len(directions)} directions span {rank} dimensions; they must be linearly"
             " independent"
         )
+
+
+def _check_autoencoder(name: str, arrays: dict[str, np.ndarray]) -> None:
+    if arrays["W_enc"].ndim != 2:
+        raise ModelError(f"{name}: W_enc is [W, m], not {list(arrays['W_enc'].shape)}")
+    width, latents = arrays["W_enc"].shape
+    wanted = {
+        "W_dec": (latents, width),
+        "b_enc": (latents,),
+        "b_dec": (width,),
+        "threshold": (latents,),
+    }
+    for field, shape in wanted.items():
+        if field in arrays and arrays[field].shape != shape:
+            raise ModelError(
+                f"{name}: {field} has shape {list(arrays[field].shape)}; W_enc {[width, latents]}"
+                f" needs {list(shape)}"
+            )
+    k = arrays.get("k")
+    if k is not None and (k.dtype.kind not in "iu" or k.ndim or not 1 <= k <= latents):
+        raise ModelError(f"{name}: k must be a whole number from 1 to {latents}, not {k!s:.40}")
 
 
 def _check_values_of_positions(name: str, values: np.ndarray, positions: np.ndarray | None) -> None:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from qwen_hooks.decoder_layer import AttentionContext
-from qwen_hooks.interventions import Interventions, edits_of_any
+from qwen_hooks.edits import edits_of_any
+from qwen_hooks.interventions import Interventions
 from qwen_hooks.kv_cache import StackedKeysValues
 from qwen_hooks.taps import Taps
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Int, Shaped
 
 @runtime_checkable
 class ChangeValues(Protocol):
-    """A change of values at hook points; `interventions.Edits` is one."""
+    """A change of values at hook points; `edits.Edits` is one."""
 
     def __call__(self, key: str, value: Array, every: int = 1) -> Array:
         """Return the changed value; copies of repeated heads are changed equally."""

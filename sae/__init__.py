@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sae.autoencoder import SparseAutoencoder
     from sae.files import load, save
     from sae.folds import fold_b_dec, fold_decoder_norm, fold_mean, fold_scale
+    from sae.splicing import splice
     from sae.training.python_api import train
 
 _MODULES = {
@@ -20,6 +21,7 @@ _MODULES = {
     "fold_scale": "folds",
     "load": "files",
     "save": "files",
+    "splice": "splicing",
     "train": "training.python_api",
 }
 
@@ -31,6 +33,7 @@ __all__ = [
     "fold_scale",
     "load",
     "save",
+    "splice",
     "train",
 ]
 

@@ -19,7 +19,7 @@ from inference.engine.programs import (
 from qwen_hooks import Checkpoint, create_model_with_hooks, load_params
 from qwen_hooks.errors import ModelError
 from qwen_hooks.hook_points import hook_widths, sites
-from qwen_hooks.interventions import Add, Clamp, ProjectOut, Replace, intervene
+from qwen_hooks.interventions import Add, Clamp, ProjectOut, Replace, Splice, intervene
 from qwen_hooks.sharding import layout_for
 from tests.compilations import count_compilations
 from tests.oracle import load_torch, make_checkpoint, random_tokens, row_error
@@ -209,10 +209,16 @@ def clamped(x, at, direction):
     return x + (np.clip(part, -0.5, 0.25) - part)[..., None] * unit
 
 
+def spliced(x, at, weights):
+    w_enc, w_dec, b_enc, b_dec = weights
+    return np.maximum((x - b_dec) @ w_enc + b_enc, 0) @ w_dec + b_dec
+
+
 @pytest.mark.parametrize(
     ("kind", "place"),
     [
         ("relative", "layer_1"),
+        ("splice", "layer_1"),
         ("project", "layers.2.mlp.neurons"),
         ("clamp", "layer_1"),
         ("replace", "layers.2.mlp.neurons"),
@@ -222,6 +228,7 @@ def clamped(x, at, direction):
 def test_operations_equal_torch(ours, torch_model, config, place, kind):
     width = hook_widths([place], config)[place]
     one, several = numbers(width, seed=5), numbers(3, width, seed=6)
+    weights = [0.1 * numbers(*s, seed=7) for s in ((width, 96), (96, width), (96,), (width,))]
     operation, function = {
         "relative": (
             Add(vector=one, coefficient=0.5, relative=True),
@@ -236,6 +243,10 @@ def test_operations_equal_torch(ours, torch_model, config, place, kind):
             functools.partial(clamped, direction=one),
         ),
         "replace": (Replace(values=one), lambda x, at: np.broadcast_to(one, x.shape)),
+        "splice": (
+            Splice(**dict(zip(("W_enc", "W_dec", "b_enc", "b_dec"), weights, strict=True))),
+            functools.partial(spliced, weights=weights),
+        ),
         "two": (
             [Add(vector=one), Clamp(direction=one, low=-0.5, high=0.25)],
             lambda x, at: clamped(x + one, at, one),
