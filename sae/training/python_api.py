@@ -79,7 +79,10 @@ def _train_on_batches(
     for number, batch in enumerate(itertools.islice(itertools.chain([first], batches), steps), 1):
         rows = _batch(batch)
         if rows.shape != first.shape:
-            raise StoreError(f"batch {number} is {list(rows.shape)}, the first {[count, width]}")
+            raise StoreError(
+                f"batch {number} is {list(rows.shape)}, the first {[count, width]}; leave out"
+                " batches that are not full (drop_last=True)"
+            )
         training.step(rows)
         progress("rows trained on", number * count, steps * count)
     training.close()
