@@ -1,13 +1,14 @@
 """Progress of long work, on standard error; short work prints nothing.
 
-On a terminal and in a notebook it is one line that is overwritten; elsewhere, as in the log of a
-cluster, it is a new line every half minute.
+On a terminal it is one line that is overwritten; in a notebook a bar of tqdm, if that is installed,
+else such a line; elsewhere, as in the log of a cluster, it is a new line every half minute.
 """
 
+import importlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 T = TypeVar("T")
 
@@ -51,11 +52,15 @@ class ProgressLine:
         self._width = 0
         self._what, self._done_then = "", 0
         self._began: float | None = None
+        self._make_bar = _tqdm() if stream is None and in_notebook() else None
+        self._bar: Any = None
 
     def __enter__(self) -> "ProgressLine":
         return self
 
     def __exit__(self, exception_type, exception, traceback) -> None:
+        if self._bar is not None:
+            self._bar.close()
         if self._width:
             self._stream.write("\r" + " " * self._width + "\r")
             self._stream.flush()
@@ -65,9 +70,18 @@ class ProgressLine:
         now = time.monotonic()
         if what != self._what:
             self._what, self._began, self._done_then = what, None, done
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
         elif self._began is None and done > self._done_then:  # the first may be slow
             self._began, self._done_then = now, done
         if now < self._next:
+            return
+        if self._make_bar is not None:
+            if self._bar is None:
+                self._bar = self._make_bar(desc=what, total=total or None)
+            self._bar.update(done - self._bar.n)
+            self._next = now + TERMINAL_SECONDS
             return
         of_all = f" of {total:,}" if total else ""
         line = f"{what}: {done:,}{of_all}{self._left(now, done, total)}"
@@ -89,6 +103,14 @@ class ProgressLine:
         seconds = round((total - done) * spent / came)
         hours, minutes = divmod(seconds // 60, 60)
         return f", {hours}:{minutes:02}:{seconds % 60:02} left"
+
+
+def _tqdm() -> Any:
+    """Return `tqdm.auto.tqdm`, or None if it is not installed."""
+    try:
+        return importlib.import_module("tqdm.auto").tqdm
+    except ImportError:
+        return None
 
 
 def in_notebook() -> bool:

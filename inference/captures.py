@@ -72,6 +72,20 @@ class Captured:
     def __repr__(self) -> str:
         return f"Captured({len(self)} rows of {len(self.token_ids)} inputs, {self.activations!r})"
 
+    def _repr_html_(self) -> str:
+        from extraction.notebook_html import table
+
+        columns = (self.sample, self.position, self.token_id)
+        norms = [
+            np.linalg.norm(np.asarray(v, np.float32), axis=1) for v in self.activations.values()
+        ]
+        rows = (
+            [*map(str, keys), *(f"{float(norm):.4g}" for norm in of_row)]
+            for *keys, of_row in zip(*columns, zip(*norms, strict=True), strict=True)
+        )
+        names = ["input", "position", "token id", *(f"norm of {hook}" for hook in self.activations)]
+        return table(repr(self), names, rows, len(self))
+
     def __getitem__(self, hook_point: str) -> np.ndarray:
         """Return the rows of a hook point, `[rows, width]`, by any of its names.
 

@@ -68,6 +68,18 @@ class ExtractedRun:
             f" {self.n_batches:,} batches)"
         )
 
+    def _repr_html_(self) -> str:
+        from extraction.notebook_html import summary
+
+        facts = {
+            "run": self.run_id,
+            "address": self.address,
+            "rows": f"{self.n_rows:,} of {self.n_samples:,} samples",
+            "files": f"{self.n_batches:,} of each hook point",
+            "hook points": ", ".join(map(str, self.metadata["layers_extracted"])),
+        }
+        return summary("Extracted and verified", facts)
+
     @property
     def n_samples(self) -> int:
         """Number of inputs with rows; an input that is cut into pieces counts once for each."""

@@ -109,6 +109,19 @@ class SparseAutoencoder:
                     f" {list(self.W_dec.shape)} need {list(wanted[name])}"
                 )
 
+    def _repr_html_(self) -> str:
+        from extraction.notebook_html import summary
+
+        facts = {"architecture": self.architecture, "latents": f"{self.d_sae:,}"}
+        facts["widths"] = f"{self.d_in} to {self.d_out}"
+        for name in ("model_name", "hook_point", "rows_trained_on", "l0", "num_dead_features"):
+            if name in self.metadata:
+                value = self.metadata[name]
+                facts[name.replace("_", " ")] = (
+                    f"{value:.4g}" if type(value) is float else str(value)
+                )
+        return summary("Sparse autoencoder", facts)
+
     @property
     def d_in(self) -> int:
         """Width of the rows that are encoded."""

@@ -127,6 +127,14 @@ class ActivationDataset:
             f" {self._run.description.dtype if self._form.stored else 'float32'})"
         )
 
+    def _repr_html_(self) -> str:
+        from extraction.notebook_html import summary
+
+        facts = {"address": str(self._storage.address), "rows": f"{len(self):,}"}
+        facts |= {hook: f"[{len(self):,}, {width}]" for hook, width in self._widths().items()}
+        dtype = self._run.description.dtype if self._form.stored else "float32"
+        return summary("Activations", facts | {"dtype": str(dtype)})
+
     @property
     def stored_batches(self) -> int:
         """Number of batches, each of which has a file for every hook point."""

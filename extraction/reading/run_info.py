@@ -71,3 +71,21 @@ class RunInfo:
             f" {self.sequences} samples, {how[self.complete]}; {few(hooks)} of"
             f" {len(self.hook_points)} captured, {self.format}, {self.dtype})"
         )
+
+    def _repr_html_(self) -> str:
+        from extraction.notebook_html import summary
+
+        state = {True: "complete", False: "not complete", None: "unknown whether complete"}
+        facts = {
+            "run": str(self.run_id),
+            "state": state[self.complete],
+            "rows": f"{self.rows:,} of {self.sequences} samples",
+            "stored": f"{self.format}, {self.dtype}",
+        }
+        for hook, width in self.width.items():
+            entry = self.statistics.get(hook, {})
+            median, mean = entry.get("median_norm"), entry.get("mean_norm")
+            norms = f", median norm {median:.4g}" * (median is not None)
+            norms += f", mean norm {mean:.4g}" * (mean is not None)
+            facts[hook] = f"width {width}{norms}"
+        return summary(f"Run of {self.model_name}", facts)

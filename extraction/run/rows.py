@@ -97,6 +97,17 @@ class RowBlock:
         hooks = [f"{hook} {v.dtype} {list(v.shape)}" for hook, v in self.activations.items()]
         return f"RowBlock({len(self):,} rows of {few(hooks)})"
 
+    def _repr_html_(self) -> str:
+        from extraction.notebook_html import table
+
+        names = ["task", "sample", "step", "position", "token id"]
+        columns = [self.task_ids, self.sample_idx, self.step, self.position, self.token_id]
+        if self.vocabulary:
+            names.append("token")
+            columns.append(self.token_text)
+        rows = (list(map(str, row)) for row in zip(*columns, strict=True))
+        return table(repr(self), names, rows, len(self))
+
     def __len__(self) -> int:
         return len(self.task_ids)
 

@@ -1,6 +1,7 @@
 import io
 import sys
 import types
+from typing import ClassVar
 
 import pytest
 
@@ -63,6 +64,38 @@ def test_a_notebook_writes_one_line_over(clock, monkeypatch):
     assert stream.getvalue().count("\rfiles: ") == 3
     assert "\n" not in stream.getvalue()
     assert stream.getvalue().endswith("\r")
+
+
+class Bar:
+    """A bar such as tqdm's."""
+
+    made: ClassVar[list["Bar"]] = []
+
+    def __init__(self, desc: str, total: int | None):
+        self.desc, self.total, self.n, self.closed = desc, total, 0, False
+        Bar.made.append(self)
+
+    def update(self, more: int) -> None:
+        self.n += more
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_notebook_has_a_bar_of_tqdm_for_each_work(clock, monkeypatch):
+    shell = types.SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "tqdm.auto", types.SimpleNamespace(tqdm=Bar))
+    Bar.made.clear()
+    with ProgressLine() as progress:
+        for what, total in (("files", 9), ("documents", 0)):
+            for done in range(1, 4):
+                clock[0] += 3
+                progress(what, done, total)
+    assert [(bar.desc, bar.total, bar.n, bar.closed) for bar in Bar.made] == [
+        ("files", 9, 3, True),
+        ("documents", None, 3, True),
+    ]
 
 
 def test_a_terminal_is_left_as_it_was(clock):
