@@ -6,12 +6,16 @@ by a thread while the training goes on; the state was copied before.
 """
 
 import concurrent.futures
+import contextlib
+import hashlib
 import json
 import mmap
+import os
 import re
+import shutil
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +24,10 @@ import numpy as np
 
 from extraction.checksums import crc32c
 from extraction.errors import StoreError
+from extraction.run_layout import RUN_FOLDER
 from extraction.storage import Storage
 from extraction.storage.bounded import get_at_most
+from extraction.storage.local import LocalStorage
 from extraction.writing.disk_retry import patiently
 
 FOLDER = "checkpoints/"
@@ -29,6 +35,33 @@ STATE, PROGRESS = "state", "progress.json"
 _RECORD = re.compile(re.escape(FOLDER) + r"step_(\d{10})\.json")
 MOST_RECORD_BYTES = 1 << 16
 MOST_BYTES = 1 << 42
+
+
+def spool_of(storage: Storage) -> Path:
+    """Return a folder of this process's own for the checkpoint that is being written.
+
+    It lies beside the published ones, or for a bucket in the system's folder for temporary files.
+    Those of killed processes are removed; only the holder of the training's lock may call this.
+    """
+    if isinstance(storage, LocalStorage):
+        above = storage.folder / RUN_FOLDER / "spool"
+    else:
+        key = hashlib.sha256(str(storage.address).encode()).hexdigest()[:16]
+        above = Path(tempfile.gettempdir()) / f"sae-checkpoints-{key}"
+    for left in above.glob("*"):
+        if not (left.name.isdecimal() and _is_alive(int(left.name))):
+            shutil.rmtree(left, ignore_errors=True)
+    return above / str(os.getpid())
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()
 
 
 class Checkpoint(NamedTuple):
@@ -53,6 +86,7 @@ class Checkpoints:
 
     def __init__(self, storage: Storage, keep: int):
         self._storage, self._keep = storage, keep
+        self._spool: Path | None = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "sae-checkpoint")
         self._writing: concurrent.futures.Future | None = None
 
@@ -94,6 +128,20 @@ class Checkpoints:
     def close(self) -> None:
         """End the thread, after what it is writing."""
         self._thread.shutdown()
+        if self._spool is not None:
+            shutil.rmtree(self._spool, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _folder(self) -> Iterator[Path]:
+        """Make an empty folder for a checkpoint, and remove it afterwards."""
+        if self._spool is None:
+            self._spool = spool_of(self._storage)
+        shutil.rmtree(self._spool, ignore_errors=True)
+        self._spool.mkdir(parents=True)
+        try:
+            yield self._spool
+        finally:
+            shutil.rmtree(self._spool, ignore_errors=True)
 
     def _write(self, step: int, states: Any, progress: str) -> None:
         patiently(self._storage.address, lambda: self._publish(step, states, progress))
@@ -104,8 +152,7 @@ class Checkpoints:
     def _publish(self, step: int, states: Any, progress: str) -> None:
         import orbax.checkpoint as ocp
 
-        with tempfile.TemporaryDirectory(prefix="sae-checkpoint-") as spool:
-            folder = Path(spool)
+        with self._folder() as folder:
             with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as writer:
                 writer.save(folder / STATE, states)
             (folder / PROGRESS).write_text(progress, encoding="utf-8")
@@ -142,8 +189,7 @@ class Checkpoints:
         data = get_at_most(self._storage, name, MOST_BYTES)
         if record.get("bytes") != len(data) or record.get("crc32c") != crc32c(data):
             raise StoreError(f"{where} is damaged; remove its .json and go on from an earlier one")
-        with tempfile.TemporaryDirectory(prefix="sae-checkpoint-") as spool:
-            folder = Path(spool)
+        with self._folder() as folder:
             packed = folder / "packed.tar"
             packed.write_bytes(data)
             del data
