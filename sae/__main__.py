@@ -1,6 +1,7 @@
 """Sparse autoencoders of activations that were extracted.
 
     python -m sae train    --activations_dir RUN --output_dir SAES
+    python -m sae evaluate SAE [SAE ...] --activations_dir RUN
     python -m sae convert  SAE OUT --to FORMAT
 
 RUN, SAE and OUT are folders, gs://bucket/prefix or s3://bucket/prefix. Exit status 0: done;
@@ -37,6 +38,21 @@ several under `saes`, each with the settings that differ; all are trained on one
 """
 
 
+EVALUATE = """Measure autoencoders on rows and, with a model and texts, in the model.
+
+    python -m sae evaluate ./saes/layer_12 --activations_dir ./held_out --output_dir ./evaluation
+    python -m sae evaluate ./saes/* --activations_dir ./held_out --model_path Qwen/Qwen2.5-0.5B \\
+        --dataset texts.jsonl --context_length 512
+
+On rows: explained variance 1 - E|x - y|^2 / (E|x|^2 - |E x|^2) of reconstructions y, the fraction
+of variance unexplained with and without attention sinks, active latents of a row (l0), latents that
+are active in no row (dead), cosine, ratio of norms, relative bias. In the model: cross-entropy as
+it is, with reconstructions and with zeros at the hook point, the part that reconstructions recover
+of what zeros lose, and divergence. Sinks and special tokens are bypassed there. training.html also
+shows how the metrics developed, from metrics.jsonl beside an autoencoder's folder.
+"""
+
+
 CONVERT = """Write an autoencoder in another library's format.
 
 Latents and reconstructions stay the same: what a format cannot hold is refused, or folded into the
@@ -70,6 +86,25 @@ def _train(arguments: Sequence[str]) -> int:
     return ended(work)
 
 
+def _evaluate(arguments: Sequence[str]) -> int:
+    from sae.evaluation.settings import EvaluateSettings
+
+    parser = make_parser(EvaluateSettings, EVALUATE)
+
+    def work() -> None:
+        settings = parse_settings(parser, EvaluateSettings, arguments)
+        from sae.evaluation.run import evaluate, write
+        from sae.evaluation.text_table import text_table
+
+        with ProgressLine() as progress:
+            evaluation = evaluate(settings, progress)
+        print(text_table(evaluation))
+        if settings.output_dir is not None:
+            print("\n".join(map(printable, write(evaluation))))
+
+    return ended(work)
+
+
 def _convert(arguments: Sequence[str]) -> int:
     from sae.files import FORMATS, load, save
 
@@ -98,7 +133,11 @@ def _convert(arguments: Sequence[str]) -> int:
     return ended(work)
 
 
-COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {"train": _train, "convert": _convert}
+COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "convert": _convert,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

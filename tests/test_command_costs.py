@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = (
     ["inference"], ["inference.distributed_inference_with_activations"],
     ["inference.simple_extraction_inference"], ["extraction"], ["extraction", "verify"],
-    ["launch"], ["launch", "plan"], ["sae"], ["sae", "convert"], ["sae", "train"],
+    ["launch"], ["launch", "plan"], ["sae"], ["sae", "convert"], ["sae", "evaluate"],
+    ["sae", "train"],
 )  # fmt: skip
 
 HEAVY = {"jax", "flax", "transformers", "torch"}

@@ -3,7 +3,7 @@
     make test            quick: no other processes, in a few minutes
     make test-processes  commands in processes of their own, killed ones and several at a time
     make test-docs       every command and example that a page names
-    make test-browser    the page of a run in a headless Chromium, where there is one
+    make test-browser    the pages of runs and autoencoders in a Chromium, where there is one
     make test-all        all four, as CI runs them
 
 `make test-faults`, `test-peers`, `test-peers-sae` and `test-tpu` are campaigns, or need
@@ -31,6 +31,9 @@ TIERS = {
         "tests/sae/test_several_processes.py::test_two_processes",
     ),
     "docs": ("tests/benchmarks/", "tests/docs/", "tests/examples/"),
-    "browser": ("tests/extraction/report/test_browser.py",),
+    "browser": (
+        "tests/extraction/report/test_browser.py",
+        "tests/sae/evaluation/test_page_in_browser.py",
+    ),
 }
 """Marker of a tier, and how the ids of its tests begin."""

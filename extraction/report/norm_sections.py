@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from extraction.hook_point_names import few
 from extraction.report.contents import HookPointContents, RunContents
+from extraction.report.drawing import key
 from extraction.report.markup import Html, count, element, foreign, joined, number, token
 from extraction.report.plots import (
     SERIES,
@@ -101,7 +102,7 @@ def _over_layers(run: RunContents, kinds: dict[str, list[HookPointContents]]) ->
         element("h3", "Norms over the blocks of the model"),
         element(
             "p",
-            *(_key(_series_sign(one.name), one.title) for one in SERIES if one.name in drawn),
+            *(key(_series_sign(one.name), one.title) for one in SERIES if one.name in drawn),
         ),
         element("div", *figures, class_="columns"),
         details("The norms as a table", table("Norms over the blocks", columns, rows)),
@@ -120,7 +121,7 @@ def _histogram_keys(shown: Sequence[HookPointContents], high: float) -> Html:
     if any(hook.large.rows for hook in shown):
         bar = element("rect", x=8, y=0, width=10, height=10, class_="large")
         signs.append((element("g", bar, class_="bar"), "rows above it"))
-    return element("p", *(_key(*sign) for sign in signs))
+    return element("p", *(key(*sign) for sign in signs))
 
 
 def _series_sign(name: str) -> Html:
@@ -132,11 +133,6 @@ def _series_sign(name: str) -> Html:
         else element("circle", cx=13, cy=5, r=3.5 if name == "mean" else 2.5),
         class_=f"series {name}",
     )
-
-
-def _key(sign: Html, title: str) -> Html:
-    drawn = element("svg", sign, viewBox="0 0 26 10", aria_hidden="true")
-    return element("span", drawn, title, class_="key")
 
 
 def _spread(hooks: Sequence[HookPointContents]) -> list[HookPointContents]:

@@ -8,15 +8,23 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from extraction.report.axes import Axis, axis_over, label
+from extraction.report.axes import Axis, axis_over
 from extraction.report.contents import HookPointContents
-from extraction.report.markup import Html, count, element, joined, number
+from extraction.report.drawing import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    svg,
+    x_axis,
+    y_axis,
+)
+from extraction.report.markup import Html, count, element, number
 from extraction.run.statistics import BINS_PER_OCTAVE, ZERO, RowStatistics, bin_number
 
-WIDTH, HEIGHT = 372, 210
-LEFT, RIGHT, TOP, BOTTOM = 40, 8, 24, 40
 MOST_BARS = 64
-FONT = 12
 
 
 class Bar(NamedTuple):
@@ -76,11 +84,11 @@ def histogram(hook: HookPointContents, low: float, high: float) -> Html:
         if bars
         else "no rows with a norm above 0"
     )
-    return _svg(
+    return svg(
         f"Histogram of the norms of {hook.name}",
         description,
-        *_y_axis(y, "rows, log scale", whole=True),
-        *_x_axis(x, "norm of a row, log scale"),
+        *y_axis(y, "rows, log scale", whole=True),
+        *x_axis(x, "norm of a row, log scale"),
         *drawn,
         *lines,
     )
@@ -188,11 +196,11 @@ def over_layers(kind: str, series: Sequence[Series], layers: int) -> Html:
         f" to {number(max(v for _, v in one.points))}"
         for one in series
     )
-    return _svg(
+    return svg(
         f"Norms of {kind} over the blocks",
         described,
-        *_y_axis(y, "norm, log scale" if y.log else "norm"),
-        *_x_axis(x, "block", whole=True),
+        *y_axis(y, "norm, log scale" if y.log else "norm"),
+        *x_axis(x, "block", whole=True),
         *drawn,
     )
 
@@ -202,70 +210,3 @@ def _mark(name: str, x: float, y: float) -> Html:
     if name == "median":
         return element("rect", x=round(x - 3, 2), y=round(y - 3, 2), width=6, height=6)
     return element("circle", cx=round(x, 2), cy=round(y, 2), r=3.5 if name == "mean" else 2.5)
-
-
-def _svg(title: str, description: str, *children: str) -> Html:
-    return element(
-        "svg",
-        element("title", title),
-        element("desc", description),
-        *children,
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
-        role="img",
-        aria_label=f"{title}: {description}",
-    )
-
-
-def _y_axis(axis: Axis, title: str, *, whole: bool = False) -> list[Html]:
-    return [
-        *(
-            joined(
-                element(
-                    "line",
-                    x1=LEFT,
-                    x2=WIDTH - RIGHT,
-                    y1=round(axis.pixel(tick), 2),
-                    y2=round(axis.pixel(tick), 2),
-                    class_="grid",
-                ),
-                _text(LEFT - 6, axis.pixel(tick) + 4, label(tick), "end"),
-            )
-            for tick in axis.ticks(5)
-            if not whole or tick >= 1
-        ),
-        _text(2, 12, title, "start"),
-    ]
-
-
-def _x_axis(axis: Axis, title: str, *, whole: bool = False) -> list[Html]:
-    base = HEIGHT - BOTTOM
-    return [
-        element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=base, y2=base, class_="base"),
-        *(
-            joined(
-                element(
-                    "line",
-                    x1=round(axis.pixel(tick), 2),
-                    x2=round(axis.pixel(tick), 2),
-                    y1=base,
-                    y2=base + 4,
-                    class_="base",
-                ),
-                _text(axis.pixel(tick), base + 16, label(tick), "middle"),
-            )
-            for tick in axis.ticks(6)
-            if not whole or tick == int(tick)
-        ),
-        _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, title, "middle"),
-    ]
-
-
-def _text(x: float, y: float, text: str, anchor: str) -> Html:
-    return element(
-        "text",
-        text,
-        x=round(x, 2),
-        y=round(y, 2),
-        text_anchor=anchor,
-        font_size=FONT,
-    )

@@ -16,6 +16,12 @@ LIGHT = {
     "note-text": "#1e3a5f",
     "note": "#eaf0f8",
     "code": "#f1f1ee",
+    "series-0": "#1d4f91",
+    "series-1": "#c2410c",
+    "series-2": "#0f766e",
+    "series-3": "#7e22ce",
+    "series-4": "#8a5a00",
+    "series-5": "#be185d",
 }
 DARK = {
     "page": "#14161a",
@@ -33,9 +39,17 @@ DARK = {
     "note-text": "#b5d0f2",
     "note": "#182536",
     "code": "#262a32",
+    "series-0": "#8ab8f2",
+    "series-1": "#fb923c",
+    "series-2": "#5eead4",
+    "series-3": "#d8b4fe",
+    "series-4": "#fde047",
+    "series-5": "#f9a8d4",
 }
 """Colours by name. Each `...-text` stands on the colour of that name; `text`, `soft` and `accent`
-on `page`, `card` and `code`."""
+on `page`, `card` and `code`; lines of `series-...` on `card`."""
+
+SERIES_COLOURS = 6
 
 TOKEN_LIMITS = (0.5, 0.8, 1.25, 2.0, 5.0, 10.0)
 """Norms divided by the median, between which a token has one colour."""
@@ -153,7 +167,8 @@ svg text{fill:var(--soft);font-family:inherit}
 .mean path{stroke:var(--large)} .mean circle{fill:var(--large)}
 .without path{stroke:var(--bar)} .without circle{fill:var(--bar)}
 .median path{stroke:var(--soft);stroke-dasharray:5 3} .median rect{fill:var(--soft)}
-.key{display:inline-flex;align-items:center;gap:6px;margin-right:18px;font-size:14px}
+.key{display:inline-flex;align-items:center;gap:6px;margin-right:18px;font-size:14px;
+ max-width:100%;overflow-wrap:anywhere}
 .key svg{width:26px;height:10px;flex:none}
 details{margin-top:12px}
 details+details{margin-top:2px}
@@ -222,6 +237,8 @@ footer{padding-top:6px;padding-bottom:40px;color:var(--soft);font-size:13px}
         f".tokens .c{n},.scale .c{n}{{background:var(--b{n});color:var(--f{n})}}"
         for n in range(len(LIGHT_TOKENS))
     )
-    + ".tokens .c6,.tokens .cx{font-weight:700}"
+    + "".join(f".s{n} path{{stroke:var(--series-{n})}}" for n in range(SERIES_COLOURS))
+    + ".d1 path{stroke-dasharray:6 3}.d2 path{stroke-dasharray:2 3}"
+    ".tokens .c6,.tokens .cx{font-weight:700}"
     ".tokens .cx,.scale .cx{background:var(--text);color:var(--card)}"
 )

@@ -117,7 +117,12 @@ def make_parser(settings_type: type[Settings], description: str) -> CommandParse
                 continue
             if owner.group not in groups:
                 groups[owner.group] = parser.add_argument_group(owner.group)
-            groups[owner.group].add_argument(f"--{entry.name}", **_argument(entry, hints))
+            words = _argument(entry, hints)
+            if entry.metadata["positional"]:
+                parser.usage = f"%(prog)s {words['metavar']} [{words['metavar']} ...] [flags]"
+                groups[owner.group].add_argument(entry.name, **words | {"nargs": "*"})
+            else:
+                groups[owner.group].add_argument(f"--{entry.name}", **words)
     return parser
 
 
@@ -181,7 +186,8 @@ def parse_settings(
     for entry in dataclasses.fields(settings_type):
         has_default = entry.default_factory is not dataclasses.MISSING
         if entry.default is dataclasses.MISSING and not has_default and entry.name not in given:
-            parser.error(f"the following arguments are required: --{entry.name}")
+            name = entry.metadata["example"] if entry.metadata["positional"] else f"--{entry.name}"
+            parser.error(f"the following arguments are required: {name}")
     return settings_type(**given)
 
 

@@ -40,6 +40,7 @@ def flag(
     least: int | float | None = None,
     most: int | float = MAX_NUMBER,
     may_be_empty: bool = False,
+    positional: bool = False,
 ) -> Any:
     """Return a dataclass field for one setting.
 
@@ -52,6 +53,7 @@ def flag(
         least: smallest allowed number.
         most: largest allowed number.
         may_be_empty: whether an empty text is allowed.
+        positional: whether the command line takes the value without the setting's name.
     """
     metadata = {
         "help": help,
@@ -60,6 +62,7 @@ def flag(
         "least": least,
         "most": most,
         "may_be_empty": may_be_empty,
+        "positional": positional,
     }
     if default_factory is not None:
         return dataclasses.field(default_factory=default_factory, metadata=metadata)

@@ -132,7 +132,8 @@ def test_texts_have_contrast(colours, tokens):
     pairs += [(text, ground) for ground, text in tokens]
     pairs.append((colours["card"], colours["text"]))
     assert all(contrast(text, ground) >= 4.5 for text, ground in pairs)
-    marks = [colours[name] for name in ("bar", "large", "soft")]
+    lines = [name for name in colours if name.startswith("series-")]
+    marks = [colours[name] for name in ("bar", "large", "soft", *lines)]
     assert all(contrast(mark, colours["card"]) >= 3 for mark in marks)
 
 
