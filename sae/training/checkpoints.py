@@ -44,7 +44,7 @@ def spool_of(storage: Storage) -> Path:
     Those of killed processes are removed; only the holder of the training's lock may call this.
     """
     if isinstance(storage, LocalStorage):
-        above = storage.folder / RUN_FOLDER / "spool"
+        above = storage.folder.absolute() / RUN_FOLDER / "spool"  # as orbax wants it
     else:
         key = hashlib.sha256(str(storage.address).encode()).hexdigest()[:16]
         above = Path(tempfile.gettempdir()) / f"sae-checkpoints-{key}"

@@ -55,6 +55,13 @@ def test_a_folder_that_reconstructs_the_rows(run_folder, tmp_path, capsys):
     assert told[-1]["fvu"] < told[0]["fvu"]
 
 
+def test_a_relative_folder(run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *flags(run_folder, Path("out"))]) == 0
+    assert main(["train", *flags(run_folder, Path("out"), "--resume", "True")]) == 0
+    assert load("out/layer_1").d_in == 16
+
+
 def test_the_files_do_to_rows_what_was_trained_on_scaled_rows(run_folder, tmp_path):
     """The scale, which makes the mean norm the square root of the width, is folded exactly."""
     assert main(["train", *flags(run_folder, tmp_path / "out", "--architecture", "topk")]) == 0
