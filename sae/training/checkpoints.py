@@ -9,6 +9,7 @@ import concurrent.futures
 import contextlib
 import hashlib
 import json
+import logging
 import mmap
 import os
 import re
@@ -23,12 +24,15 @@ import jax
 import numpy as np
 
 from extraction.checksums import crc32c
-from extraction.errors import StoreError
+from extraction.documents import is_count, read_json
+from extraction.errors import StorageUnavailableError, StoreError
 from extraction.run_layout import RUN_FOLDER
 from extraction.storage import Storage
 from extraction.storage.bounded import get_at_most
 from extraction.storage.local import LocalStorage
 from extraction.writing.disk_retry import patiently
+
+log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints/"
 STATE, PROGRESS = "state", "progress.json"
@@ -170,35 +174,65 @@ class Checkpoints:
             self._storage.replace(_name(step, "json"), json.dumps(record).encode())
 
     def restore(self, abstract: Mapping[str, Any]) -> Checkpoint | None:
-        """Return the newest checkpoint, or None if there is none.
+        """Return the newest checkpoint that is whole, or None if there is none at all.
+
+        A damaged one is named in a warning, and the one before it is taken: the training comes to
+        the same weights from any of them.
 
         Args:
             abstract: shapes and dtypes of the states.
 
         Raises:
-            StoreError: it is damaged.
+            StoreError: all of them are damaged.
         """
-        steps = self.steps()
-        if not steps:
-            return None
+        problems = []
+        for step in reversed(self.steps()):
+            try:
+                return self._restored(step, abstract)
+            except StorageUnavailableError:
+                raise
+            except (StoreError, FileNotFoundError) as error:
+                problems.append(f"{self._storage.address}/{_name(step, 'tar')}: {error}")
+                log.warning("%s; trying the checkpoint before it", problems[-1])
+        if problems:
+            raise StoreError(f"no checkpoint can be read: {'; '.join(problems)}")
+        return None
+
+    def _restored(self, step: int, abstract: Mapping[str, Any]) -> Checkpoint:
+        """Return the checkpoint of a step; raise StoreError if it is damaged."""
         import orbax.checkpoint as ocp
 
-        name = _name(steps[-1], "tar")
-        where = f"{self._storage.address}/{name}"
-        record = json.loads(get_at_most(self._storage, _name(steps[-1], "json"), MOST_RECORD_BYTES))
-        data = get_at_most(self._storage, name, MOST_BYTES)
-        if record.get("bytes") != len(data) or record.get("crc32c") != crc32c(data):
-            raise StoreError(f"{where} is damaged; remove its .json and go on from an earlier one")
-        with self._folder() as folder:
+        with _damage_named():
+            record = read_json(get_at_most(self._storage, _name(step, "json"), MOST_RECORD_BYTES))
+            size, checksum = record["bytes"], record["crc32c"]
+        data = get_at_most(self._storage, _name(step, "tar"), MOST_BYTES)
+        if (size, checksum) != (len(data), crc32c(data)):
+            raise StoreError("is damaged: it has not the size and checksum of its record")
+        with self._folder() as folder, _damage_named():
             packed = folder / "packed.tar"
             packed.write_bytes(data)
             del data
             with tarfile.open(packed) as archive:
-                archive.extractall(folder, filter="data")
-            progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+                archive.extractall(folder, filter="data")  # nothing outside of the folder
+            progress = read_json((folder / PROGRESS).read_bytes())
+            counts = progress["counters"]
+            if not (type(counts) is list and len(counts) == 3 and all(map(is_count, counts))):
+                raise ValueError(f"counters {counts!r}")
+            if type(progress["metrics"]) is not list or type(progress["positions"]) is not list:
+                raise ValueError("metrics and positions must be lists")
             with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
                 states = reader.restore(folder / STATE, dict(abstract))
         return Checkpoint(states, progress)
+
+
+@contextlib.contextmanager
+def _damage_named() -> Iterator[None]:
+    """Raise StoreError for what a checkpoint of another program, or a damaged one, leads to."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, tarfile.TarError) as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise StoreError(f"is no checkpoint of this training: {reason}") from None
 
 
 def _alone() -> Any:

@@ -17,12 +17,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from extraction.documents import read_json
 from extraction.errors import ExistingRunError, StoreError
 from extraction.interruption import stop_flag
 from extraction.progress import Progress, silent
 from extraction.run.identity import RunLock, read_identity
 from extraction.setting_names import setting
 from extraction.storage import Storage, open_storage
+from extraction.storage.bounded import get_at_most
 from extraction.storage.local import LocalStorage
 from extraction.version import __version__
 from inference.engine.hosts import start_distributed
@@ -322,7 +324,10 @@ def _begun(storage: Storage, identity: Mapping[str, Any], *, resume: bool) -> bo
             f"{storage.address} holds a training already; go on with it by"
             f" {setting('resume', True)}, or choose another {setting('output_dir')}"
         )
-    found = json.loads(storage.get(TRAINING_FILE))
+    try:
+        found = read_json(get_at_most(storage, TRAINING_FILE))
+    except ValueError as error:
+        raise StoreError(f"{storage.address}/{TRAINING_FILE} is damaged: {error}") from None
     differing = sorted(_differences(found, json.loads(text), ""))
     if differing:
         raise ExistingRunError(

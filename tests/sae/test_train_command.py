@@ -1,16 +1,22 @@
 """`python -m sae train`: files, sweeps, going on, refusals."""
 
 import contextlib
+import errno
+import functools
+import io
 import json
 import signal
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from extraction import ActivationDataset
+from extraction.checksums import crc32c
 from sae.__main__ import main
 from sae.files import load
+from sae.training import checkpoints
 from sae.training.run import Training
 from sae.training.run_settings import TrainSettings
 from sae.training.sweep import entries
@@ -206,11 +212,123 @@ def test_two_trainings_in_one_folder(run_folder, tmp_path, capsys):
         assert "another process is writing" in capsys.readouterr().err
 
 
-def test_a_damaged_checkpoint_is_named(run_folder, tmp_path, capsys):
-    assert main(["train", *flags(run_folder, tmp_path / "out")]) == 0
-    (path,) = (tmp_path / "out/checkpoints").glob("*.tar")
-    data = bytearray(path.read_bytes())
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(run_folder, tmp_path, caplog):
+    words = flags(run_folder, tmp_path / "out", "--checkpoint_seconds", "0")
+    assert main(["train", *words]) == 0
+    before = weights(tmp_path / "out" / HOOK)
+    _, newer = sorted((tmp_path / "out/checkpoints").glob("*.tar"))
+    data = bytearray(newer.read_bytes())
     data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    assert main(["train", *flags(run_folder, tmp_path / "out", "--resume", "True")]) == 2
-    assert f"{path} is damaged" in capsys.readouterr().err
+    newer.write_bytes(data)
+    (tmp_path / "out" / HOOK / "sae_weights.safetensors").unlink()
+    assert main(["train", *words, "--resume", "True"]) == 0
+    assert f"{newer}: is damaged" in caplog.text
+    assert weights(tmp_path / "out" / HOOK) == before
+
+
+def tar_with(name: str, content: bytes, kind: bytes = tarfile.REGTYPE) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        entry = tarfile.TarInfo(name)
+        entry.size, entry.type, entry.linkname = len(content), kind, "/etc/passwd"
+        archive.addfile(entry, io.BytesIO(content))
+    return stream.getvalue()
+
+
+FOREIGN = {
+    "nothing": b"",
+    "garbage": b"\x00\xff" * 700,
+    "text": b"no archive",
+    "empty archive": tar_with("x", b""),
+    "out of the folder": tar_with("../../escaped", b"x"),
+    "absolute": tar_with("/tmp/escaped_by_a_checkpoint", b"x"),
+    "a link": tar_with("progress.json", b"", tarfile.SYMTYPE),
+    "a device": tar_with("progress.json", b"", tarfile.CHRTYPE),
+    "progress is a number": tar_with("progress.json", b"7"),
+    "counters are text": tar_with(
+        "progress.json", b'{"counters": ["a", 1, 2], "metrics": [], "positions": []}'
+    ),
+    "no state": tar_with(
+        "progress.json", b'{"counters": [1, 50, 50], "metrics": [], "positions": []}'
+    ),
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+def test_checkpoints_of_others_are_refused_and_write_nowhere(content, run_folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["train", *flags(run_folder, out)]) == 0
+    (path,) = (out / "checkpoints").glob("*.tar")
+    path.write_bytes(content)
+    record = {"bytes": len(content), "crc32c": crc32c(content), "step": 30}
+    path.with_suffix(".json").write_text(json.dumps(record))
+    capsys.readouterr()
+    assert main(["train", *flags(run_folder, out, "--resume", "True")]) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
+    assert "no checkpoint can be read" in line
+    assert not (tmp_path / "escaped").exists()
+    assert not Path("/tmp/escaped_by_a_checkpoint").exists()
+
+
+def test_damaged_records_of_a_training_are_named(run_folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["train", *flags(run_folder, out)]) == 0
+    (record,) = (out / "checkpoints").glob("*.json")
+    for text in ("", "[]", '{"bytes": "7"}', "{" * 1000):
+        record.write_text(text)
+        assert main(["train", *flags(run_folder, out, "--resume", "True")]) == 2
+        assert "no checkpoint can be read" in capsys.readouterr().err
+    (out / "training.json").write_text("{")
+    assert main(["train", *flags(run_folder, out, "--resume", "True")]) == 2
+    assert "training.json is damaged" in capsys.readouterr().err
+
+
+def test_a_full_disk_at_a_checkpoint_ends_with_74_and_goes_on(
+    run_folder, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out"
+    assert main(["train", *flags(run_folder, tmp_path / "whole")]) == 0
+    real = checkpoints.patiently
+    monkeypatch.setattr(checkpoints, "patiently", functools.partial(real, stall_timeout=0.2))
+    publish = checkpoints.Checkpoints._publish
+
+    def full(self, step, states, progress):
+        if step > 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        publish(self, step, states, progress)
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "_publish", full)
+    words = flags(run_folder, out, "--checkpoint_seconds", "0")
+    assert main(["train", *words]) == 74
+    error = capsys.readouterr().err
+    assert "No space left on device" in error
+    assert "--resume True" in error
+    monkeypatch.setattr(checkpoints.Checkpoints, "_publish", publish)
+    assert main(["train", *words, "--resume", "True"]) == 0
+    assert weights(out / HOOK) == weights(tmp_path / "whole" / HOOK)
+
+
+@pytest.mark.parametrize("bad", ["damaged", "missing"])
+def test_a_bad_file_of_the_run_is_named(bad, tmp_path, capsys):
+    run = write_run(tmp_path / "run")
+    path = run / f"{HOOK}_batch_000003.safetensors"
+    if bad == "missing":
+        path.unlink()
+    else:
+        data = bytearray(path.read_bytes())
+        data[-40] ^= 1
+        path.write_bytes(data)
+    assert main(["train", *flags(run, tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert path.name in error
+
+
+def test_rows_that_are_all_bad_and_places_that_cannot_be_written(run_folder, tmp_path, capsys):
+    run = write_run(tmp_path / "run", bad=600)
+    for more in ([], ["--normalize", "none"]):
+        assert main(["train", *flags(run, tmp_path / "out", *more)]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "finite" in error or "readable rows" in error
+    (tmp_path / "file").write_text("")
+    assert main(["train", *flags(run_folder, tmp_path / "file")]) == 2
+    assert "is a file" in capsys.readouterr().err
