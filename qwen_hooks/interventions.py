@@ -179,8 +179,8 @@ class Splice(Operation):
             norms far above it. `inf` for no limit.
         k: most latents of a token; None: no limit. Another k is compiled anew, as `top_k` needs it.
         apply_b_dec_to_input: whether the encoder subtracts `b_dec` from `x`.
-        keep_error: whether to add `x` minus its reconstruction, which leaves `x` as it is but for
-            rounding: shows what the splicing alone does.
+        keep_error: whether to add `x` minus its reconstruction, so that `x` stays as it is: shows
+            what the splicing alone does.
     """
 
     W_enc: Float[Numbers, "..."] = array(2)
@@ -209,6 +209,7 @@ class Splice(Operation):
         made = jnp.einsum("btm,mw->btw", latents, w_dec, precision="highest") + b_dec
         if self.keep_error:
             made = made + (value - made)
+            made = made + (value - made)  # what rounding left of the first
         norms = jnp.linalg.norm(value, axis=-1, keepdims=True)
         return jnp.where(norms <= _of_tokens(self.max_norm, 0), made, value)
 
