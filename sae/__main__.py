@@ -45,11 +45,12 @@ EVALUATE = """Measure autoencoders on rows and, with a model and texts, in the m
         --dataset texts.jsonl --context_length 512
 
 On rows: explained variance 1 - E|x - y|^2 / (E|x|^2 - |E x|^2) of reconstructions y, the fraction
-of variance unexplained with and without attention sinks, active latents of a row (l0), latents that
-are active in no row (dead), cosine, ratio of norms, relative bias. In the model: cross-entropy as
-it is, with reconstructions and with zeros at the hook point, the part that reconstructions recover
-of what zeros lose, and divergence. Sinks and special tokens are bypassed there. training.html also
-shows how the metrics developed, from metrics.jsonl beside an autoencoder's folder.
+of variance unexplained with and without attention sinks; without them active latents of a row (l0),
+latents that are active in no row (dead), cosine, ratio of norms, relative bias. In the model:
+cross-entropy as it is, with reconstructions and with zeros at the hook point, the part that
+reconstructions recover of what zeros lose, and divergence. Sinks and special tokens are bypassed
+there. training.html also shows how the metrics developed, from metrics.jsonl beside an
+autoencoder's folder.
 """
 
 

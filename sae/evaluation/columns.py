@@ -32,8 +32,12 @@ ROW_COLUMNS = (
         "The same over the rows that are no attention sinks.",
         lambda one: one.rows.without_sinks.fvu,
     ),
-    Column("L0", "Mean number of active latents of a row.", lambda one: one.rows.all_rows.l0),
-    Column("dead", "Latents that are active in none of these rows.", lambda one: one.rows.dead),
+    Column(
+        "L0",
+        "Mean number of active latents of a row, without sinks.",
+        lambda one: one.rows.without_sinks.l0,
+    ),
+    Column("dead", "Latents that are active in no row but sinks.", lambda one: one.rows.dead),
     Column(
         "cosine",
         "Mean cosine of x and x̂, without sinks.",

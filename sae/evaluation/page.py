@@ -75,8 +75,8 @@ def _header(evaluation: Evaluation, name: str, sections: Sequence[tuple[str, str
     facts = [("rows", count(first.rows.all_rows.rows)), ("autoencoders", count(len(several)))]
     if len(several) == 1:
         facts += [
-            ("FVU", number(first.rows.all_rows.fvu)),
-            ("active latents", number(first.rows.all_rows.l0)),
+            ("FVU without sinks", number(first.rows.without_sinks.fvu)),
+            ("active latents", number(first.rows.without_sinks.l0)),
             ("dead latents", count(first.rows.dead)),
         ]
         if first.model:
@@ -330,7 +330,7 @@ def _density(several: Sequence[Evaluated]) -> list[Html]:
     return [
         element(
             "p",
-            "In which part of all rows each latent is active, in bins of"
+            "In which part of the rows without attention sinks each latent is active, in bins of"
             f" 1/{BINS_PER_DECADE} of a power of ten. Dead latents are in no bin.",
             class_="soft small",
         ),

@@ -67,7 +67,8 @@ class RowEvaluation:
         without_sinks: figures of the rows whose norm is at most `max_norm`.
         max_norm: norm above which a row is a sink; None: no row is.
         not_finite: rows that are left out, as they have a number that is not finite.
-        densities: `[d_sae]` float64, the part of all rows in which each latent is active.
+        densities: `[d_sae]` float64, the part of the rows without sinks in which each latent is
+            active; a sink may activate hundreds that nothing else does.
     """
 
     all_rows: RowFigures
@@ -78,7 +79,7 @@ class RowEvaluation:
 
     @property
     def dead(self) -> int:
-        """Number of latents that are active in no row."""
+        """Number of latents that are active in no row, sinks apart."""
         return int((self.densities == 0).sum())
 
     def histogram(self) -> list[tuple[float, float, int]]:
@@ -194,12 +195,14 @@ class RowEvaluator:
         active = latents > 0
         made = np.asarray(self.sae.decode(latents), np.float64)
         counts = np.asarray(active.sum(1))
-        self._fired += np.asarray(active.sum(0))
+        fired = np.asarray(active.sum(0), np.int64)
         wanted = wanted.astype(np.float64)
         self._all.add(wanted, made, counts)
         if self.max_norm is not None:
             usual = np.linalg.norm(rows.astype(np.float64), axis=1) <= self.max_norm
             wanted, made, counts = wanted[usual], made[usual], counts[usual]
+            fired -= np.asarray(active[np.flatnonzero(~usual)].sum(0), np.int64)
+        self._fired += fired
         self._without.add(wanted, made, counts)
 
     def result(self) -> RowEvaluation:
@@ -213,7 +216,7 @@ class RowEvaluator:
             without_sinks=self._without.figures(),
             max_norm=self.max_norm,
             not_finite=self._not_finite,
-            densities=self._fired / max(1, self._all.rows),
+            densities=self._fired / max(1, self._without.rows),
         )
 
 

@@ -31,6 +31,12 @@ def commands(block: str) -> list[list[str]]:
     return [shlex.split(line)[2:] for line in lines if line.startswith("python")]
 
 
+def run(block: str) -> None:
+    for module, *words in commands(block):
+        words = [smaller(SMALLER.get(word, word)) for word in words]
+        assert (extract if module.startswith("inference") else main)(words) == 0
+
+
 def smaller(text: str) -> str:
     return text.replace("layer_15", "layer_1").replace("layer=15", "layer=1")
 
@@ -42,11 +48,17 @@ def test_the_page_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     (tmp_path / "text.jsonl").write_text(
         re.sub(r'("text": ".{3000}).*?("[,}])', r"\1\2", source), encoding="utf-8"
     )
-    first, *_ = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    first, evaluating, converting = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
     second, third = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    for module, *words in commands(first):
-        words = [SMALLER.get(word, word) for word in words]
-        assert (extract if module.startswith("inference") else main)(words) == 0
+    run(first)
+    held_out = (tmp_path / "text.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    Path("sae_run/held_out.jsonl").write_text(held_out, encoding="utf-8")  # as `tail -n 1` does
+    run(evaluating)
+    assert "CE recovered" in capsys.readouterr().out
+    assert {path.name for path in Path("sae_run/evaluation").iterdir()} == {
+        "evaluation.json",
+        "training.html",
+    }
     names: dict = {}
     exec(smaller(second), names)
     assert names["error"] < 0.9
@@ -63,7 +75,7 @@ def test_the_page_from_top_to_bottom(tmp_path, monkeypatch, capsys):
         "layer_1.k=64",
         "layer_1.wide",
     }
-    (convert,) = commands(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)[1])
+    (convert,) = commands(converting)
     assert main([smaller(word) for word in convert[1:]]) == 0
 
 
