@@ -132,6 +132,8 @@ def evaluate(settings: EvaluateSettings, progress: Progress = silent) -> Evaluat
         InputError: the texts cannot be used.
         ModelError: the model cannot be used.
     """
+    if settings.output_dir is not None:
+        open_storage(settings.output_dir)  # refuses what it is before anything is computed
     candidates = [
         _candidate(name, address, settings)
         for name, address in zip(_names(settings.saes), settings.saes, strict=True)
@@ -277,6 +279,8 @@ def _on_rows(
 def _metrics(address: str) -> list[dict[str, Any]]:
     """Return the lines of the training of an autoencoder, if they are beside it."""
     parent, _, name = address.rstrip("/").rpartition("/")
+    if parent.endswith(":/"):  # a whole bucket, which has nothing beside it
+        return []
     storage = open_storage(parent or ".", writable=False)
     try:
         lines = get_at_most(storage, METRICS_FILE, MOST_METRICS_BYTES).splitlines()

@@ -9,15 +9,19 @@ import numpy as np
 import pytest
 
 from extraction import ActivationDataset
+from extraction.storage import open_storage
 from inference import load_model
 from sae import load, save
 from sae.__main__ import main
 from sae.evaluation.model import Spliced, evaluate_model
 from sae.evaluation.rows import RowEvaluator
 from tests.extraction.report.pages import parse, table
+from tests.fake_gcs.fixture import fake_gcs
 from tests.oracle import make_checkpoint, random_tokens
 from tests.sae.autoencoders import random_autoencoder
 from tests.sae.small_run import HOOK, TARGET, write_run
+
+__all__ = ["fake_gcs", "folder"]
 
 NAMES = [f"{HOOK}.k=3", f"{HOOK}.k=5"]
 
@@ -200,3 +204,19 @@ def test_reconstructions_that_overflow_are_null(folder, tmp_path):
     assert main(["evaluate", *words, "--output_dir", str(out)]) == 0
     (one,) = json.loads((out / "evaluation.json").read_text())["autoencoders"]
     assert one["rows"]["all_rows"]["fvu"] is None
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/saes/layer_1.k=3", "gs://bucket"])
+def test_from_a_bucket_into_a_bucket(address, folder, fake_gcs, monkeypatch):
+    for name, value in fake_gcs.environment.items():
+        monkeypatch.setenv(name, value)
+    save(load(folder / "saes" / NAMES[0]), address)
+    metrics = (folder / "saes/metrics.jsonl").read_bytes()
+    if address.count("/") > 2:
+        open_storage("gs://bucket/saes").replace("metrics.jsonl", metrics)
+    out = "gs://bucket/evaluation"
+    words = [address, "--activations_dir", str(folder / "held"), "--output_dir", out]
+    assert main(["evaluate", *words]) == 0
+    page = parse(open_storage(out).get("training.html"))
+    assert len(list(page.nodes("figure"))) == (6 if address.count("/") > 2 else 1)
+    assert json.loads(open_storage(out).get("evaluation.json"))["autoencoders"][0]["rows"]
