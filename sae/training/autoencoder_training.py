@@ -1,6 +1,7 @@
 """The training of one autoencoder: its state, and one step after the other."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -249,8 +250,18 @@ class AutoencoderTraining:
             "l0": float(whole(self._last.fired).sum()) / self.batch_size,
             "dead": self.dead(),
             "learning_rate": float(np.asarray(rate(self.counters.steps - 1))),
-            "threshold": float(self.state["threshold"]),
+            "threshold": self.threshold(),
         }
+
+    def threshold(self) -> float:
+        """Return the running average of the smallest active score, without its beginning at zero.
+
+        The average that is kept begins at zero, as SAELens' does; after few steps it is still near
+        it. So it is divided by the weight that the steps have in it, as Adam's averages are.
+        """
+        rate = self.settings.threshold_rate or 0.0
+        weight = -math.expm1(self.counters.steps * math.log1p(-rate)) if rate < 1 else 1.0
+        return float(self.state["threshold"]) / weight if weight else 0.0
 
     def dead(self) -> int:
         """Return the number of latents that did not fire for `dead_rows` rows."""
@@ -268,7 +279,7 @@ class AutoencoderTraining:
         params = whole(self.state["params"])
         return exported(
             params,
-            float(self.state["threshold"]),
+            self.threshold(),
             self.settings,
             scales=self.scales,
             transcoder=self.d_out is not None,

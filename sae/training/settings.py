@@ -284,7 +284,7 @@ class SaeSettings(Settings):
         if self.architecture == "matryoshka_batch_topk":
             given["matryoshka_widths"] = _widths(self.matryoshka_widths, latents)
         found = dataclasses.replace(self, d_sae=str(latents), **given)
-        if found.k > latents:
+        if ARCHITECTURES[self.architecture].selection is not None and found.k > latents:
             raise InputError(
                 f"{setting('k', self.k)} is more than {setting('d_sae', self.d_sae)}, which is"
                 f" {latents} latents"

@@ -1,6 +1,7 @@
 """`python -m sae train`: files, sweeps, going on, refusals."""
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import io
@@ -92,6 +93,22 @@ def test_autoencoders_of_a_sweep_are_trained_as_if_alone(architecture, run_folde
         f"{HOOK}.k=3",
         f"{HOOK}.other",
     }
+
+
+def test_a_short_training_has_the_threshold_of_its_active_latents(run_folder, tmp_path):
+    """The running average begins at zero; what it lacks after few steps is made up for."""
+    words = [*flags(run_folder, tmp_path / "out"), "--train_rows", "250"]  # 5 steps
+    assert main(["train", *words]) == 0
+    sae = load(tmp_path / "out" / HOOK)
+    rows = ActivationDataset(run_folder, HOOK)[:]
+    assert 3 < (sae.encode(rows) > 0).sum(1).mean() < 10  # k is 4, and thresholds still rise
+    begun_at_zero = dataclasses.replace(sae, threshold=sae.threshold * (1 - 0.99**5))
+    assert (begun_at_zero.encode(rows) > 0).sum(1).mean() > 15
+
+
+def test_k_means_nothing_without_a_selection(run_folder, tmp_path):
+    words = flags(run_folder, tmp_path / "out", "--architecture", "standard", "--k", "1000")
+    assert main(["train", *words]) == 0
 
 
 def test_a_transcoder_reconstructs_another_hook_point(run_folder, tmp_path):
