@@ -24,6 +24,10 @@ HEX = "hex"
 LONGEST_TOKEN = 1 << 20
 """Most bytes of a token."""
 
+MOST_TEXT = 8 << 20
+"""Most bytes of all texts of a commit record; as JSON a byte takes up to six, and readers refuse
+records of more than 64 MiB."""
+
 
 def to_document(vocabulary: Vocabulary) -> dict[str, Any]:
     """Return a vocabulary as JSON: text, or an object with hexadecimal digits, by token id."""
@@ -70,26 +74,49 @@ def as_token_bytes(
     """Return a function from token ids to bytes, from a mapping or a function that gives text.
 
     Raises:
-        StoreError: when it is called: a text is neither text nor bytes, or is too long.
+        StoreError: when it is called: a text is neither text nor bytes, or has half of a surrogate
+            pair.
     """
     look_up = texts.get if isinstance(texts, Mapping) else texts
 
     def of(token_id: int) -> bytes | None:
         text = look_up(token_id)
         if isinstance(text, str):
-            text = text.encode("utf-8", "surrogateescape")
-        if text is None or (isinstance(text, bytes) and len(text) <= LONGEST_TOKEN):
+            try:
+                return text.encode("utf-8", "surrogateescape")
+            except UnicodeEncodeError:
+                raise StoreError(
+                    f"the text of token {token_id} has half of a surrogate pair; give its bytes"
+                ) from None
+        if text is None or isinstance(text, bytes):
             return text
-        raise StoreError(f"token {token_id} needs a text of at most {LONGEST_TOKEN} bytes")
+        raise StoreError(f"token {token_id} needs a text, as str or bytes, or None")
 
     return of
 
 
 def of_ids(token_ids: Iterable[int], token_bytes: TokenBytes) -> dict[int, bytes]:
-    """Return the bytes of token ids, each once; ids below 0 and unknown ones are left out."""
+    """Return the bytes of token ids, each once; ids below 0 and unknown ones are left out.
+
+    Raises:
+        StoreError: a text is longer than `LONGEST_TOKEN`, or all together than `MOST_TEXT`.
+    """
     distinct = np.unique(np.fromiter(token_ids, np.int64))
     found = {int(token_id): token_bytes(int(token_id)) for token_id in distinct if token_id >= 0}
-    return {token_id: text for token_id, text in found.items() if text is not None}
+    texts = {token_id: text for token_id, text in found.items() if text is not None}
+    longest = max(texts, key=lambda token_id: len(texts[token_id]), default=0)
+    if texts and len(texts[longest]) > LONGEST_TOKEN:
+        raise StoreError(
+            f"the text of token {longest} has {len(texts[longest]):,} bytes; at most"
+            f" {LONGEST_TOKEN:,} are allowed"
+        )
+    total = sum(map(len, texts.values()))
+    if total > MOST_TEXT:
+        raise StoreError(
+            f"the texts of the {len(texts):,} new token ids of a batch have {total:,} bytes; at"
+            f" most {MOST_TEXT:,} are allowed"
+        )
+    return texts
 
 
 def _entry(text: bytes) -> str | dict[str, str]:

@@ -50,6 +50,7 @@ def make_unit_run(run: PlannedRun, monkeypatch) -> UnitRun:
     pretrained = object.__new__(Pretrained)
     for name, value in {
         "dtype": "float32",
+        "tokenizer": None,
         "model": SimpleNamespace(hook_points=("layer_6", "layer_12")),
         "checkpoint": SimpleNamespace(config=SimpleNamespace(hidden_size=run.width)),
     }.items():

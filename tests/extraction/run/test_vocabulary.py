@@ -10,14 +10,21 @@ from extraction.__main__ import main
 from extraction.errors import StoreError
 from extraction.run.records import CommitLog
 from extraction.run.rows import RowBlock
-from extraction.run.vocabulary import from_document, text_of, to_document
+from extraction.run.vocabulary import (
+    LONGEST_TOKEN,
+    MOST_TEXT,
+    from_document,
+    of_ids,
+    text_of,
+    to_document,
+)
 from extraction.run_layout import VOCABULARY_FILE
 from extraction.storage import open_storage
 
 TEXTS = {0: " the", 1: b"\xe2\x82", 2: "\n", 3: "</script>", 4: "\u202ex\x00", 5: "€" * 1000}
 
 
-def write(folder, ids, texts=TEXTS, task="t", **settings):
+def write(folder, ids, texts=TEXTS, task="t", rows_per_file=3, **settings):
     block = RowBlock.of(
         {"layer_1": np.ones((len(ids), 4), np.float32)},
         [task] * len(ids),
@@ -25,7 +32,7 @@ def write(folder, ids, texts=TEXTS, task="t", **settings):
         token_id=np.array(ids),
     )
     with ActivationWriter(
-        folder, {"layer_1": 4}, rows_per_file=3, token_text=texts, **settings
+        folder, {"layer_1": 4}, rows_per_file=rows_per_file, token_text=texts, **settings
     ) as writer:
         writer.add(block)
     return folder
@@ -113,3 +120,31 @@ def test_what_is_no_vocabulary_is_refused(document):
     with pytest.raises(ValueError, match=r"vocabulary|token|hex"):
         from_document(document)
     assert from_document(to_document({1: b"\xff", 2: b"a"})) == {1: b"\xff", 2: b"a"}
+
+
+def test_the_largest_texts_that_are_allowed_come_back(tmp_path):
+    count = MOST_TEXT // LONGEST_TOKEN
+    texts = dict.fromkeys(range(count), b"\0" * LONGEST_TOKEN)  # six characters of JSON a byte
+    write(tmp_path, list(texts), texts, rows_per_file=count)
+    keys = ActivationDataset(tmp_path).keys()
+    assert all(text == "\0" * LONGEST_TOKEN for text in keys.token_text)
+    assert verify(tmp_path, 3).verdict == "good"
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({0: "x" * (LONGEST_TOKEN + 1)}, "text of token 0 has 1,048,577 bytes"),
+        (dict.fromkeys(range(9), "x" * LONGEST_TOKEN), "the 9 new token ids of a batch"),
+        ({0: "\ud800"}, "token 0 has half of a surrogate pair"),
+    ],
+)
+def test_texts_that_no_record_can_hold_are_refused(texts, message, tmp_path):
+    with pytest.raises(StoreError, match=message):
+        write(tmp_path, list(texts), texts, rows_per_file=len(texts))
+    assert not list(CommitLog(open_storage(tmp_path)).records())
+
+
+def test_texts_of_a_tokenizer_have_the_same_limits():
+    with pytest.raises(StoreError, match="text of token 5 has"):
+        of_ids([5], lambda token_id: b"x" * (LONGEST_TOKEN + 1))
