@@ -198,7 +198,8 @@ def test_a_run_without_statistics(folder, tmp_path):
 
 def test_reconstructions_that_overflow_are_null(folder, tmp_path):
     sae = load(folder / "saes" / NAMES[0])
-    save(dataclasses.replace(sae, W_dec=sae.W_dec + np.float32(3e38)), tmp_path / "broken")
+    large = {"W_enc": sae.W_enc * np.float32(1e4), "W_dec": sae.W_dec + np.float32(3e38)}
+    save(dataclasses.replace(sae, **large), tmp_path / "broken")
     out = tmp_path / "out"
     words = [str(tmp_path / "broken"), "--activations_dir", str(folder / "held")]
     assert main(["evaluate", *words, "--output_dir", str(out)]) == 0
