@@ -7,7 +7,6 @@ by a thread while the training goes on; the state was copied before.
 
 import concurrent.futures
 import contextlib
-import hashlib
 import json
 import logging
 import mmap
@@ -15,8 +14,7 @@ import os
 import re
 import shutil
 import tarfile
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,13 +22,13 @@ import jax
 import numpy as np
 
 from extraction.checksums import crc32c
-from extraction.documents import is_count, read_json
+from extraction.documents import read_json
 from extraction.errors import StorageUnavailableError, StoreError
-from extraction.run_layout import RUN_FOLDER
+from extraction.setting_names import setting
 from extraction.storage import Storage
 from extraction.storage.bounded import get_at_most
-from extraction.storage.local import LocalStorage
-from extraction.writing.disk_retry import patiently
+from extraction.writing.disk_retry import FULL, patiently
+from sae.training.spool import roomy, spools_of
 
 log = logging.getLogger(__name__)
 
@@ -39,33 +37,13 @@ STATE, PROGRESS = "state", "progress.json"
 _RECORD = re.compile(re.escape(FOLDER) + r"step_(\d{10})\.json")
 MOST_RECORD_BYTES = 1 << 16
 MOST_BYTES = 1 << 42
+SLACK = 1 << 14
+"""Bytes that files of a checkpoint take beside its numbers."""
+
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 
 
-def spool_of(storage: Storage) -> Path:
-    """Return a folder of this process's own for the checkpoint that is being written.
-
-    It lies beside the published ones, or for a bucket in the system's folder for temporary files.
-    Those of killed processes are removed; only the holder of the training's lock may call this.
-    """
-    if isinstance(storage, LocalStorage):
-        above = storage.folder.absolute() / RUN_FOLDER / "spool"  # as orbax wants it
-    else:
-        key = hashlib.sha256(str(storage.address).encode()).hexdigest()[:16]
-        above = Path(tempfile.gettempdir()) / f"sae-checkpoints-{key}"
-    for left in above.glob("*"):
-        if not (left.name.isdecimal() and _is_alive(int(left.name))):
-            shutil.rmtree(left, ignore_errors=True)
-    return above / str(os.getpid())
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return process != os.getpid()
+Check = Callable[[int, Mapping[str, Any]], None]
 
 
 class Checkpoint(NamedTuple):
@@ -86,11 +64,14 @@ class Checkpoints:
     Args:
         storage: where they are published.
         keep: number of the newest that are kept.
+        before_publishing: raises StoreError if this process must not publish any more.
     """
 
-    def __init__(self, storage: Storage, keep: int):
-        self._storage, self._keep = storage, keep
-        self._spool: Path | None = None
+    def __init__(
+        self, storage: Storage, keep: int, before_publishing: Callable[[], None] = lambda: None
+    ):
+        self._storage, self._keep, self._check = storage, keep, before_publishing
+        self._spools: list[Path] | None = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "sae-checkpoint")
         self._writing: concurrent.futures.Future | None = None
 
@@ -100,8 +81,14 @@ class Checkpoints:
         return sorted(int(match[1]) for match in found if match)
 
     def busy(self) -> bool:
-        """Return whether one is being written."""
-        return self._writing is not None and not self._writing.done()
+        """Return whether one is being written.
+
+        Raises:
+            StoreError: it could not be written.
+        """
+        if self._writing is not None and self._writing.done():
+            self.wait()
+        return self._writing is not None
 
     def save(self, step: int, states: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
         """Write a checkpoint in the background, after the one before it.
@@ -132,48 +119,60 @@ class Checkpoints:
     def close(self) -> None:
         """End the thread, after what it is writing."""
         self._thread.shutdown()
-        if self._spool is not None:
-            shutil.rmtree(self._spool, ignore_errors=True)
+        for above in self._spools or []:
+            shutil.rmtree(above / str(os.getpid()), ignore_errors=True)
 
     @contextlib.contextmanager
-    def _folder(self) -> Iterator[Path]:
-        """Make an empty folder for a checkpoint, and remove it afterwards."""
-        if self._spool is None:
-            self._spool = spool_of(self._storage)
-        shutil.rmtree(self._spool, ignore_errors=True)
-        self._spool.mkdir(parents=True)
+    def _folder(self, needed: int) -> Iterator[Path]:
+        """Make an empty folder with room for so many bytes, and remove it afterwards."""
+        if self._spools is None:
+            self._spools = spools_of(self._storage)
+        folder = roomy(self._spools, needed)
         try:
-            yield self._spool
+            yield folder
         finally:
-            shutil.rmtree(self._spool, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _write(self, step: int, states: Any, progress: str) -> None:
-        patiently(self._storage.address, lambda: self._publish(step, states, progress))
+        with contextlib.ExitStack() as stack:
+            address = self._storage.address
+            packed = patiently(address, lambda: self._pack(states, progress, stack))
+            self._check()
+            patiently(address, lambda: self._publish(step, packed))
         for old in self.steps()[: -self._keep]:
             self._storage.remove(_name(old, "json"))  # first the record: no damage in between
             self._storage.remove(_name(old, "tar"))
 
-    def _publish(self, step: int, states: Any, progress: str) -> None:
+    def _pack(self, states: Any, progress: str, stack: contextlib.ExitStack) -> Path:
+        """Return an archive of a checkpoint, which is removed when the stack is closed."""
         import orbax.checkpoint as ocp
 
-        with self._folder() as folder:
-            with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as writer:
-                writer.save(folder / STATE, states)
-            (folder / PROGRESS).write_text(progress, encoding="utf-8")
+        leaves = jax.tree.leaves(states)
+        size = sum(leaf.nbytes for leaf in leaves) + len(progress) + SLACK * (1 + len(leaves))
+        with contextlib.ExitStack() as made:
+            folder = made.enter_context(self._folder(2 * size))
             packed = folder / "packed.tar"
-            with tarfile.open(packed, "w") as archive:
-                for name in (STATE, PROGRESS):
-                    archive.add(folder / name, name)
-            with (
-                packed.open("rb") as stream,
-                mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
-                memoryview(content) as data,
-            ):
-                record = {"bytes": len(data), "crc32c": crc32c(data), "step": step}
-                self._storage.replace(_name(step, "tar"), data)
-            self._storage.replace(_name(step, "json"), json.dumps(record).encode())
+            with _disk_errors(folder):
+                with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as writer:
+                    writer.save(folder / STATE, states)
+                (folder / PROGRESS).write_text(progress, encoding="utf-8")
+                with tarfile.open(packed, "w") as archive:
+                    for name in (STATE, PROGRESS):
+                        archive.add(folder / name, name)
+            shutil.rmtree(folder / STATE)  # room for what is published
+            stack.push(made.pop_all())
+        return packed
 
-    def restore(self, abstract: Mapping[str, Any]) -> Checkpoint | None:
+    def _publish(self, step: int, packed: Path) -> None:
+        with packed.open("rb") as stream:
+            # Closed when nothing refers to it: an error on the way refers to parts of it.
+            content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        data = memoryview(content)
+        record = {"bytes": len(data), "crc32c": crc32c(data), "step": step}
+        self._storage.replace(_name(step, "tar"), data)
+        self._storage.replace(_name(step, "json"), json.dumps(record).encode())
+
+    def restore(self, abstract: Mapping[str, Any], check: Check) -> Checkpoint | None:
         """Return the newest checkpoint that is whole, or None if there is none at all.
 
         A damaged one is named in a warning, and the one before it is taken: the training comes to
@@ -181,14 +180,16 @@ class Checkpoints:
 
         Args:
             abstract: shapes and dtypes of the states.
+            check: raises ValueError, given step and progress, if they are of another training.
 
         Raises:
             StoreError: all of them are damaged.
+            StorageUnavailableError: no place has room to unpack one.
         """
         problems = []
         for step in reversed(self.steps()):
             try:
-                return self._restored(step, abstract)
+                return self._restored(step, abstract, check)
             except StorageUnavailableError:
                 raise
             except (StoreError, FileNotFoundError) as error:
@@ -198,7 +199,7 @@ class Checkpoints:
             raise StoreError(f"no checkpoint can be read: {'; '.join(problems)}")
         return None
 
-    def _restored(self, step: int, abstract: Mapping[str, Any]) -> Checkpoint:
+    def _restored(self, step: int, abstract: Mapping[str, Any], check: Check) -> Checkpoint:
         """Return the checkpoint of a step; raise StoreError if it is damaged."""
         import orbax.checkpoint as ocp
 
@@ -208,21 +209,50 @@ class Checkpoints:
         data = get_at_most(self._storage, _name(step, "tar"), MOST_BYTES)
         if (size, checksum) != (len(data), crc32c(data)):
             raise StoreError("is damaged: it has not the size and checksum of its record")
-        with self._folder() as folder, _damage_named():
+        with _room_named(), self._folder(2 * len(data)) as folder, _damage_named():
             packed = folder / "packed.tar"
             packed.write_bytes(data)
-            del data
             with tarfile.open(packed) as archive:
+                if sum(member.size for member in archive) > len(data):
+                    raise ValueError("its files claim to be larger than the archive")
                 archive.extractall(folder, filter="data")  # nothing outside of the folder
+            del data
+            if not (folder / PROGRESS).is_file():
+                raise ValueError(f"it has no {PROGRESS}")
             progress = read_json((folder / PROGRESS).read_bytes())
-            counts = progress["counters"]
-            if not (type(counts) is list and len(counts) == 3 and all(map(is_count, counts))):
-                raise ValueError(f"counters {counts!r}")
-            if type(progress["metrics"]) is not list or type(progress["positions"]) is not list:
-                raise ValueError("metrics and positions must be lists")
+            check(step, progress)
             with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
                 states = reader.restore(folder / STATE, dict(abstract))
         return Checkpoint(states, progress)
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Raise OSError, which names the folder, when its disk is full or fails; orbax has its own."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror} in {folder}") from None
+    except ValueError as error:
+        found = _OS_ERROR.search(str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, f"{os.strerror(number)} in {folder}") from None
+
+
+@contextlib.contextmanager
+def _room_named() -> Iterator[None]:
+    """Raise StorageUnavailableError if no place has room to unpack a checkpoint."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise StorageUnavailableError(
+            f"a checkpoint cannot be unpacked: {error.strerror}; make room and run again with"
+            f" {setting('resume', True)}"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -90,10 +90,14 @@ class RowStream(Iterator[Mapping[str, np.ndarray]]):
         self.close()
         settings = self._settings
         multiple = settings.max_norm_multiple
-        statistics = self.dataset.info.statistics
-        told = [statistics.get(hook, {}).get("nonfinite_rows") for hook in self.hook_points]
-        if multiple is None and any(count is None or count for count in told):
-            multiple = EVERY_FINITE_ROW
+        if multiple is None and start:  # as it began; the run may have grown
+            filters = start[self._own[0]]["stream"].get("filters") or {}
+            multiple = filters.get("max_norm_multiple")
+        elif multiple is None:
+            statistics = self.dataset.info.statistics
+            told = [statistics.get(hook, {}).get("nonfinite_rows") for hook in self.hook_points]
+            if any(count is None or count for count in told):
+                multiple = EVERY_FINITE_ROW
         self._counted = [
             Counter(start[number]["left_out"]) if start else Counter() for number in self._own
         ]

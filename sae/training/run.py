@@ -17,30 +17,29 @@ from typing import Any
 import jax
 import numpy as np
 
-from extraction.documents import read_json
-from extraction.errors import ExistingRunError, StoreError
+from extraction.documents import is_count
+from extraction.errors import StoreError
 from extraction.interruption import stop_flag
 from extraction.progress import Progress, silent
 from extraction.run.identity import RunLock, read_identity
 from extraction.setting_names import setting
 from extraction.storage import Storage, open_storage
-from extraction.storage.bounded import get_at_most
 from extraction.storage.local import LocalStorage
 from extraction.version import __version__
+from extraction.writing.disk_retry import patiently
 from inference.engine.hosts import start_distributed
 from sae.autoencoder import SparseAutoencoder
 from sae.files import save
 from sae.files.hook_names import spellings
 from sae.training.autoencoder_training import AutoencoderTraining, Counters
+from sae.training.beginning import RESUME, Turn, as_begun, begun, recorded, refuse_run
 from sae.training.checkpoints import Checkpoints
 from sae.training.processes import any_of, mesh_of, sum_of, told_by_all, whole
 from sae.training.row_stream import RowStream
 from sae.training.run_settings import DataSettings, TrainSettings
 from sae.training.sweep import Entry
 
-TRAINING_FILE, METRICS_FILE = "training.json", "metrics.jsonl"
-
-RESUME = "the same command with --resume True goes on"
+METRICS_FILE = "metrics.jsonl"
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +98,11 @@ class Training:
     def __init__(
         self, settings: TrainSettings, entries: Sequence[Entry], stack: contextlib.ExitStack
     ):
+        self.storage: Storage = open_storage(settings.output_dir)
+        refuse_run(self.storage)
+        self._recorded = (recorded(self.storage) if settings.resume else None) or {}
+        if self._recorded:
+            settings = as_begun(settings, self._recorded)
         self.settings = settings
         self.stream, self.target = _opened_rows(settings)
         stack.callback(self.stream.close)
@@ -108,14 +112,16 @@ class Training:
         self.trainings: dict[str, AutoencoderTraining] = {}
         for name, hook, entry in _named(self.stream.hook_points, self.target, entries):
             self.hooks[name] = hook
-            self.trainings[name] = self._training(entry, hook)
+            self.trainings[name] = self._training(name, entry, hook)
             stack.callback(self.trainings[name].close)
-        self.storage: Storage = open_storage(settings.output_dir)
         self.writes = jax.process_index() == 0
         if isinstance(self.storage, LocalStorage) and self.writes:
             stack.callback(RunLock(self.storage.folder).release)
             self.storage.remove_left_overs()
-        self.checkpoints = Checkpoints(self.storage, settings.keep_checkpoints)
+        self._turn = Turn(self.storage)
+        self.checkpoints = Checkpoints(
+            self.storage, settings.keep_checkpoints, before_publishing=self._turn.check
+        )
         stack.callback(self.checkpoints.close)
         self.metrics: list[dict[str, Any]] = []
         self._positions: list[dict[str, Any]] = []
@@ -123,20 +129,25 @@ class Training:
         self._resumed_rows = 0
         self._began = time.monotonic()
 
-    def _training(self, entry: Entry, hook: str) -> AutoencoderTraining:
+    def _training(self, name: str, entry: Entry, hook: str) -> AutoencoderTraining:
         width = self.stream.dataset.info.width
         resolved = entry.settings.resolved(width[hook])
         mesh = mesh_of(self.settings.mesh_axes(), self.settings.batch_size, resolved.latents)
         assert resolved.normalize is not None
-        scale = self.stream.scale(hook, resolved.normalize)
         to = self.target
+        begun_with = self._recorded.get("autoencoders", {}).get(name, {}).get("scales")
+        if begun_with is None:
+            scale = self.stream.scale(hook, resolved.normalize)
+            scales = (scale, scale if to is None else self.stream.scale(to, resolved.normalize))
+        else:
+            scales = _scales(begun_with)
         return AutoencoderTraining(
             resolved,
             width[hook],
             None if to is None else width[to],
             self.settings.batch_size,
             self.steps,
-            (scale, scale if to is None else self.stream.scale(to, resolved.normalize)),
+            scales,
             mesh,
         )
 
@@ -153,10 +164,12 @@ class Training:
     def begin(self) -> None:
         """Claim the output, and go on from its last checkpoint, if there is one."""
         self.stream.begin()  # refuses filters that the run cannot serve, before anything is written
-        found = self.writes and _begun(self.storage, self.identity(), resume=self.settings.resume)
+        found = self.writes and begun(self.storage, self.identity(), resume=self.settings.resume)
+        if self.writes:
+            self._turn.take()
         found = any_of(found)  # and the others wait
         abstract = {name: one.abstract_state() for name, one in self.trainings.items()}
-        checkpoint = self.checkpoints.restore(abstract) if found else None
+        checkpoint = self.checkpoints.restore(abstract, self._check) if found else None
         if checkpoint is None:
             return
         self.metrics = checkpoint.progress["metrics"]
@@ -166,6 +179,25 @@ class Training:
             one.restore(checkpoint.states[name], Counters(*checkpoint.progress["counters"]))
         self._resumed_rows = self.rows
         log.info("going on after %s rows", f"{self.rows:,}")
+
+    def _check(self, step: int, progress: Mapping[str, Any]) -> None:
+        """Raise ValueError if what a checkpoint of a step tells is not of this training."""
+        counts, batch = progress["counters"], self.settings.batch_size
+        if type(counts) is not list or len(counts) != 3 or not all(map(is_count, counts)):
+            raise ValueError(f"counters {counts!r:.100}")
+        if counts[:2] != [step, step * batch] or step > self.steps or counts[2] > counts[1]:
+            raise ValueError(f"counters {counts!r} of step {step} of {self.steps}")
+        positions = progress["positions"]
+        if type(positions) is not list or len(positions) != self.stream.streams:
+            raise ValueError(f"it must hold positions of {self.stream.streams} streams")
+        for position in positions:
+            if type(position["stream"]) is not dict or type(position["left_out"]) is not dict:
+                raise ValueError(f"position {position!r:.100}")
+            if not all(map(is_count, position["left_out"].values())):
+                raise ValueError(f"rows left out {position['left_out']!r:.100}")
+        metrics = progress["metrics"]
+        if type(metrics) is not list or not all(type(line) is dict for line in metrics):
+            raise ValueError("metrics must be a list of dictionaries")
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the weights, JSON."""
@@ -182,7 +214,11 @@ class Training:
                 "read_streams": self.stream.streams,
             },
             "autoencoders": {
-                name: {"hook_point": self.hooks[name], **dataclasses.asdict(one.settings)}
+                name: {
+                    "hook_point": self.hooks[name],
+                    "scales": list(one.scales),
+                    **dataclasses.asdict(one.settings),
+                }
                 for name, one in self.trainings.items()
             },
         }
@@ -208,11 +244,9 @@ class Training:
 
     def due(self) -> bool:
         """Return whether it is time for a checkpoint."""
-        waited = time.monotonic() - self._written
+        waited, busy = time.monotonic() - self._written, self.checkpoints.busy()
         seconds = self.settings.checkpoint_seconds
-        return any_of(
-            self.writes and waited >= seconds and (seconds == 0 or not self.checkpoints.busy())
-        )
+        return any_of(self.writes and waited >= seconds and (seconds == 0 or not busy))
 
     def checkpoint(self) -> None:
         """Write a checkpoint in the background."""
@@ -227,13 +261,16 @@ class Training:
             }
             self.checkpoints.save(self.step, states, progress)
             lines = "".join(json.dumps(line) + "\n" for line in self.metrics)
-            self.storage.replace(METRICS_FILE, lines.encode())
+            data = lines.encode()
+            patiently(self.storage.address, lambda: self.storage.replace(METRICS_FILE, data))
         self._written = time.monotonic()
 
     def end(self) -> dict[str, SparseAutoencoder]:
         """Write the last checkpoint and the autoencoders, and return these."""
         self.checkpoint()
         self.checkpoints.wait()
+        if self.writes:
+            self._turn.check()
         found = {}
         for name, one in self.trainings.items():
             sae = one.autoencoder(self._metadata(name, one))
@@ -273,6 +310,13 @@ class Training:
         }
 
 
+def _scales(found: Any) -> tuple[float, float]:
+    """Return the scales of rows and targets that a training began with."""
+    if type(found) is not list or [type(scale) for scale in found] != [float, float]:
+        raise StoreError(f"training.json is damaged: scales {found!r:.100}")
+    return found[0], found[1]
+
+
 def _opened_rows(settings: TrainSettings) -> tuple[RowStream, str | None]:
     """Return the stream of rows, and the name in the run of the hook point of the targets."""
     asked, process = settings.hook_points, (jax.process_index(), jax.process_count())
@@ -301,47 +345,3 @@ def _spread(rows: np.ndarray) -> float:
     sums = sum_of(np.concatenate([[len(rows), (rows**2).sum()], rows.sum(0)]))
     count, squares, total = sums[0], sums[1], sums[2:]
     return float(squares / count - (total @ total) / count**2)
-
-
-def _begun(storage: Storage, identity: Mapping[str, Any], *, resume: bool) -> bool:
-    """Claim an output for a training; return whether it holds one already, to be continued.
-
-    Raises:
-        ExistingRunError: it holds one, and that is not to be continued, or is another.
-    """
-    text = json.dumps(identity, indent=1, sort_keys=True)
-    if TRAINING_FILE not in storage.names():
-        try:
-            storage.put_new(TRAINING_FILE, text.encode())
-            return False
-        except FileExistsError:
-            raise ExistingRunError(
-                f"another training began in {storage.address} at the same time; choose another"
-                f" {setting('output_dir')}"
-            ) from None
-    if not resume:
-        raise ExistingRunError(
-            f"{storage.address} holds a training already; go on with it by"
-            f" {setting('resume', True)}, or choose another {setting('output_dir')}"
-        )
-    try:
-        found = read_json(get_at_most(storage, TRAINING_FILE))
-    except ValueError as error:
-        raise StoreError(f"{storage.address}/{TRAINING_FILE} is damaged: {error}") from None
-    differing = sorted(_differences(found, json.loads(text), ""))
-    if differing:
-        raise ExistingRunError(
-            f"{storage.address} holds a training with other settings, so it cannot go on with"
-            f" these: {'; '.join(differing)}"
-        )
-    return True
-
-
-def _differences(there: Any, here: Any, where: str) -> Iterator[str]:
-    """Yield each setting that differs, with both values."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for name in there.keys() | here.keys():
-            inner = f"{where}.{name}" if where else name
-            yield from _differences(there.get(name), here.get(name), inner)
-    elif there != here:
-        yield f"{where} {there!r} there, {here!r} here"

@@ -56,7 +56,10 @@ def entries(common: SaeSettings, listed: Sequence[Mapping[str, Any]] | None) -> 
         if unknown:
             raise InputError(f"{where}: unknown settings: {', '.join(unknown)}")
         changed = {name: value for name, value in values.items() if name != NAME}
-        settings = dataclasses.replace(common, **changed)
+        try:
+            settings = dataclasses.replace(common, **changed)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
         name = values.get(NAME) or "_".join(f"{key}={value}" for key, value in changed.items())
         name = re.sub(r"[^A-Za-z0-9_.=-]", "-", str(name)) or f"sae_{number}"
         if not _NAME.fullmatch(name):

@@ -7,9 +7,9 @@ folder, and into a bucket that fails at random. A share here, 50 kills of each w
 import json
 import os
 import random
+import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pytest
 from extraction.storage import Storage, open_storage
 from tests.fake_gcs.faults import Fault
 from tests.fake_gcs.server import FakeGcs
-from tests.faults.conftest import EVERYTHING, ROOT
+from tests.faults.conftest import EVERYTHING, ROOT, in_namespace
 from tests.sae.small_run import HOOK, write_run
 
 KILLS = 50 if EVERYTHING else 4
@@ -67,9 +67,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
     scheme, run_folder, tmp_path, monkeypatch, record_property
 ):
     random_ = random.Random(7)
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
-    tempfile.tempdir = None
-    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     kills = in_checkpoint = trainings = faults = 0
     with FakeGcs() as server:
         server.create_bucket("bucket")
@@ -120,12 +118,11 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
             }
         ],
     )
-    tempfile.tempdir = None
 
 
 def _spooled(tmp_path: Path, out: str) -> bool:
     """Return whether a process left a checkpoint that it was writing."""
-    places = [tmp_path / "temporary"] if out.startswith("gs") else [Path(out) / "_run/spool"]
+    places = [tmp_path / "cache"] if out.startswith("gs") else [Path(out) / "_run/spool"]
     return any(path.is_file() for place in places if place.exists() for path in place.rglob("*"))
 
 
@@ -144,3 +141,68 @@ def test_sigterm_leaves_a_checkpoint(run_folder, tmp_path):
     assert "the same command with --resume True goes on" in told.splitlines()[-1]
     assert [path.suffix for path in sorted((out / "checkpoints").iterdir())] == [".json", ".tar"]
     assert not os.path.exists(out / HOOK)
+
+
+QUICKLY = """
+import sys
+from extraction.writing import disk_retry
+from tests.faults.failing_operations import QuickClock
+disk_retry.time = QuickClock()
+from sae.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""A command that need not wait for the clock while a disk is full."""
+
+
+def quickly(words: list[str]) -> str:
+    return shlex.join([sys.executable, "-c", QUICKLY, *words[3:]])
+
+
+def told(done: subprocess.CompletedProcess) -> list[str]:
+    """Return what a command said, without its progress."""
+    assert "Traceback" not in done.stderr
+    return [line for line in done.stderr.splitlines() if not line.startswith("rows trained on")]
+
+
+@pytest.mark.skipif(not in_namespace(), reason="mounting is not permitted here")
+@pytest.mark.parametrize("kilobytes", [12, 20, 200, 300, 600])
+def test_on_a_full_disk_it_ends_with_one_message_and_goes_on(kilobytes, run_folder, tmp_path):
+    whole, disk = tmp_path / "whole", tmp_path / "disk"
+    subprocess.run(command(run_folder, str(whole), 1), cwd=ROOT, check=True)
+    disk.mkdir()
+    words = quickly(command(run_folder, str(disk / "out"), 1, "--checkpoint_seconds", "0"))
+    script = f"""
+        mount -t tmpfs -o size={kilobytes}k tmpfs {disk} || exit 99
+        {words} && exit 98
+        test $? = 74 || exit 97
+        mount -t tmpfs -o remount,size=64m tmpfs {disk} || exit 96
+        {words} --resume True || exit 95
+        cp -r {disk}/out {tmp_path}/out
+    """
+    done = subprocess.run(
+        [*in_namespace(), "sh", "-c", script], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (error,) = [line for line in told(done) if line.startswith("error:")]
+    assert "No space left on device" in error
+    assert "--resume True" in error
+    assert all("trying again" in line or "going on" in line for line in told(done) if line != error)
+    assert opened(str(tmp_path / "out")) == opened(str(whole))
+
+
+@pytest.mark.skipif(not in_namespace(), reason="mounting is not permitted here")
+def test_checkpoints_for_a_bucket_wait_where_there_is_room(run_folder, tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    with FakeGcs() as server:
+        server.create_bucket("bucket")
+        environment = os.environ | server.environment | {"XDG_CACHE_HOME": str(cache)}
+        words = quickly(command(run_folder, "gs://bucket/out", 1))
+        done = subprocess.run(
+            [*in_namespace(), "sh", "-c", f"mount -t tmpfs -o size=16k tmpfs {cache} && {words}"],
+            env=environment,
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert (done.returncode, told(done)) == (0, [])

@@ -198,6 +198,7 @@ def test_refusals(run_folder, tmp_path, capsys):
         ("saes: [{k: 2}, {k: 2}]", "name of another"),
         ("saes: [{name: ../up}]", "cannot be the name"),
         ("saes: [7]", "must hold settings"),
+        ("saes: [{k: 3}, {k: many}]", "saes[1]: --k must be a whole number"),
     ):
         config = tmp_path / "sweep.yaml"
         config.write_text(text)
@@ -309,10 +310,10 @@ def test_a_full_disk_at_a_checkpoint_ends_with_74_and_goes_on(
     monkeypatch.setattr(checkpoints, "patiently", functools.partial(real, stall_timeout=0.2))
     publish = checkpoints.Checkpoints._publish
 
-    def full(self, step, states, progress):
+    def full(self, step, packed):
         if step > 12:
             raise OSError(errno.ENOSPC, "No space left on device")
-        publish(self, step, states, progress)
+        publish(self, step, packed)
 
     monkeypatch.setattr(checkpoints.Checkpoints, "_publish", full)
     words = flags(run_folder, out, "--checkpoint_seconds", "0")
