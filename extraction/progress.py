@@ -75,7 +75,10 @@ class ProgressLine:
                 self._bar = None
         elif self._began is None and done > self._done_then:  # the first may be slow
             self._began, self._done_then = now, done
-        if now < self._next:
+        full = (
+            self._bar is not None and done == total
+        )  # tqdm marks a bar that ends before as failed
+        if now < self._next and not full:
             return
         if self._make_bar is not None:
             if self._bar is None:

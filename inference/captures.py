@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from extraction.hook_point_names import MOST_NAMED
 from extraction.interruption import stop_flag
 from extraction.progress import ProgressLine
 from inference.engine.batches import SampleResult, row_slots
@@ -73,17 +74,17 @@ class Captured:
         return f"Captured({len(self)} rows of {len(self.token_ids)} inputs, {self.activations!r})"
 
     def _repr_html_(self) -> str:
-        from extraction.notebook_html import table
+        from extraction.notebook_html import ROWS_SHOWN, table
 
         columns = (self.sample, self.position, self.token_id)
-        norms = [
-            np.linalg.norm(np.asarray(v, np.float32), axis=1) for v in self.activations.values()
-        ]
+        hooks = list(self.activations)[:MOST_NAMED]
+        first = [np.asarray(self.activations[hook][:ROWS_SHOWN], np.float32) for hook in hooks]
+        norms = [np.linalg.norm(values, axis=1) for values in first]
         rows = (
             [*map(str, keys), *(f"{float(norm):.4g}" for norm in of_row)]
-            for *keys, of_row in zip(*columns, zip(*norms, strict=True), strict=True)
+            for *keys, of_row in zip(*columns, zip(*norms, strict=True), strict=False)
         )
-        names = ["input", "position", "token id", *(f"norm of {hook}" for hook in self.activations)]
+        names = ["input", "position", "token id", *(f"norm of {hook}" for hook in hooks)]
         return table(repr(self), names, rows, len(self))
 
     def __getitem__(self, hook_point: str) -> np.ndarray:

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from extraction.errors import StoreError
+from extraction.hook_point_names import few
 from extraction.maintenance.verify import verify
 from extraction.progress import ProgressLine
 from extraction.reading.dataset import ActivationDataset
@@ -76,7 +77,7 @@ class ExtractedRun:
             "address": self.address,
             "rows": f"{self.n_rows:,} of {self.n_samples:,} samples",
             "files": f"{self.n_batches:,} of each hook point",
-            "hook points": ", ".join(map(str, self.metadata["layers_extracted"])),
+            "hook points": few([str(hook) for hook in self.metadata["layers_extracted"]]),
         }
         return summary("Extracted and verified", facts)
 

@@ -44,6 +44,18 @@ class KeptRows(NamedTuple):
     numbers: np.ndarray
     left_out: dict[str, int]
 
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name} {count:,}" for name, count in self.left_out.items())
+        return f"KeptRows({len(self.numbers):,} rows; left out: {counts})"
+
+    def _repr_html_(self) -> str:
+        from extraction.notebook_html import summary
+
+        counts = {f"left out by {name}": f"{count:,}" for name, count in self.left_out.items()}
+        together = counts.pop(f"left out by {TOGETHER}")
+        facts = {"kept": f"{len(self.numbers):,}", **counts, "left out together": together}
+        return summary("Kept rows", facts)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowFilters:

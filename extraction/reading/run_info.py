@@ -67,7 +67,7 @@ class RunInfo:
         hooks = [f"{hook} [{width}]" for hook, width in self.width.items()]
         how = {True: "complete", False: "not complete", None: "unknown whether complete"}
         return (
-            f"RunInfo({self.model_name!r}, run {self.run_id}: {self.rows:,} rows of"
+            f"RunInfo({self.model_name!r:.120}, run {self.run_id}: {self.rows:,} rows of"
             f" {self.sequences} samples, {how[self.complete]}; {few(hooks)} of"
             f" {len(self.hook_points)} captured, {self.format}, {self.dtype})"
         )

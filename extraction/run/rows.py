@@ -98,13 +98,14 @@ class RowBlock:
         return f"RowBlock({len(self):,} rows of {few(hooks)})"
 
     def _repr_html_(self) -> str:
-        from extraction.notebook_html import table
+        from extraction.notebook_html import ROWS_SHOWN, table
 
+        first = self[:ROWS_SHOWN]
         names = ["task", "sample", "step", "position", "token id"]
-        columns = [self.task_ids, self.sample_idx, self.step, self.position, self.token_id]
-        if self.vocabulary:
+        columns = [first.task_ids, first.sample_idx, first.step, first.position, first.token_id]
+        if first.vocabulary:
             names.append("token")
-            columns.append(self.token_text)
+            columns.append(first.token_text)
         rows = (list(map(str, row)) for row in zip(*columns, strict=True))
         return table(repr(self), names, rows, len(self))
 

@@ -8,6 +8,7 @@ import pytest
 from extraction import ActivationDataset, ActivationWriter
 from extraction.run.rows import RowBlock
 from inference.captures import Captured
+from inference.extractions import ExtractedRun
 from qwen_hooks.activations import NamedActivations
 from sae import SparseAutoencoder
 
@@ -55,6 +56,60 @@ def test_keys_have_the_text_of_tokens_and_say_how_many_more(dataset):
     assert "more rows" not in text_of(dataset.keys(slice(0, 3))._repr_html_())
 
 
+def test_kept_rows_say_how_many_each_filter_left_out(dataset):
+    kept = dataset.kept_rows(max_norm_multiple=1.5, skip_first=2)
+    norms = np.linalg.norm(np.arange(80.0).reshape(20, 4), axis=1)
+    large = norms > 1.5 * dataset.info.statistics["layer_1"]["median_norm"]
+    stay = 20 - int((large | (np.arange(20) < 2)).sum())
+    counts = f"max_norm_multiple {large.sum()}, skip_first 2, together {20 - stay}"
+    assert repr(kept) == f"KeptRows({stay} rows; left out: {counts})"
+    words = text_of(kept._repr_html_()).split()
+    assert words[2:4] == ["kept", str(stay)]
+    assert words[-4:] == ["left", "out", "together", str(20 - stay)]
+    assert repr(dataset.kept_rows()) == "KeptRows(20 rows; left out: together 0)"
+
+
+def test_names_of_any_length_stay_small(tmp_path):
+    hooks = {f"hook_{number}": 2 for number in range(40)}
+    with ActivationWriter(tmp_path, hooks, model_name="<b>m</b>" * 100_000) as writer:
+        rows = {hook: np.ones((1, 2), np.float32) for hook in hooks}
+        writer.add(RowBlock.of(rows, ["t"]))
+    dataset = ActivationDataset(tmp_path, list(hooks))
+    info = dataset.info
+    for shown in (dataset, info, dataset.keys()):
+        assert len(repr(shown)) < 600
+        assert len(shown._repr_html_()) < 4000
+    assert "and 32 more lines" in text_of(info._repr_html_())
+    assert "(800,007 characters)" in text_of(info._repr_html_())
+    run = ExtractedRun(
+        run_id="r",
+        folder=tmp_path,
+        address=str(tmp_path),
+        metadata={"layers_extracted": [*hooks], "total_sequences": 1, "total_samples": 1}
+        | {"batches": [{"batch_id": 1}]},
+    )
+    assert "hook_5 and 34 more" in text_of(run._repr_html_()).replace("_ ", "_")
+    captured = captured_of(dict(rows))
+    assert len(captured._repr_html_()) < 4000
+    assert "norm of hook_5" in text_of(captured._repr_html_()).replace("_ ", "_")
+    assert "norm of hook_6" not in text_of(captured._repr_html_()).replace("_ ", "_")
+
+
+def captured_of(activations: dict[str, np.ndarray]) -> Captured:
+    """Return rows of as many inputs of one token each."""
+    count = len(next(iter(activations.values())))
+    return Captured(
+        activations=NamedActivations(activations),
+        sample=np.arange(count, dtype=np.int32),
+        position=np.zeros(count, np.int32),
+        slot=np.zeros(count, np.int32),
+        token_id=np.zeros(count, np.int32),
+        token_ids=((0,),) * count,
+        generated=((),) * count,
+        width=1,
+    )
+
+
 def test_captured_rows_have_norms():
     captured = Captured(
         activations=NamedActivations({"layer_1": np.array([[3.0, 4.0], [0.0, 2.0]], np.float32)}),
@@ -68,6 +123,8 @@ def test_captured_rows_have_norms():
     )
     cells = text_of(captured._repr_html_()).split()
     assert cells[-8:] == ["0", "0", "7", "5", "1", "5", "8", "2"]
+    many = captured_of({"layer_1": np.full((1000, 1), 2, np.float32)})
+    assert "and 992 more rows" in text_of(many._repr_html_())
 
 
 def test_an_autoencoder_says_what_it_is_of():

@@ -1,7 +1,7 @@
 import io
+import re
 import sys
 import types
-from typing import ClassVar
 
 import pytest
 
@@ -66,36 +66,55 @@ def test_a_notebook_writes_one_line_over(clock, monkeypatch):
     assert stream.getvalue().endswith("\r")
 
 
-class Bar:
-    """A bar such as tqdm's."""
-
-    made: ClassVar[list["Bar"]] = []
-
-    def __init__(self, desc: str, total: int | None):
-        self.desc, self.total, self.n, self.closed = desc, total, 0, False
-        Bar.made.append(self)
-
-    def update(self, more: int) -> None:
-        self.n += more
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def test_a_notebook_has_a_bar_of_tqdm_for_each_work(clock, monkeypatch):
+@pytest.fixture
+def notebook(clock, monkeypatch):
     shell = types.SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
-    monkeypatch.setitem(sys.modules, "tqdm.auto", types.SimpleNamespace(tqdm=Bar))
-    Bar.made.clear()
+    return clock
+
+
+def test_a_notebook_has_a_bar_of_tqdm_for_each_work(notebook, capsys):
     with ProgressLine() as progress:
-        for what, total in (("files", 9), ("documents", 0)):
+        for what, total in (("files", 3), ("documents", 0)):
             for done in range(1, 4):
-                clock[0] += 3
+                notebook[0] += 3
                 progress(what, done, total)
-    assert [(bar.desc, bar.total, bar.n, bar.closed) for bar in Bar.made] == [
-        ("files", 9, 3, True),
-        ("documents", None, 3, True),
-    ]
+    lines = re.split(r"[\r\n]+", capsys.readouterr().err.strip())
+    (files,) = [line for line in lines if line.startswith("files: 100%")]
+    assert "| 3/3 [" in files
+    assert lines[-1].startswith("documents: 3it")
+
+
+def test_a_bar_is_full_when_the_work_is_done_between_two_updates(notebook, capsys):
+    with ProgressLine() as progress:
+        notebook[0] += 3
+        progress("files", 1, 9)
+        for done in range(2, 10):
+            progress("files", done, 9)
+    assert "| 9/9 [" in capsys.readouterr().err.split("\r")[-1]
+
+
+def test_a_bar_of_work_that_failed_is_not_full(notebook, capsys):
+    def work() -> None:
+        with ProgressLine() as progress:
+            notebook[0] += 3
+            progress("files", 4, 9)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        work()
+    assert "| 4/9 [" in capsys.readouterr().err.split("\r")[-1]
+
+
+def test_a_notebook_without_tqdm_writes_one_line_over(notebook, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with ProgressLine() as progress:
+        for done in range(1, 4):
+            notebook[0] += 3
+            progress("files", done, 9)
+    said = capsys.readouterr().err
+    assert said.count("\rfiles: ") == 3
+    assert "\n" not in said
 
 
 def test_a_terminal_is_left_as_it_was(clock):
