@@ -13,11 +13,13 @@ from extraction import ActivationWriter
 from extraction.checksums import crc32c
 from extraction.run.rows import RowBlock
 from extraction.storage import open_storage
+from extraction.storage.gcs import GcsStorage
 from extraction.writing import disk_retry
 from sae import load
 from sae.__main__ import main
 from sae.training import spool
 from sae.training.run import Training
+from tests.fake_gcs.faults import Fault
 from tests.fake_gcs.server import FakeGcs
 from tests.faults.failing_operations import QuickClock
 from tests.sae.small_run import HOOK, WIDTHS, features, write_run
@@ -29,13 +31,18 @@ def run_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def bucket(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def gcs_server():
     with FakeGcs() as server:
         server.create_bucket("bucket")
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        yield "gs://bucket/out"
+        yield server
+
+
+@pytest.fixture
+def bucket(gcs_server, monkeypatch, tmp_path) -> str:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, value in gcs_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return "gs://bucket/out"
 
 
 def flags(run: Path, out: Path | str, *more: str) -> list[str]:
@@ -216,3 +223,28 @@ def test_a_folder_for_temporary_files_serves_where_the_cache_cannot(
     (tmp_path / "cache").write_text("a file")
     assert main(flags(run_folder, bucket)) == 0
     assert weights(bucket)
+
+
+def test_a_bucket_that_goes_away(
+    bucket, run_folder, tmp_path, monkeypatch, capsys, caplog, gcs_server
+):
+    caplog.set_level("INFO")
+    assert main(flags(run_folder, tmp_path / "whole")) == 0
+    monkeypatch.setitem(GcsStorage.__init__.__kwdefaults__, "deadline", 1.0)
+    real = Training.advance
+
+    def advance(self):
+        real(self)
+        if self.step == 5:
+            self.checkpoints.wait()
+            gcs_server.faults.add(Fault(kind="503"))
+
+    monkeypatch.setattr(Training, "advance", advance)
+    assert main(flags(run_folder, bucket, "--checkpoint_seconds", "0")) == 74
+    assert "gs://bucket/out could not be used" in error_of(capsys)
+    assert main(flags(run_folder, bucket, "--resume", "True")) == 74
+    gcs_server.faults.clear()
+    monkeypatch.setattr(Training, "advance", real)
+    assert main(flags(run_folder, bucket, "--resume", "True")) == 0
+    assert "going on after 200 rows" in caplog.text
+    assert weights(bucket) == weights(tmp_path / "whole")
