@@ -20,6 +20,8 @@ from extraction.writing.places import spool_folder
 
 CHECKPOINTS = "checkpoints"
 LONG_LIVED = Path("/var/tmp")
+FILES = 40
+"""More files than orbax writes for a checkpoint."""
 
 
 def spools_of(storage: Storage) -> list[Path]:
@@ -73,7 +75,9 @@ def roomy(spools: Iterable[Path], needed: int) -> Path:
 
 def _check_room(folder: Path, needed: int) -> None:
     """Raise OSError if a folder's disk has no room; orbax's threads print much when it is full."""
-    if shutil.disk_usage(folder).free < needed:
+    disk = os.statvfs(folder)
+    no_files = disk.f_files and disk.f_favail < FILES  # none in all: the system has no limit
+    if no_files or disk.f_bavail * disk.f_frsize < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

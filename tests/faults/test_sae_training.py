@@ -165,17 +165,17 @@ def told(done: subprocess.CompletedProcess) -> list[str]:
 
 
 @pytest.mark.skipif(not in_namespace(), reason="mounting is not permitted here")
-@pytest.mark.parametrize("kilobytes", [12, 20, 200, 300, 600])
-def test_on_a_full_disk_it_ends_with_one_message_and_goes_on(kilobytes, run_folder, tmp_path):
+@pytest.mark.parametrize("room", ["12k", "20k", "200k", "300k", "600k", "64m,nr_inodes=12"])
+def test_on_a_full_disk_it_ends_with_one_message_and_goes_on(room, run_folder, tmp_path):
     whole, disk = tmp_path / "whole", tmp_path / "disk"
     subprocess.run(command(run_folder, str(whole), 1), cwd=ROOT, check=True)
     disk.mkdir()
     words = quickly(command(run_folder, str(disk / "out"), 1, "--checkpoint_seconds", "0"))
     script = f"""
-        mount -t tmpfs -o size={kilobytes}k tmpfs {disk} || exit 99
+        mount -t tmpfs -o size={room} tmpfs {disk} || exit 99
         {words} && exit 98
         test $? = 74 || exit 97
-        mount -t tmpfs -o remount,size=64m tmpfs {disk} || exit 96
+        mount -t tmpfs -o remount,size=64m,nr_inodes=9999 tmpfs {disk} || exit 96
         {words} --resume True || exit 95
         cp -r {disk}/out {tmp_path}/out
     """

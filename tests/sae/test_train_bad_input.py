@@ -5,6 +5,7 @@ import json
 import shutil
 import tarfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -204,17 +205,25 @@ def test_of_two_trainings_in_a_bucket_the_later_goes_on(
     assert main(flags(run_folder, bucket, "--resume", "True")) == 0
 
 
+class Disk(NamedTuple):
+    """What `os.statvfs` tells of a disk with much room."""
+
+    f_bavail: int = 1 << 40
+    f_frsize: int = 1
+    f_files: int = 1 << 30
+    f_favail: int = 1 << 20
+
+
+@pytest.mark.parametrize("room", [{"f_bavail": 1000}, {"f_favail": 3}], ids=["bytes", "files"])
 def test_no_room_for_checkpoints_on_their_way_to_a_bucket(
-    bucket, run_folder, tmp_path, monkeypatch, capsys
+    room, bucket, run_folder, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(disk_retry, "time", QuickClock())
-    usage = shutil.disk_usage("/")
-    monkeypatch.setattr(spool.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(spool.os, "statvfs", lambda _: Disk(**room))
     assert main(flags(run_folder, bucket)) == 74
     error = error_of(capsys)
     assert f"No space left on device in {tmp_path / 'cache'}" in error
     assert "--resume True" in error
-    monkeypatch.undo()
 
 
 def test_a_folder_for_temporary_files_serves_where_the_cache_cannot(
