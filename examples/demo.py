@@ -65,6 +65,10 @@ After `source .venv/bin/activate`:
   in Python   from extraction import ActivationDataset
               dataset = ActivationDataset("{folder}/activations", layer=15)
               dataset, dataset[0:4]   # rows are float32 [n, 576]
+  train       python -m sae train --activations_dir {folder}/activations \\
+                  --hook_points layer_15 --output_dir {folder}/saes --d_sae 8x --k 32 \\
+                  --max_norm_multiple 10 --batch_size 1024 --learning_rate 0.001 --train_rows 2e5
+              a sparse autoencoder, in about half a minute (docs/sae.md)
   your model  the command of step 2 with your own --model_path (a folder or a Hugging Face id),
               --dataset (such as corpus.jsonl, a {{"text": ...}} per line) and --layers_to_extract
   all flags   python -m inference.distributed_inference_with_activations --help"""

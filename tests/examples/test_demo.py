@@ -1,12 +1,15 @@
 """The first command of the README, on the real model."""
 
 import re
+import shlex
 
 import numpy as np
 import pytest
 
 from examples.demo import main
 from extraction import ActivationDataset
+from inference.settings.command_line import make_parser, parse_settings
+from sae.training.run_settings import TrainSettings
 from tests.extraction.report.pages import parse, real, table, whole
 
 
@@ -39,6 +42,11 @@ def test_the_demo_ends_with_checked_rows_and_their_page(tmp_path, capfd):
     found = {}
     exec(code, found)
     assert found["dataset"][0:4].tolist() == dataset[0:4].tolist()
+    (train,) = re.findall(r"python -m sae train (.*?)\n {14}a sparse", out, re.DOTALL)
+    parser = make_parser(TrainSettings, "")
+    asked = parse_settings(parser, TrainSettings, shlex.split(train.replace("\\\n", " ")))
+    assert asked.activations_dir == str(folder / "activations")
+    assert asked.hook_points == ["layer_15"]
     named = re.findall(r"--[a-z_]+", out.partition("your model")[2].partition("all flags")[0])
     step = re.search(r"\[2 of 5\].*\n(.*)", out)[1]
     assert named == ["--model_path", "--dataset", "--layers_to_extract"]
