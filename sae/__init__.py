@@ -1,4 +1,4 @@
-"""Sparse autoencoders of activations: train, evaluate, load and convert.
+"""Sparse autoencoders of activations: train, evaluate, score latents, load and convert.
 
 Importing the package imports nothing else; a name is imported on first use.
 """
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sae.autoencoder import SparseAutoencoder
     from sae.files import load, save
     from sae.folds import fold_b_dec, fold_decoder_norm, fold_mean, fold_scale
+    from sae.scores.of_rows import latent_scores, latent_sums
     from sae.splicing import splice
     from sae.training.python_api import train
 
@@ -19,6 +20,8 @@ _MODULES = {
     "fold_decoder_norm": "folds",
     "fold_mean": "folds",
     "fold_scale": "folds",
+    "latent_scores": "scores.of_rows",
+    "latent_sums": "scores.of_rows",
     "load": "files",
     "save": "files",
     "splice": "splicing",
@@ -31,6 +34,8 @@ __all__ = [
     "fold_decoder_norm",
     "fold_mean",
     "fold_scale",
+    "latent_scores",
+    "latent_sums",
     "load",
     "save",
     "splice",

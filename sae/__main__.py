@@ -2,6 +2,7 @@
 
     python -m sae train    --activations_dir RUN --output_dir SAES
     python -m sae evaluate SAE [SAE ...] --activations_dir RUN
+    python -m sae score    SAE [SAE ...] --activations_dir RUN --label_field FIELD --first VALUE
     python -m sae convert  SAE OUT --to FORMAT
 
 RUN, SAE and OUT are folders, gs://bucket/prefix or s3://bucket/prefix. Exit status 0: done;
@@ -51,6 +52,20 @@ cross-entropy as it is, with reconstructions and with zeros at the hook point, t
 reconstructions recover of what zeros lose, and divergence. Sinks and special tokens are bypassed
 there. training.html also shows how the metrics developed, from metrics.jsonl beside an
 autoencoder's folder.
+"""
+
+
+SCORE = """Find latents that tell two groups of rows apart.
+
+    python -m sae score ./saes/layer_12 --activations_dir ./entities --label_field known \\
+        --first true --second false --category_field entity_type --background_dir ./random_tokens
+    python -m sae score ./saes/* --activations_dir ./refused --second_activations_dir ./answered
+
+Groups are values of a field of outputs.jsonl (or of --labels_file), or two runs. Figures of each
+latent: the part of the rows in which it is active, its mean, Welch's t with p and q (Benjamini and
+Hochberg), area under the ROC curve. Latents are chosen by --metric on one part of the tasks; the
+figures in the table are of the other part. With --category_field a latent's score is its least over
+the categories. p and q take rows as independent: extract one row of each sample.
 """
 
 
@@ -106,6 +121,25 @@ def _evaluate(arguments: Sequence[str]) -> int:
     return ended(work)
 
 
+def _score(arguments: Sequence[str]) -> int:
+    from sae.scores.settings import ScoreSettings
+
+    parser = make_parser(ScoreSettings, SCORE)
+
+    def work() -> None:
+        settings = parse_settings(parser, ScoreSettings, arguments)
+        from sae.scores.results import text_table, write
+        from sae.scores.run import score
+
+        with ProgressLine() as progress:
+            scores = score(settings, progress)
+        print(text_table(scores))
+        if settings.output_dir is not None:
+            print("\n".join(map(printable, write(scores))))
+
+    return ended(work)
+
+
 def _convert(arguments: Sequence[str]) -> int:
     from sae.files import FORMATS, load, save
 
@@ -137,6 +171,7 @@ def _convert(arguments: Sequence[str]) -> int:
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "evaluate": _evaluate,
+    "score": _score,
     "convert": _convert,
 }
 

@@ -191,7 +191,7 @@ class RowEvaluator:
         if not finite.all():
             self._not_finite += int((~finite).sum())
             rows, wanted = rows[finite], wanted[finite]
-        latents = self.sae.encode(_placed(rows))
+        latents = self.sae.encode(placed(rows))
         active = latents > 0
         made = np.asarray(self.sae.decode(latents), np.float64)
         counts = np.asarray(active.sum(1))
@@ -220,7 +220,7 @@ class RowEvaluator:
         )
 
 
-def _placed(rows: np.ndarray) -> Any:
+def placed(rows: np.ndarray) -> Any:
     """Return the rows on an accelerator if JAX is in use and there is one, else as they are."""
     jax = sys.modules.get("jax")
     if jax is None or jax.default_backend() == "cpu":

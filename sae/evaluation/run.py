@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ from extraction.progress import Progress, silent
 from extraction.reading.dataset import ActivationDataset
 from extraction.reading.row_filters import limits_above
 from extraction.run.statistics import RowStatistics, StatisticsSum
-from extraction.setting_names import setting
 from extraction.storage import open_storage
 from extraction.storage.bounded import get_at_most
 from extraction.version import __version__
@@ -24,7 +22,7 @@ from sae.autoencoder import SparseAutoencoder
 from sae.evaluation.rows import RowEvaluation, RowEvaluator
 from sae.evaluation.settings import EvaluateSettings
 from sae.files import load
-from sae.files.hook_names import canonical_name
+from sae.fitting import check_width, hook_point_of, named_hook_point, names_of
 
 if TYPE_CHECKING:
     from sae.evaluation.model import ModelFigures
@@ -136,13 +134,14 @@ def evaluate(settings: EvaluateSettings, progress: Progress = silent) -> Evaluat
         open_storage(settings.output_dir)  # refuses what it is before anything is computed
     candidates = [
         _candidate(name, address, settings)
-        for name, address in zip(_names(settings.saes), settings.saes, strict=True)
+        for name, address in zip(names_of(settings.saes), settings.saes, strict=True)
     ]
     hooks = sorted({hook for one in candidates for hook in one.hook_points})
     dataset = ActivationDataset(settings.activations_dir, hooks)
     stored = dict(zip(hooks, dataset.hook_points, strict=True))
     for one in candidates:
-        _check_widths(one, dataset, stored)
+        for hook, width in zip(one.hook_points, (one.sae.d_in, one.sae.d_out), strict=False):
+            check_width(one.address, width, hook, dataset, stored)
     limits = _limits(dataset, settings.max_norm_multiple)
     found, left_out = _on_rows(candidates, dataset, stored, limits, settings, progress)
     in_model: Mapping[str, "ModelFigures"] = {}
@@ -178,52 +177,15 @@ def evaluate(settings: EvaluateSettings, progress: Progress = silent) -> Evaluat
     )
 
 
-def _names(addresses: Sequence[str]) -> list[str]:
-    """Return a name of each autoencoder."""
-    short = [address.rstrip("/").rpartition("/")[2] or address for address in addresses]
-    if len(set(addresses)) < len(addresses):
-        (address, _), *_ = Counter(addresses).most_common(1)
-        raise InputError(f"{address} is given twice")
-    times = Counter(short)
-    return [
-        name if times[name] == 1 else address
-        for name, address in zip(short, addresses, strict=True)
-    ]
-
-
 def _candidate(name: str, address: str, settings: EvaluateSettings) -> _Candidate:
     sae = load(address)
-    given = settings.hook_point
-    hook_point = _named(sae, "") if given is None else canonical_name(given) or given
-    if hook_point is None:
-        raise InputError(
-            f"{address} does not say which hook point it is of; give {setting('hook_point')}"
-        )
-    target = _named(sae, "_out")
+    hook_point = hook_point_of(sae, address, settings.hook_point)
+    target = named_hook_point(sae, "_out")
     if target == hook_point:
         target = None
     if target is None and sae.d_in != sae.d_out:
         raise InputError(f"{address} is a transcoder, and does not say of which hook point")
     return _Candidate(name=name, address=address, sae=sae, hook_point=hook_point, target=target)
-
-
-def _named(sae: SparseAutoencoder, ending: str) -> str | None:
-    for key in (f"hook_point{ending}", f"hook_name{ending}"):
-        name = sae.metadata.get(key)
-        if isinstance(name, str):
-            return canonical_name(name) or name
-    return None
-
-
-def _check_widths(one: _Candidate, dataset: ActivationDataset, stored: Mapping[str, str]) -> None:
-    widths = (one.sae.d_in, one.sae.d_out)
-    for hook, width in zip(one.hook_points, widths, strict=False):
-        there = dataset.info.width[stored[hook]]
-        if there != width:
-            raise StoreError(
-                f"{one.address} is for rows of width {width}, and {hook} of"
-                f" {dataset.info.model_name!r} has rows of width {there}"
-            )
 
 
 def _limits(dataset: ActivationDataset, multiple: float) -> dict[str, float | None]:
