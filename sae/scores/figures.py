@@ -88,7 +88,7 @@ class LatentFigures:
     def reversed(self) -> "LatentFigures":
         """Return the figures with the groups exchanged."""
         return LatentFigures(
-            rows=self.rows[::-1],
+            rows=(self.rows[1], self.rows[0]),
             frequency_first=self.frequency_second,
             frequency_second=self.frequency_first,
             mean_first=self.mean_second,

@@ -23,6 +23,7 @@ from extraction.setting_names import setting
 from extraction.storage import Storage, open_storage
 from extraction.storage.bounded import get_at_most
 from inference.errors import InputError
+from sae.scores.settings import GroupSettings
 
 NO_CATEGORY = "all"
 """Name of the only category without a field of categories."""
@@ -193,6 +194,33 @@ class Labels:
                 label = get((task, None, None))
             found.append(label)
         return found
+
+
+def labels_of(
+    settings: GroupSettings, address: str, group: int, category_field: str | None = None
+) -> Labels:
+    """Return the labels of a run's rows.
+
+    Args:
+        settings: fields and values of the labels.
+        address: address of the run.
+        group: group of all rows, without a field of labels.
+        category_field: field with the category; None: there are no categories.
+
+    Raises:
+        InputError: the labels cannot be used.
+    """
+    file = settings.labels_file
+    storage = open_storage(address, writable=False)
+    return Labels.read(
+        run_lines(storage) if file is None else file_lines(file),
+        address if file is None else file,
+        label_field=settings.label_field,
+        first=settings.first or (),
+        second=settings.second,
+        category_field=category_field,
+        group=group,
+    )
 
 
 def _group_of(label: str | None, first: Sequence[str], second: Sequence[str] | None) -> int:

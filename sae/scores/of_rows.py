@@ -28,7 +28,8 @@ def encoded(
         part = slice(start, min(start + step, len(rows)))
         with np.errstate(over="ignore", invalid="ignore"):  # such rows are left out
             latents = np.asarray(sae.encode(placed(rows[part])))
-        yield part, latents, np.isfinite(rows[part]).all(1) & np.isfinite(latents).all(1)
+        finite = np.isfinite(rows[part]).all(1) & np.isfinite(latents).all(1)
+        yield part, latents, np.asarray(finite)
 
 
 def latent_sums(sae: SparseAutoencoder, batches: np.ndarray | Iterable[np.ndarray]) -> LatentSums:

@@ -24,6 +24,7 @@ from qwen_hooks.hook_point_table import entries
 from sae.scores.choice import Choice, HalfFigures
 from sae.scores.figures import LatentFigures
 from sae.scores.run import ScoredLatents, Scores
+from sae.scores.settings import Metric
 
 SCORES_FILE = "scores.json"
 
@@ -58,7 +59,7 @@ def as_json(scores: Scores) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _autoencoder(one: ScoredLatents, metric: str) -> dict[str, Any]:
+def _autoencoder(one: ScoredLatents, metric: Metric) -> dict[str, Any]:
     halves = {"selection": one.selection, "test": one.test}
     return {
         "name": one.scored.name,
@@ -83,7 +84,7 @@ def _autoencoder(one: ScoredLatents, metric: str) -> dict[str, Any]:
     }
 
 
-def _latent(one: ScoredLatents, choice: Choice, place: int, metric: str) -> dict[str, Any]:
+def _latent(one: ScoredLatents, choice: Choice, place: int, metric: Metric) -> dict[str, Any]:
     """Return the figures of one chosen latent; `first` is the group that it was chosen for."""
     latent = int(choice.latents[place])
     told: dict[str, Any] = {"latent": latent}
@@ -97,13 +98,12 @@ def _latent(one: ScoredLatents, choice: Choice, place: int, metric: str) -> dict
     return told
 
 
-def _half(half: HalfFigures, latent: int, metric: str) -> dict[str, Any]:
+def _half(half: HalfFigures, latent: int, metric: Metric) -> dict[str, Any]:
     by_category = {
         name: _value(getattr(figures, metric)[latent]) for name, figures in half.categories.items()
     }
-    values = list(by_category.values())
     return {
-        "score": None if None in values else min(values),
+        "score": _value(half.scores(metric)[latent]),
         "score_by_category": by_category,
         **{name: _value(getattr(half.pooled, name)[latent]) for name in SHOWN},
     }

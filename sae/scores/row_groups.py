@@ -5,7 +5,7 @@ in the order of their files, some megabytes at a time, and only those that are o
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ from sae.scores.of_rows import encoded
 
 CHUNK_BYTES = 16 << 20
 """Approximate bytes of activations that are read at a time."""
+
+NO_CELL = "in no group"
+"""Name of the count of rows of no cell."""
 
 MOST_KEYS_TOGETHER = 1 << 25
 """Most pairs of a latent and a value that are counted apart, in all cells together."""
@@ -58,6 +61,53 @@ class CellSums:
     not_finite: Mapping[str, int]
 
 
+class RowsOfCells:
+    """The rows of a run that are of a cell, some at a time: `for rows, cell in RowsOfCells(...)`.
+
+    Args:
+        dataset: rows of several hook points.
+        cell_of: returns the number of each row's cell `[R]`, -1 for none, from the rows' keys.
+        filters: rows to leave out, arguments of `ActivationDataset.kept_rows`.
+        progress: told about rows.
+
+    Attributes:
+        left_out: number of rows that each filter left out, and of other rows of no cell.
+
+    Raises:
+        StoreError: the run does not record what a filter needs.
+        CorruptBatchError: a file is damaged.
+    """
+
+    def __init__(
+        self,
+        dataset: ActivationDataset,
+        cell_of: Callable[[RowBlock], np.ndarray],
+        filters: Mapping[str, Any],
+        progress: Progress,
+    ):
+        self._dataset, self._cell_of, self._progress = dataset, cell_of, progress
+        kept = dataset.kept_rows(**filters)
+        self._numbers = kept.numbers
+        self.left_out = {**kept.left_out, NO_CELL: 0}
+
+    def __iter__(self) -> Iterator[tuple[Mapping[str, np.ndarray], np.ndarray]]:
+        """Yield rows of each hook point, by its name, and the numbers of their cells `[R]`."""
+        total = len(self._dataset)
+        step = max(1, CHUNK_BYTES // (4 * sum(self._dataset.info.width.values())))
+        with stop_flag() as stop:
+            for start in range(0, total, step):
+                stop.check()
+                end = min(start + step, total)
+                part = slice(*np.searchsorted(self._numbers, (start, end)))
+                numbers = self._numbers[part]
+                if len(numbers):
+                    cell = self._cell_of(self._dataset.keys(numbers))
+                    self.left_out[NO_CELL] += int((cell < 0).sum())
+                    if (cell >= 0).any():
+                        yield self._dataset[numbers[cell >= 0]], cell[cell >= 0]
+                self._progress("rows read", end, total)
+
+
 def read_cells(
     dataset: ActivationDataset,
     scored: Sequence[Scored],
@@ -71,9 +121,9 @@ def read_cells(
     Args:
         dataset: rows of the autoencoders' hook points.
         scored: the autoencoders.
-        cell_of: returns the number of each row's cell `[R]`, -1 for none, from the rows' keys.
+        cell_of: see `RowsOfCells`.
         cells: number of cells.
-        filters: rows to leave out, arguments of `ActivationDataset.kept_rows`.
+        filters: see `RowsOfCells`.
         progress: told about rows.
 
     Raises:
@@ -83,26 +133,13 @@ def read_cells(
     most = min(MOST_KEYS, MOST_KEYS_TOGETHER // max(1, cells * len(scored)))
     sums = {one.name: [SumsInParts(one.sae.d_sae, most) for _ in range(cells)] for one in scored}
     not_finite = {one.name: 0 for one in scored}
-    kept = dataset.kept_rows(**filters)
-    numbers, total, no_cell = kept.numbers, len(dataset), 0
-    step = max(1, CHUNK_BYTES // (4 * sum(dataset.info.width.values())))
-    with stop_flag() as stop:
-        for start in range(0, total, step):
-            stop.check()
-            end = min(start + step, total)
-            chosen = numbers[slice(*np.searchsorted(numbers, (start, end)))]
-            cell = cell_of(dataset.keys(chosen)) if len(chosen) else np.zeros(0, int)
-            chosen, cell = chosen[cell >= 0], cell[cell >= 0]
-            no_cell += end - start - len(chosen)
-            if len(chosen):
-                rows = dataset[chosen]
-                for one in scored:
-                    of_hook = rows[one.hook_point]
-                    not_finite[one.name] += _add(sums[one.name], one.sae, of_hook, cell)
-            progress("rows scored", end, total)
+    read = RowsOfCells(dataset, cell_of, filters, progress)
+    for rows, cell in read:
+        for one in scored:
+            not_finite[one.name] += _add(sums[one.name], one.sae, rows[one.hook_point], cell)
     return CellSums(
         sums={name: [part.total() for part in parts] for name, parts in sums.items()},
-        left_out={**kept.left_out, "in no group": no_cell - (total - len(numbers))},
+        left_out=read.left_out,
         not_finite=not_finite,
     )
 

@@ -16,7 +16,7 @@ from inference.errors import InputError
 from sae.files import load
 from sae.fitting import check_weights, check_width, hook_point_of, names_of
 from sae.scores.choice import Choice, HalfFigures, chosen
-from sae.scores.labels import NO_CATEGORY, Labels, file_lines, run_lines, test_halves
+from sae.scores.labels import NO_CATEGORY, Labels, labels_of, test_halves
 from sae.scores.latent_sums import LatentSums
 from sae.scores.row_groups import CellSums, Scored, read_cells
 from sae.scores.settings import ScoreSettings
@@ -152,18 +152,7 @@ def _runs(settings: ScoreSettings, scored: Sequence[Scored]) -> list[_Run]:
             continue
         dataset, labels = _opened(address, scored), None
         if settings.label_field is not None or settings.category_field is not None:
-            file = settings.labels_file
-            labels = Labels.read(
-                run_lines(open_storage(address, writable=False))
-                if file is None
-                else file_lines(file),
-                address if file is None else file,
-                label_field=settings.label_field,
-                first=settings.first or (),
-                second=settings.second,
-                category_field=settings.category_field,
-                group=group,
-            )
+            labels = labels_of(settings, address, group, settings.category_field)
         found.append(_Run(address=address, dataset=dataset, labels=labels, group=group))
     return found
 

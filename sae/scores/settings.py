@@ -26,12 +26,6 @@ class ScoredSettings(Settings):
         decides="nothing",
         example="./entities",
     )
-    second_activations_dir: str | None = flag(
-        "Run with the rows of the second group. Left out: both groups are in --activations_dir.",
-        decides="nothing",
-        default=None,
-        example="./refused",
-    )
     background_dir: str | None = flag(
         "Run with rows of any text. Latents that are active in more than --background_frequency of"
         " them are left out.",
@@ -68,6 +62,12 @@ class GroupSettings(Settings):
 
     group: ClassVar[str] = "groups"
 
+    second_activations_dir: str | None = flag(
+        "Run with the rows of the second group. Left out: both groups are in --activations_dir.",
+        decides="nothing",
+        default=None,
+        example="./refused",
+    )
     label_field: str | None = flag(
         "Field of the output lines that divides the samples into two groups.",
         decides="nothing",
@@ -93,13 +93,34 @@ class GroupSettings(Settings):
         default=None,
         example="labels.jsonl",
     )
-    category_field: str | None = flag(
-        "Field with the category of a sample, such as a type of entity. A latent's score is then"
-        " its least over the categories.",
-        decides="nothing",
-        default=None,
-        example="entity_type",
-    )
+
+    def check_groups(self) -> None:
+        """Check that two groups are named, in one way.
+
+        Raises:
+            InputError: they are not.
+        """
+        if (self.label_field is None) == (self.second_activations_dir is None):
+            both = "both were" if self.label_field is not None else "neither was"
+            raise InputError(
+                f"two groups need one of {setting('label_field')} and"
+                f" {setting('second_activations_dir')}; {both} given"
+            )
+        if (self.label_field is None) != (self.first is None):
+            raise InputError(f"{setting('label_field')} and {setting('first')} go together")
+        if self.label_field is None and self.second is not None:
+            raise InputError(f"{setting('second')} needs {setting('label_field')}")
+        both = sorted(set(self.first or ()) & set(self.second or ()))
+        if both:
+            raise InputError(f"{both[0]} is in {setting('first')} and in {setting('second')}")
+
+    @property
+    def group_names(self) -> tuple[str, str]:
+        """Names of both groups, for tables and files."""
+        if self.first is None:
+            return "first", "second"
+        second = self.second or [f"not {' '.join(self.first)}"]
+        return "+".join(self.first), "+".join(second)
 
 
 Metric = Literal[
@@ -114,6 +135,13 @@ class ChoiceSettings(Settings):
 
     group: ClassVar[str] = "choice of latents"
 
+    category_field: str | None = flag(
+        "Field with the category of a sample, such as a type of entity. A latent's score is then"
+        " its least over the categories.",
+        decides="nothing",
+        default=None,
+        example="entity_type",
+    )
     metric: Metric = flag(
         "Figure that latents are chosen by, the largest in either direction.",
         decides="nothing",
@@ -170,29 +198,9 @@ class ScoreSettings(ScoresOutputSettings, ChoiceSettings, GroupSettings, ScoredS
 
     def _check(self) -> None:
         super()._check()
-        if (self.label_field is None) == (self.second_activations_dir is None):
-            both = "both were" if self.label_field is not None else "neither was"
-            raise InputError(
-                f"two groups need one of {setting('label_field')} and"
-                f" {setting('second_activations_dir')}; {both} given"
-            )
-        if (self.label_field is None) != (self.first is None):
-            raise InputError(f"{setting('label_field')} and {setting('first')} go together")
-        if self.label_field is None and self.second is not None:
-            raise InputError(f"{setting('second')} needs {setting('label_field')}")
-        both = sorted(set(self.first or ()) & set(self.second or ()))
-        if both:
-            raise InputError(f"{both[0]} is in {setting('first')} and in {setting('second')}")
+        self.check_groups()
         if self.labels_file is not None and (self.label_field or self.category_field) is None:
             raise InputError(
                 f"{setting('labels_file')} needs {setting('label_field')} or"
                 f" {setting('category_field')}"
             )
-
-    @property
-    def group_names(self) -> tuple[str, str]:
-        """Names of both groups, for tables and files."""
-        if self.first is None:
-            return "first", "second"
-        second = self.second or [f"not {' '.join(self.first)}"]
-        return "+".join(self.first), "+".join(second)
