@@ -1,4 +1,4 @@
-"""Sparse autoencoders of activations: train, evaluate, score latents, load and convert.
+"""Sparse autoencoders of activations: train, evaluate, score, steer by, load and convert.
 
 Importing the package imports nothing else; a name is imported on first use.
 """
@@ -13,9 +13,13 @@ if TYPE_CHECKING:
     from sae.scores.of_rows import latent_scores, latent_sums
     from sae.splicing import splice
     from sae.training.python_api import train
+    from sae.vectors.files import Vector, load_vectors, save_vectors
+    from sae.vectors.run import decoder_vectors
 
 _MODULES = {
     "SparseAutoencoder": "autoencoder",
+    "Vector": "vectors.files",
+    "decoder_vectors": "vectors.run",
     "fold_b_dec": "folds",
     "fold_decoder_norm": "folds",
     "fold_mean": "folds",
@@ -23,13 +27,17 @@ _MODULES = {
     "latent_scores": "scores.of_rows",
     "latent_sums": "scores.of_rows",
     "load": "files",
+    "load_vectors": "vectors.files",
     "save": "files",
+    "save_vectors": "vectors.files",
     "splice": "splicing",
     "train": "training.python_api",
 }
 
 __all__ = [
     "SparseAutoencoder",
+    "Vector",
+    "decoder_vectors",
     "fold_b_dec",
     "fold_decoder_norm",
     "fold_mean",
@@ -37,7 +45,9 @@ __all__ = [
     "latent_scores",
     "latent_sums",
     "load",
+    "load_vectors",
     "save",
+    "save_vectors",
     "splice",
     "train",
 ]

@@ -3,6 +3,7 @@
     python -m sae train    --activations_dir RUN --output_dir SAES
     python -m sae evaluate SAE [SAE ...] --activations_dir RUN
     python -m sae score    SAE [SAE ...] --activations_dir RUN --label_field FIELD --first VALUE
+    python -m sae vector   --sae SAE --latents N --output_file VECTORS.safetensors
     python -m sae convert  SAE OUT --to FORMAT
 
 RUN, SAE and OUT are folders, gs://bucket/prefix or s3://bucket/prefix. Exit status 0: done;
@@ -66,6 +67,17 @@ latent: the part of the rows in which it is active, its mean, Welch's t with p a
 Hochberg), area under the ROC curve. Latents are chosen by --metric on one part of the tasks; the
 figures in the table are of the other part. With --category_field a latent's score is its least over
 the categories. p and q take rows as independent: extract one row of each sample.
+"""
+
+
+VECTOR = """Write directions for steering: decoder rows, or a difference of two groups' means.
+
+    python -m sae vector --sae ./saes/layer_12 --latents 3801 17 --output_file vectors.safetensors
+    python -m sae vector --activations_dir ./entities --label_field known --first true \\
+        --second false --output_file vectors.safetensors
+
+The file holds one float32 tensor [d] for each direction, latent_3801 or true_minus_false, and in
+its metadata hook point, norm and the digest of the model's weights. sae.load_vectors reads it.
 """
 
 
@@ -140,6 +152,23 @@ def _score(arguments: Sequence[str]) -> int:
     return ended(work)
 
 
+def _vector(arguments: Sequence[str]) -> int:
+    from sae.vectors.settings import VectorSettings
+
+    parser = make_parser(VectorSettings, VECTOR)
+
+    def work() -> None:
+        settings = parse_settings(parser, VectorSettings, arguments)
+        from sae.vectors.run import make_vectors
+
+        with ProgressLine() as progress:
+            vectors = make_vectors(settings, progress)
+        for vector in vectors:
+            print(printable(f"{settings.output_file}: {vector}"))
+
+    return ended(work)
+
+
 def _convert(arguments: Sequence[str]) -> int:
     from sae.files import FORMATS, load, save
 
@@ -172,6 +201,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "score": _score,
+    "vector": _vector,
     "convert": _convert,
 }
 

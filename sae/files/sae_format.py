@@ -64,6 +64,17 @@ def read_tensors(storage: Storage, name: str) -> dict[str, np.ndarray]:
     Raises:
         StoreError: it is damaged, or a number is not finite.
     """
+    return read_tensors_and_texts(storage, name)[0]
+
+
+def read_tensors_and_texts(
+    storage: Storage, name: str
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the tensors of a safetensors file, see `read_tensors`, and its header's metadata.
+
+    Raises:
+        StoreError: it is damaged, or a number is not finite.
+    """
     data = get_at_most(storage, name, MOST_WEIGHT_BYTES)
     where = f"{storage.address}/{name}"
     try:
@@ -81,7 +92,7 @@ def read_tensors(storage: Storage, name: str) -> dict[str, np.ndarray]:
         found[tensor] = as_weights(
             widened(array) if entry.dtype == "BF16" else array, f"{where}: {tensor}"
         )
-    return found
+    return found, header.metadata
 
 
 def tensor_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:

@@ -66,6 +66,7 @@ PYTHON = {
     "sae evaluate": "tests/sae/evaluation/test_evaluate_command.py",
     "sae score": "tests/sae/scores/test_score_command.py",
     "sae train": "tests/sae/test_train_command.py",
+    "sae vector": "tests/sae/vectors/test_vector_command.py",
     "tests.hook_point_errors": "tests/qwen_hooks/test_every_hook_point.py, which uses its parts",
     "tests.tpu.smoke": "tests/tpu/test_smoke.py",
 }  # fmt: skip
