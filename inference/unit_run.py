@@ -49,7 +49,7 @@ from inference.engine.prepare import Prepared
 from inference.engine.pretrained import TOKENIZER_FILES, Pretrained
 from inference.errors import SelfCheckError
 from inference.inputs.prompt_tokens import special_ids
-from inference.inputs.samples import Sample, separator_ids
+from inference.inputs.samples import separator_ids
 from inference.inputs.tasks import tasks_digest
 from inference.inputs.token_text import token_bytes_of
 from inference.outputs import OutputsFile, write_submission
@@ -103,8 +103,8 @@ class UnitRun:
             file_format=settings.format,
             dtype=settings.stored_dtype(str(pretrained.dtype)),
             planned_batches=len(units),
-            fingerprint=_fingerprint(command, settings, pretrained, prepared.samples),
-            run=describe(command, settings, pretrained) | (run or {}),
+            fingerprint=_fingerprint(command, prepared),
+            run=describe(command, settings, pretrained) | _changes(prepared) | (run or {}),
             run_id=run_id,
         )
         self._writer = RunWriter(
@@ -114,7 +114,10 @@ class UnitRun:
             resume=settings.resume,
             process=process,
             spool_bytes=int(settings.spool_gb * 1e9),
-            explaining={"samples_sha256": INPUT_SETTINGS},
+            explaining={
+                "samples_sha256": INPUT_SETTINGS,
+                "interventions_sha256": ["interventions"],
+            },
         )
         self._log, self._totals = CommitLog(self.storage), RunTotals()
         self._token_bytes = token_bytes_of(pretrained.tokenizer)
@@ -300,15 +303,16 @@ def describe(command: str, settings: ExtractionSettings, pretrained: Pretrained)
     }
 
 
-def _fingerprint(
-    command: str,
-    settings: ExtractionSettings,
-    pretrained: Pretrained,
-    samples: Sequence[Sample],
-) -> dict[str, Any]:
+def _changes(prepared: Prepared) -> dict[str, Any]:
+    """Return the interventions with their vectors, for the metadata; nothing if there are none."""
+    return {} if prepared.steering is None else {"interventions": prepared.steering.record()}
+
+
+def _fingerprint(command: str, prepared: Prepared) -> dict[str, Any]:
     """Return the settings that change the rows, and a digest of the samples."""
+    settings, pretrained, steering = prepared.settings, prepared.pretrained, prepared.steering
     digest = hashlib.sha256()
-    for s in samples:
+    for s in prepared.samples:
         entry = [s.task_id, s.sample_idx, s.prompt, s.token_ids, dict(s.extra)]
         if settings.dataset is not None:  # selectors of a piece also read its whole document
             entry.append(s.positions)
@@ -320,6 +324,7 @@ def _fingerprint(
         "config": pretrained.checkpoint.config.to_dict(),
         "stop_token_ids": list(pretrained.checkpoint.stop_token_ids),
         "samples_sha256": digest.hexdigest(),
+        "interventions_sha256": None if steering is None else steering.digest(),
         "compute_dtype": str(pretrained.dtype),
         "repetition_penalty": pretrained.repetition_penalty,
         **{

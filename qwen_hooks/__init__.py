@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qwen_hooks.kv_cache import KVCache
     from qwen_hooks.layers import QwenMLP, RMSNorm
     from qwen_hooks.model import QwenModelWithActivations
+    from qwen_hooks.orthogonal_weights import orthogonalize
 
 _MODULES = {
     "FAMILIES": "families",
@@ -34,6 +35,7 @@ _MODULES = {
     "create_model_with_hooks": "create_model",
     "find_checkpoint": "checkpoint",
     "load_params": "checkpoint",
+    "orthogonalize": "orthogonal_weights",
     "save_pretrained": "checkpoint",
 }
 
@@ -52,6 +54,7 @@ __all__ = [
     "create_model_with_hooks",
     "find_checkpoint",
     "load_params",
+    "orthogonalize",
     "save_pretrained",
 ]
 

@@ -62,6 +62,11 @@ class ParameterSpec:
         """Whether the last axis holds key or value heads, which a mesh may need repeated."""
         return self.shape.endswith("KH")
 
+    @property
+    def writes_residual(self) -> bool:
+        """Whether its last axis is added to the residual stream, as a norm's weight is not."""
+        return self.shape.endswith(" D") or (self.shape == "D" and self.name.endswith("bias"))
+
     def is_in(self, config: QwenConfig) -> bool:
         """Return whether a model of this configuration has the parameter."""
         wanted, name = not self.when.startswith("not "), self.when.removeprefix("not ")

@@ -15,6 +15,7 @@ import jax
 
 from extraction.interruption import StopFlag, ends_at_once, stop_flag
 from extraction.progress import ProgressLine
+from extraction.setting_names import setting
 from inference.engine.batches import SampleResult, by_unit, unit_rows
 from inference.engine.commit_thread import CommitThread
 from inference.engine.compilation import CompileTime, use_compilation_cache
@@ -32,7 +33,7 @@ from inference.engine.plan_comparison import actual_of, compare, read_plan
 from inference.engine.prepare import prepare
 from inference.engine.pretrained import Pretrained
 from inference.engine.self_check import SelfCheck, plan_check
-from inference.errors import SelfCheckError
+from inference.errors import InputError, SelfCheckError
 from inference.inputs.samples import decode_text
 from inference.inputs.shown_positions import print_samples
 from inference.inputs.tasks import Task
@@ -82,6 +83,11 @@ def run(
     workers = plan_workers(config, settings.mesh_axes(), pretrained.dtype.itemsize)
     attention = prompt_attention(settings.attention, workers.layout, config, pretrained.dtype)
     job = plan_job(prepared, workers, attention)
+    if prepared.steering is not None and job.workers.layout.mesh.is_multi_process:
+        raise InputError(
+            f"{setting('interventions')} needs a mesh in each process; this one is shared by"
+            " several, as a model axis that is larger than a process's devices makes it"
+        )
     mesh = dict(job.workers.layout.mesh.shape)
     unit_run = UnitRun(
         DISTRIBUTED,
@@ -163,7 +169,9 @@ def _run_units(
         unit_run.work.loading = time.perf_counter() - began
     batches = list(pack_batches(running, job.plan, layout.mesh.shape["data"]))
     planned = plan_check(batches, job.settings.self_check_rows, job.settings.max_new_tokens)
-    check = SelfCheck(job.model("xla"), params, planned)
+    engine, failed = job.engine(params), None
+    edits = prepared.interventions(engine.model.config)
+    check = SelfCheck(job.model("xla"), params, planned, edits)
     # Hosts that share a mesh must all run the same programs in the same order, so they check at the
     # end, and no host stops alone. A host with its own mesh stops at the first wrong row.
     shared = layout.mesh.is_multi_process
@@ -175,14 +183,18 @@ def _run_units(
         lines = [_result_line(result, pretrained) for result in results]
         unit_run.commit(unit, unit_rows(results), lines)
 
-    engine, failed = job.engine(params), None
     try:
         with (
             CommitThread(commit) as commits,
             ProgressLine() as progress,
             CompileTime() as compiling,
         ):
-            results = engine.run(batches, samples, goes_on=lambda: shared or not stop.is_set())
+            results = engine.run(
+                batches,
+                samples,
+                interventions=edits,
+                goes_on=lambda: shared or not stop.is_set(),
+            )
 
             def watched():
                 nonlocal done

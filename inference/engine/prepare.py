@@ -9,9 +9,12 @@ from inference.engine.plan import SAVE_EVERY, PlannedSample, rows_per_file
 from inference.engine.pretrained import Pretrained, open_pretrained
 from inference.inputs.positions import Positions
 from inference.inputs.samples import Sample, read_samples, reason_to_skip
+from inference.inputs.steering import Steering, read_steering
 from inference.inputs.tasks import Task
 from inference.settings.commands import ExtractionSettings
+from qwen_hooks.config import QwenConfig
 from qwen_hooks.hook_points import hook_widths
+from qwen_hooks.interventions import Interventions
 
 SettingsT = TypeVar("SettingsT", bound=ExtractionSettings)
 
@@ -28,6 +31,7 @@ class Prepared(Generic[SettingsT]):
         reasons: why each sample is skipped; None if it runs.
         positions: selectors of the tokens whose activations are kept.
         planned: number of tokens and rows of each sample.
+        steering: interventions in every sample; None: none.
     """
 
     settings: SettingsT
@@ -37,6 +41,21 @@ class Prepared(Generic[SettingsT]):
     reasons: Sequence[str | None]
     positions: Positions
     planned: Sequence[PlannedSample]
+    steering: Steering | None = None
+
+    def interventions(self, config: QwenConfig) -> Interventions | None:
+        """Return the interventions in the samples, by their numbers; None: none.
+
+        Args:
+            config: configuration of the model that runs them.
+
+        Raises:
+            InputError: a hook point does not exist or has another width.
+        """
+        if self.steering is None:
+            return None
+        lengths = [len(sample.token_ids) for sample in self.samples]
+        return self.steering.of_samples(lengths, [s.changed for s in self.samples], config)
 
     @property
     def skipped(self) -> int:
@@ -57,7 +76,12 @@ def prepare(settings: SettingsT, tasks: Sequence[Task]) -> Prepared[SettingsT]:
         StoreError: the bucket of the model cannot be used.
     """
     pretrained = open_pretrained(settings)
-    samples = read_samples(tasks, pretrained, settings)
+    steering = None
+    if settings.interventions is not None:
+        digest = pretrained.checkpoint.weights_digest()
+        steering = read_steering(settings.interventions, digest)
+        steering.of_samples([], [], pretrained.checkpoint.config)  # refuses before tokenising
+    samples = read_samples(tasks, pretrained, settings, steering)
     context_length = pretrained.checkpoint.config.context_length
     reasons = [reason_to_skip(s, context_length, settings.max_new_tokens) for s in samples]
     positions = Positions(settings.positions)
@@ -78,6 +102,7 @@ def prepare(settings: SettingsT, tasks: Sequence[Task]) -> Prepared[SettingsT]:
         reasons=reasons,
         positions=positions,
         planned=planned,
+        steering=steering,
     )
 
 

@@ -20,6 +20,7 @@ from inference.engine.buckets import bucket_length
 from inference.engine.plan import Batch
 from inference.errors import SelfCheckError
 from qwen_hooks import QwenModelWithActivations
+from qwen_hooks.interventions import Interventions
 from qwen_hooks.model import Params, forward
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
@@ -80,15 +81,23 @@ class SelfCheck:
             kernels are checked too.
         params: parameters of the run.
         plan: samples and rows to check.
+        interventions: those of the run, for all samples; None: none.
 
     Attributes:
         rows: number of rows compared so far.
         largest_error: largest relative error of a row.
     """
 
-    def __init__(self, model: QwenModelWithActivations, params: Params, plan: CheckPlan):
+    def __init__(
+        self,
+        model: QwenModelWithActivations,
+        params: Params,
+        plan: CheckPlan,
+        interventions: Interventions | None = None,
+    ):
         self.rows, self.largest_error = 0, 0.0
         self._model, self._params, self._plan = model, params, plan
+        self._interventions = interventions
         self._samples_left = len(plan.samples)
 
     def check(self, result: SampleResult) -> None:
@@ -113,7 +122,11 @@ class SelfCheck:
         input_ids[0, : len(sequence)] = sequence
         slots = np.zeros(plan.rows_of_a_sample, np.int32)
         slots[:share] = result.positions[chosen]
-        alone = _rows_alone(self._model, self._params, input_ids, np.int32(len(sequence)), slots)
+        edits = None
+        if self._interventions is not None:
+            edits = self._interventions.of_samples(np.array([result.sample.number]))
+        length = np.int32(len(sequence))
+        alone = _rows_alone(self._model, self._params, input_ids, length, slots, edits)
         error = max(
             _row_error(
                 rows[chosen].astype(np.float32),
@@ -139,11 +152,19 @@ def _rows_alone(
     input_ids: jax.Array,
     length: jax.Array,
     slots: jax.Array,
+    interventions: Interventions | None,
 ) -> dict[str, jax.Array]:
     """Return the rows of some slots of one sequence, int32 `[1, S]`, with `length` tokens."""
     at = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None]
     positions = jnp.where(at < length, at, -1)
-    output = forward(model, params, input_ids, positions, num_layers=model.blocks_needed)
+    output = forward(
+        model,
+        params,
+        input_ids,
+        positions,
+        num_layers=model.blocks_needed,
+        interventions=interventions,
+    )
     return {hook: values[0][slots] for hook, values in output.activations.items()}
 
 

@@ -39,6 +39,7 @@ from inference.outputs import NO_POSITION, output_line, skipped_line
 from inference.settings.commands import SIMPLE, ExtractionSettings
 from inference.unit_run import UnitRun
 from qwen_hooks import KVCache, QwenModelWithActivations, load_params
+from qwen_hooks.interventions import Interventions
 from qwen_hooks.model import Params, forward, unembed
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ def prefill(
     *,
     predict: bool,
     capacity: int | None,
+    interventions: Interventions | None = None,
 ) -> tuple[dict[str, jax.Array], jax.Array | None, KVCache | None]:
     """Run a prompt, int32 `[1, S]` of which the first `length` are tokens.
 
@@ -82,7 +84,15 @@ def prefill(
     slots = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None]
     positions = jnp.where(slots < length, slots, -1)
     num_layers = None if predict else model.blocks_needed
-    output = forward(model, params, input_ids, positions, num_layers=num_layers, rows=slots_wanted)
+    output = forward(
+        model,
+        params,
+        input_ids,
+        positions,
+        num_layers=num_layers,
+        rows=slots_wanted,
+        interventions=interventions,
+    )
     rows = {h: values[0].reshape(values.shape[1], -1) for h, values in output.activations.items()}
     logits = cache = None
     if predict:
@@ -99,9 +109,17 @@ def decode_step(
     token: jax.Array,
     position: jax.Array,
     cache: KVCache,
+    interventions: Interventions | None = None,
 ) -> tuple[dict[str, jax.Array], jax.Array, KVCache]:
     """Run one token, int32 `[1]`; return its rows `[1, width]`, the next logits and the cache."""
-    output = forward(model, params, token[:, None], position[None, None], cache=cache)
+    output = forward(
+        model,
+        params,
+        token[:, None],
+        position[None, None],
+        cache=cache,
+        interventions=interventions,
+    )
     assert output.cache is not None
     rows = {hook: values.reshape(1, -1) for hook, values in output.activations.items()}
     return rows, unembed(model, params, output.residual[:, 0]), output.cache
@@ -116,6 +134,7 @@ def generate(
     choose_generated: ChooseGenerated,
     pad_to: int | None = None,
     repetition_penalty: float = 1.0,
+    interventions: Interventions | None = None,
 ) -> Generated:
     """Generate text for one sample, and capture the chosen tokens.
 
@@ -128,6 +147,7 @@ def generate(
         choose_generated: chooses the generated tokens whose rows are kept.
         pad_to: length to pad the prompt to; None: not padded.
         repetition_penalty: penalty for tokens that have occurred; 1: none.
+        interventions: those in this sample; None: none.
     """
     length, steps = len(sample.token_ids), settings.max_new_tokens
     input_ids = np.zeros((1, pad_to or length), np.int32)
@@ -146,6 +166,7 @@ def generate(
         slots.astype(np.int32),
         predict=steps > 0,
         capacity=capacity,
+        interventions=interventions,
     )
     captured = [{hook: np.asarray(values)[: len(chosen)] for hook, values in rows.items()}]
     tokens: list[int] = []
@@ -164,7 +185,7 @@ def generate(
         if tokens[-1] in stop_token_ids or len(tokens) == steps:
             break
         position = np.int32(length - 1 + len(tokens))
-        rows, logits, cache = decode_step(model, params, token, position, cache)
+        rows, logits, cache = decode_step(model, params, token, position, cache, interventions)
         captured.append({hook: np.asarray(values) for hook, values in rows.items()})
     later = choose_generated(length, tokens[:-1])
     kept = [captured[0], *(captured[1 + number] for number in later)]
@@ -210,6 +231,7 @@ def run(settings: ExtractionSettings, tasks: Sequence[Task]) -> None:
     units = list(plan_in_order(prepared.planned, settings.save_every_n_samples or SAVE_EVERY))
     unit_run = UnitRun(SIMPLE, prepared, units)
     choose_generated = prepared.positions.generated_chooser(pretrained.tokenizer)
+    edits = prepared.interventions(pretrained.model.config)
     started = time.perf_counter()
     with stop_flag() as stop, contextlib.ExitStack() as stack:
         unit_run.begin(stack)
@@ -246,6 +268,7 @@ def run(settings: ExtractionSettings, tasks: Sequence[Task]) -> None:
                         choose_generated,
                         bucket_length(len(sample.token_ids)),
                         pretrained.repetition_penalty,
+                        edits and edits.of_samples(np.array([sample.number])),
                     )
                 if len(generated.positions):
                     blocks.append(row_block(sample, generated))

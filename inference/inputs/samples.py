@@ -15,6 +15,7 @@ from inference.inputs.arc_grids import GRID_ENCODERS
 from inference.inputs.chats import Chat, RenderedChat
 from inference.inputs.positions import Positions
 from inference.inputs.prompt_tokens import PromptTokens, special_ids
+from inference.inputs.steering import Steering
 from inference.inputs.tasks import PromptTask, Task
 from inference.outputs import FOUND_FIELD
 from inference.settings.commands import ExtractionSettings, SampleSettings
@@ -35,6 +36,8 @@ class Sample:
         token_ids: token ids that the model reads.
         positions: positions in the prompt whose activations are kept, ascending.
         extra: further fields of the output line.
+        changed: for each intervention of the run, positions in the prompt that it changes; none
+            where it has no selectors.
     """
 
     number: int
@@ -44,10 +47,14 @@ class Sample:
     token_ids: tuple[int, ...]
     positions: tuple[int, ...]
     extra: Mapping[str, Any]
+    changed: tuple[tuple[int, ...], ...] = ()
 
 
 def read_samples(
-    tasks: Sequence[Task], pretrained: Pretrained, settings: ExtractionSettings
+    tasks: Sequence[Task],
+    pretrained: Pretrained,
+    settings: ExtractionSettings,
+    steering: Steering | None = None,
 ) -> list[Sample]:
     """Return every sample of a run, showing progress; see `make_samples`."""
     config = pretrained.checkpoint.config
@@ -60,6 +67,7 @@ def read_samples(
                 settings,
                 config.context_length,
                 progress,
+                steering,
             )
         )
 
@@ -71,6 +79,7 @@ def make_samples(
     settings: SampleSettings,
     context_length: int | None = None,
     progress: Progress = silent,
+    steering: Steering | None = None,
 ) -> Iterator[Sample]:
     """Yield every sample of the tasks, in their order.
 
@@ -82,6 +91,7 @@ def make_samples(
         context_length: context of the model; documents are cut into pieces that fit it, or shorter
             ones if the settings say so.
         progress: called with the number of tokenised inputs.
+        steering: the run's interventions; None: none.
 
     Raises:
         InputError: a text without a tokenizer, a chat without a template, or a token id outside the
@@ -128,6 +138,7 @@ def make_samples(
                         **({} if is_whole else _place_in_document(part, tokens)),
                         **({} if found is None else {FOUND_FIELD: found}),
                     },
+                    changed=() if steering is None else steering.positions_of(part),
                 )
                 number += 1
 

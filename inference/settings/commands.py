@@ -89,6 +89,21 @@ class CaptureSettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class InterventionSettings(Settings):
+    """Settings of what is changed while the model runs."""
+
+    group = "what is changed"
+
+    interventions: str | None = flag(
+        "YAML file of vectors that change activations at hook points in every sample. See"
+        " docs/interventions.md.",
+        decides="resolved",
+        default=None,
+        example="steer.yaml",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodingSettings(Settings):
     """Settings of generation.
 
@@ -264,7 +279,7 @@ class SampleSettings(DecodingSettings, CaptureSettings, ArcSettings, InputSettin
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExtractionSettings(StoreSettings, SampleSettings, ModelSettings):
+class ExtractionSettings(StoreSettings, InterventionSettings, SampleSettings, ModelSettings):
     """Settings of both commands.
 
     Raises:
@@ -294,6 +309,11 @@ class DistributedSettings(ProcessSettings, DeviceSettings, ExtractionSettings):
             raise InputError(
                 f"{setting('pack_length')} needs {setting('max_new_tokens', 0)}: packed samples"
                 " generate nothing"
+            )
+        if self.pack_length and self.interventions is not None:
+            raise InputError(
+                f"{setting('interventions')} needs {setting('pack_length', 0)}: packed samples"
+                " share a sequence, and positions count in each sample"
             )
         if self.pack_length and self.attention == "cudnn":
             raise InputError(

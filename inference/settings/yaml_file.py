@@ -144,6 +144,12 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
     inner, optional = without_none(hint)
     if dataclasses.is_dataclass(inner):
         return None if value is None and optional else build(typing.cast(type, inner), value, where)
+    entries = typing.get_args(inner) if typing.get_origin(inner) is list else ()
+    if entries and dataclasses.is_dataclass(entries[0]):
+        if not isinstance(value, list) or not value:
+            raise InputError(f"{where} must be a list with at least one entry, not {shown(value)}")
+        kind = typing.cast(type, entries[0])
+        return [build(kind, item, f"{where}[{i}]") for i, item in enumerate(value)]
     value = checked(hint, value, where)
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, str) and CONTROL.search(item):
