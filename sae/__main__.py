@@ -145,6 +145,10 @@ def _score(arguments: Sequence[str]) -> int:
 
         with ProgressLine() as progress:
             scores = score(settings, progress)
+        if scores is None:
+            told = f"part {settings.part} is in {settings.output_dir}/sums; the results follow"
+            print(printable(f"{told} when the other parts are there"))
+            return
         print(text_table(scores))
         if settings.output_dir is not None:
             print("\n".join(map(printable, write(scores))))

@@ -69,6 +69,8 @@ class RowsOfCells:
         cell_of: returns the number of each row's cell `[R]`, -1 for none, from the rows' keys.
         filters: rows to leave out, arguments of `ActivationDataset.kept_rows`.
         progress: told about rows.
+        part: `(number, parts)`: of several processes, this one reads each piece of the rows whose
+            number leaves this rest.
 
     Attributes:
         left_out: number of rows that each filter left out, and of other rows of no cell.
@@ -84,7 +86,9 @@ class RowsOfCells:
         cell_of: Callable[[RowBlock], np.ndarray],
         filters: Mapping[str, Any],
         progress: Progress,
+        part: tuple[int, int] = (0, 1),
     ):
+        self._part = part
         self._dataset, self._cell_of, self._progress = dataset, cell_of, progress
         kept = dataset.kept_rows(**filters)
         self._numbers = kept.numbers
@@ -95,7 +99,9 @@ class RowsOfCells:
         total = len(self._dataset)
         step = max(1, CHUNK_BYTES // (4 * sum(self._dataset.info.width.values())))
         with stop_flag() as stop:
-            for start in range(0, total, step):
+            for piece, start in enumerate(range(0, total, step)):
+                if piece % self._part[1] != self._part[0]:
+                    continue
                 stop.check()
                 end = min(start + step, total)
                 part = slice(*np.searchsorted(self._numbers, (start, end)))
@@ -115,6 +121,7 @@ def read_cells(
     cells: int,
     filters: Mapping[str, Any],
     progress: Progress,
+    part: tuple[int, int] = (0, 1),
 ) -> CellSums:
     """Return the sums of all cells.
 
@@ -125,6 +132,7 @@ def read_cells(
         cells: number of cells.
         filters: see `RowsOfCells`.
         progress: told about rows.
+        part: see `RowsOfCells`.
 
     Raises:
         StoreError: the run does not record what a filter needs.
@@ -133,7 +141,7 @@ def read_cells(
     most = min(MOST_KEYS, MOST_KEYS_TOGETHER // max(1, cells * len(scored)))
     sums = {one.name: [SumsInParts(one.sae.d_sae, most) for _ in range(cells)] for one in scored}
     not_finite = {one.name: 0 for one in scored}
-    read = RowsOfCells(dataset, cell_of, filters, progress)
+    read = RowsOfCells(dataset, cell_of, filters, progress, part)
     for rows, cell in read:
         for one in scored:
             not_finite[one.name] += _add(sums[one.name], one.sae, rows[one.hook_point], cell)

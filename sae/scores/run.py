@@ -18,8 +18,12 @@ from sae.fitting import check_weights, check_width, hook_point_of, names_of
 from sae.scores.choice import Choice, HalfFigures, chosen
 from sae.scores.labels import NO_CATEGORY, Labels, labels_of, test_halves
 from sae.scores.latent_sums import LatentSums
+from sae.scores.parts import ReadSums, all_parts, save_part
 from sae.scores.row_groups import CellSums, Scored, read_cells
 from sae.scores.settings import ScoreSettings
+
+PROCESS_SETTINGS = ("output_dir", "part")
+"""Settings in which the processes that share an output may differ."""
 
 FILTERS = ("max_norm_multiple", "exclude_special", "skip_first")
 
@@ -74,8 +78,8 @@ class _Run:
     group: int
 
 
-def score(settings: ScoreSettings, progress: Progress = silent) -> Scores:
-    """Return the figures of latents in two groups of rows.
+def score(settings: ScoreSettings, progress: Progress = silent) -> Scores | None:
+    """Return the figures of latents in two groups of rows; None while other parts are not read.
 
     Args:
         settings: autoencoders, rows and groups.
@@ -96,24 +100,30 @@ def score(settings: ScoreSettings, progress: Progress = silent) -> Scores:
     if settings.background_dir is not None:
         background = _opened(settings.background_dir, scored)
     categories = sorted({name for run in runs for name in _categories(run)})
-    read = {run.address: _cells(run, scored, categories, settings, progress) for run in runs}
-    cells = {one.name: _together([r.sums[one.name] for r in read.values()]) for one in scored}
-    _refuse_empty(next(iter(cells.values())), categories, settings)
-    frequencies: Mapping[str, np.ndarray] = {}
-    if background is not None:
-        frequencies = _frequencies(background, scored, settings, progress)
+    sums: ReadSums | None = _read(runs, background, scored, categories, settings, progress)
+    if settings.part is not None:
+        assert settings.output_dir is not None
+        storage, about = open_storage(settings.output_dir), _about(settings, runs, categories)
+        save_part(sums, storage, settings.parts, about)
+        sums = all_parts(sums, storage, settings.parts, about)
+        if sums is None:
+            return None
+    _refuse_empty(next(iter(sums.cells.values())), categories, settings)
+    if not all(one.rows for one in sums.background.values()):
+        raise StoreError(f"{settings.background_dir} has no rows that the filters leave")
+    frequencies = {name: one.frequency for name, one in sums.background.items()}
     return Scores(
         settings=settings,
         categories=categories,
-        left_out={address: found.left_out for address, found in read.items()},
+        left_out=sums.left_out,
         unlabelled={run.address: run.labels.unlabelled for run in runs if run.labels},
         autoencoders=[
             _scored_latents(
                 one,
-                cells[one.name],
+                sums.cells[one.name],
                 categories,
                 frequencies.get(one.name),
-                sum(found.not_finite[one.name] for found in read.values()),
+                sums.not_finite[one.name],
                 settings,
             )
             for one in scored
@@ -161,6 +171,47 @@ def _categories(run: _Run) -> Sequence[str]:
     return [NO_CATEGORY] if run.labels is None else run.labels.categories
 
 
+def _read(
+    runs: Sequence[_Run],
+    background: ActivationDataset | None,
+    scored: Sequence[Scored],
+    categories: Sequence[str],
+    settings: ScoreSettings,
+    progress: Progress,
+) -> ReadSums:
+    """Return the sums of this part of the rows."""
+    read = {run.address: _cells(run, scored, categories, settings, progress) for run in runs}
+    of_background: Mapping[str, LatentSums] = {}
+    if background is not None:
+        found = read_cells(
+            background,
+            scored,
+            lambda keys: np.zeros(len(keys), int),
+            1,
+            _filters(settings),
+            progress,
+            settings.parts,
+        )
+        of_background = {name: sums for name, (sums,) in found.sums.items()}
+    return ReadSums(
+        cells={one.name: _together([r.sums[one.name] for r in read.values()]) for one in scored},
+        background=of_background,
+        left_out={address: found.left_out for address, found in read.items()},
+        not_finite={
+            one.name: sum(found.not_finite[one.name] for found in read.values()) for one in scored
+        },
+    )
+
+
+def _about(
+    settings: ScoreSettings, runs: Sequence[_Run], categories: Sequence[str]
+) -> dict[str, Any]:
+    """Return what must be the same in all parts."""
+    own = {name: value for name, value in vars(settings).items() if name not in PROCESS_SETTINGS}
+    rows = {run.address: [run.dataset.info.run_id, len(run.dataset)] for run in runs}
+    return {**own, "runs": rows, "categories": list(categories)}
+
+
 def _cells(
     run: _Run,
     scored: Sequence[Scored],
@@ -184,7 +235,8 @@ def _cells(
         )
 
     cells = 4 * len(categories)
-    return read_cells(run.dataset, scored, cell_of, cells, _filters(settings), progress)
+    filters = _filters(settings)
+    return read_cells(run.dataset, scored, cell_of, cells, filters, progress, settings.parts)
 
 
 def _filters(settings: ScoreSettings) -> dict[str, Any]:
@@ -222,22 +274,6 @@ def _refuse_empty(
                         f" the {half}; give another {setting('random_seed')} or"
                         f" {setting('test_fraction')}"
                     )
-
-
-def _frequencies(
-    background: ActivationDataset,
-    scored: Sequence[Scored],
-    settings: ScoreSettings,
-    progress: Progress,
-) -> dict[str, np.ndarray]:
-    """Return how often the background activates each autoencoder's latents, by its name."""
-    found = read_cells(
-        background, scored, lambda keys: np.zeros(len(keys), int), 1, _filters(settings), progress
-    )
-    for name, (sums,) in found.sums.items():
-        if not sums.rows:
-            raise StoreError(f"{settings.background_dir} has no rows for {name}")
-    return {name: sums.frequency for name, (sums,) in found.sums.items()}
 
 
 def _scored_latents(

@@ -1,6 +1,7 @@
 """Settings of `python -m sae score`."""
 
 import dataclasses
+import re
 from typing import ClassVar, Literal
 
 from extraction.setting_names import setting
@@ -186,6 +187,31 @@ class ScoresOutputSettings(Settings):
         default=None,
         example="./scores",
     )
+    part: str | None = flag(
+        "Part of the rows that this process reads: 0/4 is the first of four. The processes share"
+        " --output_dir, and the last one to end writes the results. Left out: all rows.",
+        decides="nothing",
+        default=None,
+        example="0/4",
+    )
+
+    @property
+    def parts(self) -> tuple[int, int]:
+        """Number of this part, from 0, and number of parts."""
+        first, _, count = (self.part or "0/1").partition("/")
+        return int(first), int(count)
+
+    def _check(self) -> None:
+        super()._check()
+        if self.part is None:
+            return
+        if not re.fullmatch(r"[0-9]{1,6}/[0-9]{1,6}", self.part) or self.parts[0] >= self.parts[1]:
+            raise InputError(
+                f"{setting('part', self.part)} is no part of the rows; of four parts the first is"
+                " 0/4, the last 3/4"
+            )
+        if self.output_dir is None:
+            raise InputError(f"{setting('part')} needs {setting('output_dir')}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
