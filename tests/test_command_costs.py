@@ -15,7 +15,7 @@ COMMANDS = (
     ["inference"], ["inference.distributed_inference_with_activations"],
     ["inference.simple_extraction_inference"], ["extraction"], ["extraction", "verify"],
     ["launch"], ["launch", "plan"], ["sae"], ["sae", "convert"], ["sae", "evaluate"],
-    ["sae", "train"],
+    ["sae", "score"], ["sae", "train"], ["sae", "vector"],
 )  # fmt: skip
 
 HEAVY = {"jax", "flax", "transformers", "torch"}

@@ -7,7 +7,8 @@ The header's metadata hold, under each tensor's name, a JSON object about it:
 
 `kind` is `decoder_row` or `mean_difference`, `hook_point` where the direction belongs, `norm` the
 tensor's norm, `weights_sha256` the digest of the model's weights, null where it is not known. What
-else there is depends on the kind. Under `software` stands a JSON text.
+else there is depends on the kind. Beside them, `weights_sha256` is that digest as it is, as all
+directions of a file are for one model, and `software` a JSON text.
 """
 
 import dataclasses
@@ -27,7 +28,9 @@ from extraction.version import __version__
 from sae.files.hook_names import canonical_name
 from sae.files.sae_format import read_tensors_and_texts
 
-SOFTWARE = "software"
+SOFTWARE, WEIGHTS = "software", "weights_sha256"
+"""Keys of the header's metadata that are no names of directions."""
+
 FIELDS = ("kind", "hook_point", "model_name", "weights_sha256")
 """Metadata of every direction, beside its norm."""
 
@@ -58,7 +61,11 @@ class Vector:
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        if not self.name or self.name in (SOFTWARE, "__metadata__") or not self.name.isprintable():
+        if (
+            not self.name
+            or self.name in (SOFTWARE, WEIGHTS, "__metadata__")
+            or not self.name.isprintable()
+        ):
             raise StoreError(f"{self.name!r:.100} cannot be the name of a vector")
         values = self.values
         if not isinstance(values, np.ndarray) or values.dtype != np.float32 or values.ndim != 1:
@@ -107,13 +114,20 @@ def save_vectors(
         name: name of the file.
 
     Raises:
-        StoreError: two have one name, there is none, or the address cannot be used.
+        StoreError: two have one name or are for models of different weights, there is none, or the
+            address cannot be used.
     """
     from safetensors.numpy import save
 
     if not vectors:
         raise StoreError("there is no vector to save")
     metadata = {SOFTWARE: json.dumps(f"qwen-activation-extraction {__version__}")}
+    digests = sorted({v.weights_sha256 for v in vectors if v.weights_sha256 is not None})
+    if len(digests) > 1:
+        told = " and ".join(digest[:12] for digest in digests)
+        raise StoreError(f"the vectors are for models of different weights, {told}; use two files")
+    if digests:
+        metadata[WEIGHTS] = digests[0]
     for vector in vectors:
         if vector.name in metadata:
             raise StoreError(f"two vectors have the name {vector.name!r:.100}")

@@ -11,6 +11,8 @@ from safetensors.numpy import save_file
 
 from extraction.errors import StoreError
 from extraction.storage import open_storage
+from inference.errors import InputError
+from inference.inputs.steering import read_steering
 from sae import Vector, decoder_vectors, load_vectors, save, save_vectors
 from sae.__main__ import main
 from tests.fake_gcs.fixture import fake_gcs
@@ -39,7 +41,9 @@ def folder(tmp_path_factory) -> Path:
 def texts(file: Path) -> dict:
     """The metadata of a file as the safetensors library reads them."""
     with safe_open(file, "numpy") as opened:
-        return {name: json.loads(text) for name, text in opened.metadata().items()}
+        found = opened.metadata()
+    assert found.pop("weights_sha256", DIGEST) == DIGEST  # no JSON, for other programs
+    return {name: json.loads(text) for name, text in found.items()}
 
 
 def test_decoder_rows(folder, tmp_path, capsys):
@@ -114,6 +118,26 @@ def test_both_in_one_file_of_norm_1(folder, tmp_path):
     )
 
 
+def test_interventions_take_the_file(folder, tmp_path):
+    file = tmp_path / "v.safetensors"
+    words = ["--sae", str(folder / "sae"), "--latents", "3", "9", "--output_file", str(file)]
+    assert main(["vector", *words]) == 0
+    entry = {"hook_point": HOOK, "vectors": "v.safetensors", "name": "latent_9"}
+    (tmp_path / "steer.yaml").write_text(json.dumps({"interventions": [entry]}))
+    (found,) = read_steering(tmp_path / "steer.yaml", DIGEST).vectors
+    assert np.array_equal(found, autoencoder().W_dec[9])
+    with pytest.raises(InputError, match="was made for other weights"):
+        read_steering(tmp_path / "steer.yaml", "e" * 64)
+
+
+def test_one_file_is_for_one_model(folder, tmp_path, capsys):
+    save(autoencoder(weights_sha256="e" * 64), tmp_path / "other")
+    words = ["--sae", str(tmp_path / "other"), "--latents", "3"]
+    words += ["--activations_dir", str(folder / "run"), *FIELD]
+    assert main(["vector", *words, "--output_file", str(tmp_path / "v.safetensors")]) == 2
+    assert "models of different weights, cccccccccccc and eeeeeeeeeeee" in capsys.readouterr().err
+
+
 def test_in_a_bucket(folder, fake_gcs, monkeypatch):
     for name, value in fake_gcs.environment.items():
         monkeypatch.setenv(name, value)
@@ -176,6 +200,7 @@ def vector(**changes) -> Vector:
         ({"values": np.ones((2, 3), np.float32)}, r"float32 \[2, 3\]"),
         ({"name": ""}, "cannot be the name"),
         ({"name": "software"}, "cannot be the name"),
+        ({"name": "weights_sha256"}, "cannot be the name"),
         ({"hook_point": "../x"}, "is no name of a hook point"),
         ({"kind": None}, "does not name its kind"),
     ],
