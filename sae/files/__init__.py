@@ -38,7 +38,7 @@ def load(address: str | Path | Storage, *, format: str | None = None) -> SparseA
     """
     chosen = [_format(format)] if format else list(FORMATS.values())
     storage = _opened(address, writable=False)
-    with _disk_errors_told(storage, "read"):
+    with disk_errors_told(storage, "read"):
         names = set(storage.names())
         found = [candidate for candidate in chosen if candidate.files <= names]
         if len(found) > 1:
@@ -80,7 +80,7 @@ def save(
     chosen = _format(format)
     storage = _opened(address, writable=True)
     files = chosen.written(sae)
-    with _disk_errors_told(storage, "written"):
+    with disk_errors_told(storage, "written"):
         if isinstance(storage, LocalStorage) and not storage.folder.exists():
             with new_place(storage.folder) as place:
                 place.mkdir()
@@ -96,8 +96,17 @@ def save(
 
 
 @contextlib.contextmanager
-def _disk_errors_told(storage: Storage, what: str) -> Iterator[None]:
-    """Turn errors of a disk into one line; those of a bucket are already."""
+def disk_errors_told(storage: Storage, what: str) -> Iterator[None]:
+    """Turn errors of a disk into one line; those of a bucket are already.
+
+    Args:
+        storage: storage that is used.
+        what: what its files cannot be, such as `written`.
+
+    Raises:
+        StoreError: a file is missing, or may not be used.
+        StorageUnavailableError: the disk is full, or fails.
+    """
     try:
         yield
     except (FileNotFoundError, PermissionError) as error:

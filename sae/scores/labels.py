@@ -23,6 +23,7 @@ from extraction.setting_names import setting
 from extraction.storage import Storage, open_storage
 from extraction.storage.bounded import get_at_most
 from inference.errors import InputError
+from sae.files.single_file import single_file
 from sae.scores.settings import GroupSettings
 
 NO_CATEGORY = "all"
@@ -54,11 +55,10 @@ def file_lines(address: str) -> Iterator[dict[str, Any]]:
     Raises:
         InputError: there is no such file, or a line is no object with a `task_id`.
     """
-    folder, _, name = address.rpartition("/")
     try:
-        storage = open_storage(folder or ("/" if address.startswith("/") else "."), writable=False)
+        storage, name = single_file(address, writable=False)
         data = get_at_most(storage, name, LARGEST_FILE)
-    except (FileNotFoundError, IsADirectoryError):
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{setting('labels_file', address)}: there is no such file") from None
     for number, text in enumerate(data.split(b"\n"), 1):
         if not text.strip():

@@ -17,6 +17,7 @@ from extraction.errors import StoreError, first_line
 from extraction.setting_names import setting
 from extraction.storage import Storage
 from extraction.storage.bounded import get_at_most
+from sae.files import disk_errors_told
 from sae.scores.latent_sums import ActiveValues, LatentSums
 from sae.scores.row_groups import NO_CELL
 from tensor_files.safetensors_header import LENGTH_BYTES, HeaderError, header_bytes, parse_header
@@ -88,7 +89,8 @@ def save_part(
         arrays |= {f"{name}.{field}": np.ascontiguousarray(a) for field, a in found.items()}
     texts = {"left_out": sums.left_out, "not_finite": sums.not_finite, "about": about}
     metadata = {name: json.dumps(value) for name, value in texts.items()}
-    storage.replace(_name(*part), save(arrays, metadata))
+    with disk_errors_told(storage, "written"):
+        storage.replace(_name(*part), save(arrays, metadata))
 
 
 def all_parts(

@@ -21,6 +21,7 @@ from extraction.report.markup import number
 from extraction.storage import open_storage
 from extraction.version import __version__
 from qwen_hooks.hook_point_table import entries
+from sae.files import disk_errors_told
 from sae.scores.choice import Choice, HalfFigures
 from sae.scores.figures import LatentFigures
 from sae.scores.run import ScoredLatents, Scores
@@ -145,7 +146,12 @@ def layer_file(
 
 
 def write(scores: Scores) -> list[str]:
-    """Write `scores.json` and the files of all latents, and return their addresses."""
+    """Write `scores.json` and the files of all latents, and return their addresses.
+
+    Raises:
+        StoreError: the output cannot be used.
+        StorageUnavailableError: the disk is full, or fails.
+    """
     settings = scores.settings
     assert settings.output_dir is not None
     storage = open_storage(settings.output_dir)
@@ -157,10 +163,12 @@ def write(scores: Scores) -> list[str]:
         for category, figures in one.selection.categories.items():
             name = f"{folder}/{urllib.parse.quote(category, safe=' ')}_{place}.json"
             text = layer_file(figures, settings.group_names, layer, settings.metric)
-            storage.replace(name, text.encode())
+            with disk_errors_told(storage, "written"):
+                storage.replace(name, text.encode())
             names.append(name)
     text = json.dumps(as_json(scores), indent=1, allow_nan=False)
-    storage.replace(SCORES_FILE, text.encode())
+    with disk_errors_told(storage, "written"):
+        storage.replace(SCORES_FILE, text.encode())
     return [f"{settings.output_dir}/{name}" for name in (*names, SCORES_FILE)]
 
 

@@ -22,11 +22,12 @@ import numpy as np
 
 from extraction.documents import read_json
 from extraction.errors import StoreError, first_line
-from extraction.storage import Storage, open_storage
 from extraction.storage.names import check_hook_point
 from extraction.version import __version__
+from sae.files import disk_errors_told
 from sae.files.hook_names import canonical_name
 from sae.files.sae_format import read_tensors_and_texts
+from sae.files.single_file import single_file
 
 SOFTWARE, WEIGHTS = "software", "weights_sha256"
 """Keys of the header's metadata that are no names of directions."""
@@ -103,19 +104,17 @@ class Vector:
         )
 
 
-def save_vectors(
-    vectors: Sequence[Vector], address: str | Path | Storage, *, name: str | None = None
-) -> None:
+def save_vectors(vectors: Sequence[Vector], address: str | Path) -> None:
     """Write directions to a file; a file of the same name is replaced, in one step.
 
     Args:
         vectors: the directions, each of another name.
-        address: path of the file, or its address in a bucket; with `name` the folder.
-        name: name of the file.
+        address: path of the file, or its address in a bucket.
 
     Raises:
         StoreError: two have one name or are for models of different weights, there is none, or the
             address cannot be used.
+        StorageUnavailableError: the disk is full, or fails.
     """
     from safetensors.numpy import save
 
@@ -145,23 +144,23 @@ def save_vectors(
             told = first_line(error)
             raise StoreError(f"the details of {vector.name!r:.100} are not JSON: {told}") from None
     data = save({v.name: np.ascontiguousarray(v.values) for v in vectors}, metadata)
-    storage, file = _file(address, name, writable=True)
-    storage.replace(file, data)
+    storage, file = single_file(address, writable=True)
+    with disk_errors_told(storage, "written"):
+        storage.replace(file, data)
 
 
-def load_vectors(address: str | Path | Storage, *, name: str | None = None) -> dict[str, Vector]:
+def load_vectors(address: str | Path) -> dict[str, Vector]:
     """Return the directions of a file, by their names. Nothing in the file is run.
 
         load_vectors("vectors.safetensors")["latent_3801"].values  # [d] float32
 
     Args:
-        address: path of the file, or its address in a bucket; with `name` the folder.
-        name: name of the file.
+        address: path of the file, or its address in a bucket.
 
     Raises:
         StoreError: there is no such file, it is damaged, or holds something else.
     """
-    storage, file = _file(address, name, writable=False)
+    storage, file = single_file(address, writable=False)
     where = f"{storage.address}/{file}"
     try:
         tensors, texts = read_tensors_and_texts(storage, file)
@@ -195,19 +194,3 @@ def _vector(name: str, values: np.ndarray, text: str | None) -> Vector:
     if type(norm) not in (int, float) or not math.isclose(norm, vector.norm, rel_tol=1e-3):
         raise StoreError(f"{name!r:.100} has norm {vector.norm:.6g}, {norm!r:.60} by its metadata")
     return vector
-
-
-def _file(
-    address: str | Path | Storage, name: str | None, *, writable: bool
-) -> tuple[Storage, str]:
-    """Return the storage and the name of a file."""
-    if not isinstance(address, str | Path):
-        assert name is not None
-        return address, name
-    if name is None:
-        address = str(address)
-        folder, _, name = address.rpartition("/")
-        address = folder or ("/" if address.startswith("/") else ".")
-    if not name:
-        raise StoreError(f"{str(address)!r} does not name a file")
-    return open_storage(address, writable=writable), name

@@ -1,5 +1,6 @@
 """`python -m sae score`: figures, choice and test, categories, background, files, refusals."""
 
+import errno
 import json
 import shutil
 import sys
@@ -287,6 +288,15 @@ def test_runs_and_results_in_a_bucket(folder, data, fake_gcs, monkeypatch):
     found = json.loads(open_storage("gs://bucket/scores").get("scores.json"))
     wanted = scored(folder, *FIELD)
     assert found["autoencoders"][0]["latents"] == wanted["autoencoders"][0]["latents"]
+
+
+def test_a_full_disk_is_told(folder, capsys, monkeypatch):
+    def replace(self, name, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(LocalStorage, "replace", replace)
+    scored(folder, *FIELD, status=74)
+    assert told(capsys).endswith("out cannot be written: No space left on device")
 
 
 def told(capsys) -> str:

@@ -186,6 +186,24 @@ def test_runs_of_other_models_have_no_difference(folder, tmp_path, capsys):
     assert "differ in weights" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (".", "names a folder"),
+        ("new/", "names a folder"),
+        ("gs://bucket", "names no file"),
+        ("gs://bucket/x/", "names no file"),
+        ("run/_run/run.json/v", "run.json"),
+    ],
+)
+def test_what_is_no_file_to_write(folder, monkeypatch, capsys, file, message):
+    monkeypatch.chdir(folder)
+    assert main(["vector", "--sae", "sae", "--latents", "1", "--output_file", file]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert not Path("gs:").exists()
+
+
 def vector(**changes) -> Vector:
     fields = {"name": "a", "values": np.ones(4, np.float32), "hook_point": HOOK, "kind": "mine"}
     return Vector(**fields | changes)
@@ -261,6 +279,9 @@ def test_a_damaged_or_missing_file_is_refused(tmp_path):
         (tmp_path / "v.safetensors").write_bytes(whole[:size])
         with pytest.raises(StoreError, match="damaged"):
             load_vectors(tmp_path / "v.safetensors")
+    save_vectors([vector()], tmp_path / "v.safetensors")
+    (tmp_path / "link.safetensors").symlink_to("v.safetensors")
+    assert "a" in load_vectors(tmp_path / "link.safetensors")
     for missing in (tmp_path / "none.safetensors", tmp_path / "none" / "v.safetensors"):
         with pytest.raises(StoreError, match="none"):
             load_vectors(missing)
