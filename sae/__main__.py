@@ -174,7 +174,7 @@ def _vector(arguments: Sequence[str]) -> int:
 
 
 def _convert(arguments: Sequence[str]) -> int:
-    from sae.files import FORMATS, load, save
+    from sae.files import FORMATS, WRITTEN, load, save
 
     parser = CommandParser(
         prog="python -m sae convert",
@@ -184,7 +184,7 @@ def _convert(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("source", metavar="SAE", help="folder or prefix of an autoencoder")
     parser.add_argument("out", metavar="OUT", help="folder or prefix to write, which is new")
-    parser.add_argument("--to", required=True, choices=FORMATS, help="format of OUT")
+    parser.add_argument("--to", required=True, choices=WRITTEN, help="format of OUT")
     parser.add_argument(
         "--from",
         dest="source_format",

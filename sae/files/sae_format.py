@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,13 +34,25 @@ class SaeFormat:
         name: its name in commands.
         files: names of the files by which it is recognised.
         read: reads an autoencoder from a storage that has these files.
-        written: returns files by name, in the order in which they should appear.
+        written: returns files by name, in the order in which they should appear; None: the format
+            is only read.
+        file: pattern of names of files, each of which is an autoencoder; by them it is recognised
+            too.
+        read_file: reads one of these.
     """
 
     name: str
     files: frozenset[str]
     read: Callable[[Storage], SparseAutoencoder]
-    written: Callable[[SparseAutoencoder], Mapping[str, bytes]]
+    written: Callable[[SparseAutoencoder], Mapping[str, bytes]] | None = None
+    file: re.Pattern[str] | None = None
+    read_file: Callable[[Storage, str], SparseAutoencoder] | None = None
+
+    def is_in(self, names: Iterable[str]) -> bool:
+        """Return whether a folder with these files holds an autoencoder of this format."""
+        if self.file is not None:
+            return any(map(self.file.fullmatch, names))
+        return self.files <= set(names)
 
 
 def read_json(storage: Storage, name: str) -> dict[str, Any]:
@@ -112,6 +125,32 @@ def json_bytes(document: Mapping[str, Any]) -> bytes:
         return json.dumps(document, indent=1).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise StoreError(f"the metadata hold what JSON cannot: {first_line(error)}") from None
+
+
+def named_tensors(
+    tensors: Mapping[str, np.ndarray], names: Mapping[str, str], where: str
+) -> dict[str, np.ndarray]:
+    """Return a file's tensors by our names.
+
+    Args:
+        tensors: by their names in the file.
+        names: name in the file for each of ours.
+        where: the file, for messages.
+
+    Raises:
+        StoreError: a tensor is missing, there is another, or one has the wrong number of axes.
+    """
+    if tensors.keys() != set(names.values()):
+        raise StoreError(
+            f"{where} has the tensors {', '.join(sorted(tensors))[:200]};"
+            f" {', '.join(sorted(names.values()))} are needed"
+        )
+    for name, stored in names.items():
+        axes = 2 if name.startswith("W_") else 1
+        if tensors[stored].ndim != axes:
+            shape = list(tensors[stored].shape)
+            raise StoreError(f"{where}: {stored} is {shape}; {axes} axes are needed")
+    return {name: tensors[stored] for name, stored in names.items()}
 
 
 def described(sae: SparseAutoencoder) -> dict[str, Any]:

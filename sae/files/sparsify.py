@@ -21,6 +21,7 @@ from sae.files.sae_format import (
     described,
     json_bytes,
     made,
+    named_tensors,
     read_json,
     read_tensors,
     tensor_bytes,
@@ -49,12 +50,7 @@ def _read(storage: Storage) -> SparseAutoencoder:
     if type(transcode) is not bool or type(k) is not int:
         raise StoreError(f"{where}: k is {k!r:.60} and transcode {transcode!r:.60}")
     tensors = read_tensors(storage, WEIGHTS)
-    if tensors.keys() != set(NAMES.values()):
-        raise StoreError(
-            f"{storage.address}/{WEIGHTS} has the tensors {', '.join(sorted(tensors))[:200]};"
-            f" sparsify has {', '.join(sorted(NAMES.values()))}"
-        )
-    weights = {name: tensors[stored] for name, stored in NAMES.items()}
+    weights = named_tensors(tensors, NAMES, f"{storage.address}/{WEIGHTS}")
     return made(
         storage.address,
         architecture="topk",

@@ -8,7 +8,7 @@ import pytest
 
 from sae import load, save
 from sae.__main__ import main
-from sae.files import FORMATS
+from sae.files import WRITTEN
 from tests.sae.autoencoders import KINDS, expected, random_autoencoder
 
 ROWS = np.random.default_rng(3).normal(size=(20, 6)).astype(np.float32)
@@ -22,7 +22,7 @@ def holds(format: str, kind: str) -> bool:
 
 CASES = [
     (source, target, kind)
-    for source, target, kind in itertools.product(FORMATS, FORMATS, KINDS)
+    for source, target, kind in itertools.product(WRITTEN, WRITTEN, KINDS)
     if holds(source, kind)
 ]
 
@@ -55,7 +55,7 @@ def test_every_pair_of_formats_gives_the_same_latents(source, target, kind, tmp_
 def test_the_frequencies_of_latents_stand_in_a_file_of_saelens(tmp_path):
     densities = [0.0, 1.0, 0.25, *[1e-6] * 13]
     sae = dataclasses.replace(random_autoencoder("topk"), metadata={"densities": densities})
-    for format in FORMATS:
+    for format in WRITTEN:
         save(sae, tmp_path / format, format=format)
         files = [path.read_text() for path in (tmp_path / format).glob("*.json")]
         assert not any("densities" in text for text in files)

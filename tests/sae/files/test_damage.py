@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from extraction.errors import StoreError
 from sae import load, save
-from sae.files import FORMATS
+from sae.files import WRITTEN
 from tests.sae.autoencoders import random_autoencoder
 
 WEIGHTS = {
@@ -26,7 +26,7 @@ WEIGHTS = {
 CONFIGS = {"saelens": "cfg.json", "dictionary_learning": "config.json", "sparsify": "cfg.json"}
 
 
-@pytest.fixture(params=FORMATS)
+@pytest.fixture(params=WRITTEN)
 def folder(request, tmp_path) -> Path:
     """A good folder of each format, whose name is the format's."""
     save(random_autoencoder("topk"), tmp_path / request.param, format=request.param)

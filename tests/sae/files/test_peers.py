@@ -10,7 +10,7 @@ import pytest
 
 from extraction.errors import StoreError
 from sae import SparseAutoencoder
-from sae.files import FORMATS, load, save
+from sae.files import WRITTEN, load, save
 from tests.sae.autoencoders import expected
 from tests.sae.files.write_ours import METADATA, OURS, cases, rows_of
 
@@ -30,7 +30,7 @@ OUR_CASES = dict(cases())
 
 
 def test_every_format_and_refusal_has_a_peer():
-    assert {name.partition("-")[0] for name in FOLDERS.values()} == set(FORMATS)
+    assert {name.partition("-")[0] for name in FOLDERS.values()} == set(WRITTEN)
     assert set(REFUSED) <= set(FOLDERS.values())
     assert len(READ) == 17
 

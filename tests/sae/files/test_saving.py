@@ -11,7 +11,7 @@ import pytest
 from extraction.errors import StorageUnavailableError, StoreError
 from extraction.storage import file_operations, open_storage
 from sae import load, save
-from sae.files import FORMATS
+from sae.files import FORMATS, WRITTEN
 from tests.extraction.bucket_environment import REFUSED_DOWNLOADS, bucket, collected
 from tests.extraction.failing_os import FailingOs
 from tests.fake_gcs.fixture import fake_gcs
@@ -21,7 +21,7 @@ __all__ = ["bucket", "collected", "fake_gcs"]
 SAE = random_autoencoder("topk")
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", WRITTEN)
 def test_a_new_folder_appears_whole_or_not_at_all(format, tmp_path, monkeypatch):
     real, written = Path.write_bytes, []
 
@@ -43,7 +43,7 @@ def test_a_new_folder_appears_whole_or_not_at_all(format, tmp_path, monkeypatch)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["sae"]
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", WRITTEN)
 def test_in_a_folder_that_exists_an_unfinished_autoencoder_is_none(format, tmp_path, monkeypatch):
     names = set()
     for failing in range(1, 100):
@@ -73,7 +73,7 @@ def test_in_a_folder_that_exists_an_unfinished_autoencoder_is_none(format, tmp_p
 def test_files_of_another_autoencoder_stay(tmp_path):
     save(SAE, tmp_path / "sae")
     before = (tmp_path / "sae" / "cfg.json").read_bytes()
-    for format in FORMATS:
+    for format in WRITTEN:
         with pytest.raises(StoreError, match=r"has cfg\.json already; choose another folder"):
             save(SAE, tmp_path / "sae", format=format)
     assert (tmp_path / "sae" / "cfg.json").read_bytes() == before
@@ -97,7 +97,7 @@ def test_a_format_that_does_not_exist(tmp_path):
             function()
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", WRITTEN)
 def test_an_autoencoder_in_a_bucket(format, bucket):
     address = "gs://bucket/saes/layers.12"
     save(SAE, address, format=format)
@@ -117,7 +117,7 @@ def test_a_bucket_without_one(bucket):
 
 def test_metadata_that_are_no_json_are_refused_before_anything_is_written(tmp_path):
     sae = dataclasses.replace(SAE, metadata={"array": np.zeros(2)})
-    for format in FORMATS:
+    for format in WRITTEN:
         with pytest.raises(StoreError, match="metadata"):
             save(sae, tmp_path / format, format=format)
     assert not list(tmp_path.iterdir())

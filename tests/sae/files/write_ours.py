@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from sae import SparseAutoencoder, fold_b_dec
-from sae.files import FORMATS, save
+from sae.files import WRITTEN, save
 from sae.files.hook_names import spellings
 from tests.sae.autoencoders import KINDS, expected, random_autoencoder
 
@@ -32,7 +32,7 @@ METADATA = {
 
 def cases() -> Iterator[tuple[str, SparseAutoencoder]]:
     """Name and autoencoder; the name begins with the format."""
-    for format in FORMATS:
+    for format in WRITTEN:
         for kind in KINDS:
             sae = random_autoencoder(kind)
             if sae.d_in != sae.d_out and format != "saelens":

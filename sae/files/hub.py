@@ -1,0 +1,45 @@
+"""Autoencoders on the Hugging Face hub, `hf://owner/name/folder`, downloaded into a cache."""
+
+import os
+import re
+from pathlib import Path
+
+from extraction.errors import StoreError, first_line
+
+ADDRESS = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?((?:/[\w.=+-]+)*)/?")
+
+
+def is_on_hub(address: object) -> bool:
+    """Return whether an address is one of the hub."""
+    return str(address).startswith("hf://")
+
+
+def downloaded(address: str) -> Path:
+    """Download the files of an address, unless they are in the cache, and return their place.
+
+    Args:
+        address: `hf://owner/name`, then `@` and a branch, tag or commit unless it is the main
+            branch, then the folder or the file in the repository.
+
+    Raises:
+        StoreError: the address is none, or its files cannot be downloaded.
+    """
+    match = ADDRESS.fullmatch(address)
+    if match is None or {"..", "."} & set(address.split("/")):
+        raise StoreError(
+            f"{address} is no address on the hub, such as"
+            " hf://google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82"
+        )
+    from huggingface_hub import snapshot_download
+
+    name, revision, within = match[1], match[2], match[3].strip("/")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    place = cache / "qwen-activation-extraction" / "hub" / name / (revision or "main")
+    patterns = [within, f"{within}/*"] if within else None
+    try:
+        snapshot_download(name, revision=revision, allow_patterns=patterns, local_dir=place)
+    except (OSError, RuntimeError, ValueError) as error:  # what the hub client raises
+        raise StoreError(f"{address} cannot be downloaded: {first_line(error)}") from None
+    if not (place / within).exists():
+        raise StoreError(f"{address}: the repository {name} has no {within or 'files'}")
+    return place / within
