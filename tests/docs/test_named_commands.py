@@ -27,6 +27,7 @@ PYTHON = {
     "benchmarks.plan": "runs the two commands that tests/launch/test_plan.py compares, in minutes",
     "benchmarks.prefill": "tests/docs/test_named_commands.py",
     "benchmarks.sae_quality": "needs SAELens, in an environment of its own; takes minutes",
+    "benchmarks.sae_sweep": "trains for minutes; tests/sae trains the same sweeps",
     "benchmarks.sae_training": "needs three other trainers, in an environment of their own",
     "benchmarks.sae_tpu_compile": "needs the TPU compiler; tests/tpu compiles the same steps",
     "benchmarks.store": "tests/benchmarks/test_store.py",
