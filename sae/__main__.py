@@ -6,9 +6,9 @@
     python -m sae vector   --sae SAE --latents N --output_file VECTORS.safetensors
     python -m sae convert  SAE OUT --to FORMAT
 
-RUN, SAE and OUT are folders, gs://bucket/prefix or s3://bucket/prefix; SAE may also be on the Hugging
-Face hub, hf://owner/name/folder. Exit status 0: done; 2: refused, with one message; 74: the disk
-stayed full or the bucket could not be reached; 130 and 143: stopped by ctrl-C or SIGTERM, and
+RUN, SAE and OUT are folders, gs://bucket/prefix or s3://bucket/prefix; SAE may also be on the
+Hugging Face hub, hf://owner/name/folder. Exit status 0: done; 2: refused, with one message; 74: the
+disk stayed full or the bucket could not be reached; 130 and 143: stopped by ctrl-C or SIGTERM, and
 `train` goes on with `--resume True`.
 """
 
