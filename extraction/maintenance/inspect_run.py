@@ -10,6 +10,7 @@ from extraction.maintenance.checks.report import missing_numbers
 from extraction.maintenance.committed_files import read_batch, read_outputs, read_record
 from extraction.progress import Progress, silent
 from extraction.reading.collector_pause import collector_paused
+from extraction.run.changes import changes
 from extraction.run.identity import RunIdentity, read_identity
 from extraction.run.large_norms import LargeNorms, check_multiple
 from extraction.run.largest_rows import MOST_KEPT
@@ -93,6 +94,8 @@ def _overview(storage: Storage, identity: RunIdentity, totals: RunTotals) -> Ite
     settings = identity.run.get("settings")
     if isinstance(settings, Mapping) and "max_new_tokens" in settings:
         yield f"new tokens   at most {settings['max_new_tokens']}"
+    for line in changes(identity.run):
+        yield f"changed      {line}"
 
 
 def _state(totals: RunTotals, planned: int | None) -> str:

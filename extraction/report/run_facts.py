@@ -9,6 +9,7 @@ from extraction.report.contents import RunContents
 from extraction.report.markup import Html, count, element, foreign, number
 from extraction.report.tables import details, pairs
 from extraction.report.warnings import self_check_text
+from extraction.run.changes import changes
 
 LONGEST_VALUE = 400
 """Most characters of a setting's value."""
@@ -60,6 +61,7 @@ def what_it_is(run: RunContents) -> list[Html]:
         ("begun", _moment(identity.created_at)),
         *_some(record, {"command": "command", "program_version": "program version"}),
         *_some(record, {"platform": "platform", "mesh": "mesh", "processes": "processes"}),
+        *(("changed", foreign(line)) for line in changes(record)),
         *(("self-check", foreign(self_check_text(c))) for c in run.self_checks),
     ]
     versions = record.get("versions")

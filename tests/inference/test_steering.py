@@ -1,6 +1,7 @@
 """`--interventions` of both commands, against torch's model with a hook that does the same."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import torch
 import yaml
 from safetensors.numpy import save_file
 
+import extraction.__main__ as commands
 from extraction import verify
+from extraction.run.changes import changes
 from inference import distributed_inference_with_activations as distributed
 from inference import simple_extraction_inference as simple
 from inference.inputs.steering import from_record
@@ -158,7 +161,7 @@ def test_rows_and_tokens_equal_torch(
     assert verify(str(tmp_path / "act"), 3).exit_status == 0
 
 
-def test_the_run_records_its_vectors(steer, tasks, run_checkpoint, tmp_path):
+def test_the_run_records_its_vectors(steer, tasks, run_checkpoint, tmp_path, capsys):
     entries = [CASES["mean_norm"][0], CASES["some"][0]]
     flags = arguments(tmp_path, run_checkpoint, tasks, "--interventions", steer(*entries))
     assert simple.main(flags) == 0
@@ -169,6 +172,15 @@ def test_the_run_records_its_vectors(steer, tasks, run_checkpoint, tmp_path):
     for vector in again.vectors:
         np.testing.assert_array_equal(vector, VECTOR)
     assert again.interventions[0].when == "generated"
+    capsys.readouterr()
+    assert commands.main(["inspect", str(tmp_path / "act")]) == 0
+    lines = capsys.readouterr().out
+    told = "add directions.safetensors at layer_1, strength 0.25 (mean norm), generated tokens"
+    assert f"changed      {told}" in lines
+    assert "positions ['all', 'not first', 'not last']" in lines
+    page = tmp_path / "report.html"
+    assert commands.main(["report", str(tmp_path / "act"), "--output", str(page)]) == 0
+    assert told in re.sub("<[^>]*>", "", page.read_text())
 
 
 def test_a_run_is_resumed_only_with_the_same_interventions(
@@ -277,3 +289,19 @@ def test_vectors_of_another_model_are_refused(steer, tasks, run_checkpoint, tmp_
     )
     assert simple.main(flags) == 2
     assert "other weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "found",
+    [None, 3, "text", {}, [], [3], [{}], [{"operation": {}, "name": ["\n"] * 9, "strength": []}]],
+)
+def test_whatever_a_run_says_of_changes_is_told_in_short_lines(found):
+    for line in changes({"interventions": found}):
+        assert len(line) < 500
+
+
+def test_many_changes_are_counted():
+    entry = {"operation": "add", "vectors": "v", "hook_point": "layer_1"}
+    lines = changes({"interventions": [entry] * 1000})
+    assert len(lines) == 9
+    assert lines[-1] == "and 992 more"
