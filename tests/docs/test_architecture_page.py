@@ -80,6 +80,30 @@ run = Path("GOLDEN").absolute().as_uri()
 assert verify(run, 3).verdict == "good"
 assert len(ActivationDataset(run, "layer_1")) > 0
 """.replace("GOLDEN", str(ROOT / "tests/golden/runs/safetensors/activations")),
+    "An architecture of autoencoders": """
+import numpy as np
+from sae import train
+random = np.random.default_rng(0)
+batches = [random.standard_normal((64, 8)).astype(np.float32) for _ in range(150)]
+options = {"d_sae": "32", "architecture": "log_penalty", "train_rows": 150 * 64}
+options["learning_rate"] = 1e-2
+mild = train(iter(batches), **options, l1_coefficient=0.01)
+strict = train(iter(batches), **options, l1_coefficient=3.0)
+active = [(sae.encode(batches[0]) > 0).sum(1).mean() for sae in (mild, strict)]
+assert mild.architecture == "standard" and active[1] < 0.7 * active[0], active
+""",
+    "A format of autoencoders": """
+import numpy as np, tempfile
+from pathlib import Path
+from sae import load
+folder = Path(tempfile.mkdtemp())
+arrays = {"W_enc": (4, 6), "W_dec": (6, 4), "b_enc": (6,), "b_dec": (4,)}
+arrays = {name: np.full(shape, 0.5, np.float32) for name, shape in arrays.items()}
+np.savez(folder / "autoencoder.npz", **arrays)
+rows = np.ones((2, 4), np.float32)
+pre = (rows - arrays["b_dec"]) @ arrays["W_enc"] + arrays["b_enc"]
+np.testing.assert_allclose(load(folder).encode(rows), np.maximum(pre, 0), rtol=1e-6)
+""",
 }  # fmt: skip
 
 
