@@ -48,14 +48,18 @@ MODULES: Mapping[str, tuple[str, str | None]] = {
 
 def _read(storage: Storage) -> SparseAutoencoder:
     where = f"{storage.address}/{WEIGHTS}"
+    if re.search(r"gemma-scope-[^/]*/(.*/)?embedding(?=/|$)", storage.address):
+        raise StoreError(f"{where}: an autoencoder of Gemma's scaled embeddings is not read")
     try:
         found = read_npz(get_at_most(storage, WEIGHTS, MOST_WEIGHT_BYTES))
     except StoreError as error:
         raise StoreError(f"{where}: {error}") from None
     except Exception as error:  # whatever damaged bytes raise
         raise StoreError(f"{where} is damaged: {first_line(error)}") from None
-    arrays = {name: as_weights(array, f"{where}: {name}") for name, array in found.items()}
-    arrays = named_tensors(arrays, {name: name for name in NAMES}, where)
+    # Some files spell W_enc and W_dec in lower case.
+    stored = {name: name if name in found else name.lower() for name in NAMES}
+    arrays = named_tensors(found, stored, where)
+    arrays = {name: as_weights(array, f"{where}: {name}") for name, array in arrays.items()}
     return made(
         storage.address,
         architecture="jumprelu",

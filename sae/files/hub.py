@@ -8,6 +8,9 @@ from extraction.errors import StoreError, first_line
 
 ADDRESS = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?((?:/[\w.=+-]+)*)/?")
 
+EACH_LAYER = ["*/*", "layer*.sae.pt"]
+"""Files that are not downloaded with a whole repository: those in folders, and of each layer."""
+
 
 def is_on_hub(address: object) -> bool:
     """Return whether an address is one of the hub."""
@@ -35,9 +38,16 @@ def downloaded(address: str) -> Path:
     name, revision, within = match[1], match[2], match[3].strip("/")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     place = cache / "qwen-activation-extraction" / "hub" / name / (revision or "main")
-    patterns = [within, f"{within}/*"] if within else None
+    chosen = [within, f"{within}/*"] if within else None
+    left_out = None if within else EACH_LAYER
     try:
-        snapshot_download(name, revision=revision, allow_patterns=patterns, local_dir=place)
+        snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=chosen,
+            ignore_patterns=left_out,
+            local_dir=place,
+        )
     except (OSError, RuntimeError, ValueError) as error:  # what the hub client raises
         raise StoreError(f"{address} cannot be downloaded: {first_line(error)}") from None
     if not (place / within).exists():

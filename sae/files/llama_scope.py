@@ -9,6 +9,7 @@ count in the selection (`sparsity_include_decoder_norm`), they are folded into t
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,12 @@ def _read(storage: Storage) -> SparseAutoencoder:
         raise StoreError(f"{storage.address} has {CONFIG}, but no {WEIGHTS}") from None
     found = named_tensors(tensors, NAMES, f"{storage.address}/{WEIGHTS}")
     scale, target_scale = _scales(config, where)
+    subtracts = bool(config.get("apply_decoder_bias_to_pre_encoder", False))
+    if subtracts and scale != target_scale:  # b_dec in two units: into the encoder's bias
+        if found["W_enc"].shape[1:] != found["b_dec"].shape:
+            raise StoreError(f"{where}: decoder.bias cannot be subtracted from rows")
+        found["b_enc"] = found["b_enc"] - found["W_enc"] @ found["b_dec"]
+        subtracts = False
     weights = {
         "W_enc": np.ascontiguousarray(found["W_enc"].T),
         "b_enc": found["b_enc"] / np.float32(scale),
@@ -52,10 +59,9 @@ def _read(storage: Storage) -> SparseAutoencoder:
     }
     if config.get("sparsity_include_decoder_norm", False):
         norms = np.linalg.norm(found["W_dec"], axis=0)
-        norms = np.where(norms > 0, norms, np.float32(1))
-        weights["W_enc"] = weights["W_enc"] * norms
+        weights["W_enc"] = weights["W_enc"] * norms  # without a direction: never active
         weights["b_enc"] = weights["b_enc"] * norms
-        weights["W_dec"] = weights["W_dec"] / norms[:, None]
+        weights["W_dec"] = weights["W_dec"] / np.where(norms > 0, norms, np.float32(1))[:, None]
     if activation == "topk":
         chosen = {"k": _whole(config, "top_k", where)}
     else:
@@ -66,7 +72,7 @@ def _read(storage: Storage) -> SparseAutoencoder:
         architecture=activation,
         **weights,
         **chosen,
-        apply_b_dec_to_input=bool(config.get("apply_decoder_bias_to_pre_encoder", False)),
+        apply_b_dec_to_input=subtracts,
         metadata=_metadata(config, storage.address),
     )
 
@@ -100,6 +106,9 @@ def _whole(config: Mapping[str, Any], name: str, where: str) -> int:
 
 def _metadata(config: Mapping[str, Any], address: str) -> dict[str, Any]:
     found: dict[str, Any] = {"source": f"Llama Scope, {address}", "llama_scope": dict(config)}
+    model = re.search(r"Llama3_1-(\d+B)-Base", address)
+    if model is not None:
+        found["model_name"] = f"meta-llama/Llama-3.1-{model[1]}"
     read, target = (config.get(f"hook_point_{end}") for end in ("in", "out"))
     for name, ending in ((read, ""), (target if target != read else None, "_out")):
         canonical = canonical_name(name) if isinstance(name, str) else None

@@ -183,6 +183,40 @@ def test_llama_scope(tmp_path, include_norm, k):
     sae = load(llama_scope(tmp_path, **changed))
     assert_equal(sae, llama_formula(ROWS, include_norm, False, k=k))
     assert sae.metadata["hook_point"] == "layer_15"
+    assert sae.metadata["model_name"] == "meta-llama/Llama-3.1-8B"
+
+
+@pytest.mark.parametrize("subtracts", [False, True])
+def test_llama_scope_with_another_scale_of_its_targets(tmp_path, subtracts):
+    folder = llama_scope(
+        tmp_path,
+        dataset_average_activation_norm={"in": 9.5, "out": 3.25},
+        apply_decoder_bias_to_pre_encoder=subtracts,
+    )
+    latents, outputs = llama_formula(ROWS, False, subtracts)
+    assert_equal(load(folder), (latents, outputs * 3.25 / 9.5))
+
+
+def test_latents_without_a_direction_are_never_active(tmp_path):
+    changed = {"act_fn": "topk", "top_k": 3, "sparsity_include_decoder_norm": True}
+    folder = llama_scope(tmp_path, **changed)
+    file = folder / "checkpoints" / "final.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    tensors["decoder.weight"][:, 5] = 0
+    tensors["encoder.bias"][5] = 100
+    safetensors.numpy.save_file(tensors, file)
+    latents = load(folder).encode(ROWS.astype(np.float32))
+    assert not latents[:, 5].any()
+    assert ((latents > 0).sum(1) == 3).all()
+
+
+def test_other_spellings_and_kinds_of_gemma_scope(tmp_path):
+    lower = {name.replace("W", "w"): value for name, value in WEIGHTS.items()}
+    assert_equal(load(gemma_scope(tmp_path, lower)), jumprelu(ROWS, WEIGHTS))
+    place = tmp_path / "gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6"
+    place.mkdir(parents=True)
+    np.savez(place / "params.npz", **WEIGHTS)
+    assert_refused(place, "embeddings is not read")
 
 
 def test_llama_scope_that_subtracts_b_dec(tmp_path):
@@ -329,14 +363,18 @@ def hub(tmp_path, monkeypatch):
     qwen_scope(tmp_path / "hub" / "Qwen", layers=(3, 11))
     asked = []
 
-    def snapshot_download(name, *, revision, allow_patterns, local_dir):
+    def matches(relative, patterns):
+        return any(fnmatch.fnmatch(relative, pattern) for pattern in patterns)
+
+    def snapshot_download(name, *, revision, allow_patterns, ignore_patterns, local_dir):
         asked.append((name, revision))
         source = tmp_path / "hub" / name
         if not source.is_dir():
             raise OSError(f"404: no repository {name}\nand more lines")
         for path in source.rglob("*"):
             relative = str(path.relative_to(source))
-            if path.is_file() and any(fnmatch.fnmatch(relative, p) for p in allow_patterns):
+            wanted = allow_patterns is None or matches(relative, allow_patterns)
+            if path.is_file() and wanted and not matches(relative, ignore_patterns or []):
                 target = Path(local_dir) / relative
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(path.read_bytes())
@@ -364,6 +402,7 @@ def test_addresses_on_the_hub(hub, tmp_path):
         ("hf://google/gemma-scope-2b-pt-res/../x", "no address on the hub"),
         ("hf://google/none/x", "cannot be downloaded: 404: no repository google/none$"),
         ("hf://google/gemma-scope-2b-pt-res/layer_99", "has no layer_99"),
+        (f"hf://Qwen/{QWEN}", "has no files|holds no autoencoder|no such|cannot be read"),
     ],
 )
 def test_addresses_that_are_not_on_the_hub(hub, address, told):
