@@ -8,11 +8,16 @@ from extraction.errors import StoreError
 from extraction.storage import scheme_of
 
 
+def cache_folder() -> Path:
+    """Return this program's folder in the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "qwen-activation-extraction"
+
+
 def spool_folder(address: str) -> Path:
     """Return the folder in the user's cache where files wait to be uploaded to an address."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.sha256(address.rstrip("/").encode()).hexdigest()[:16]
-    return cache / "qwen-activation-extraction" / "spool" / name
+    return cache_folder() / "spool" / name
 
 
 def places(address: str | Path, upload_to: str | None) -> tuple[str | Path, str | None]:

@@ -14,6 +14,7 @@
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -129,10 +130,12 @@ class Steering:
 
     def positions_of(self, prompt: PromptTokens) -> tuple[tuple[int, ...], ...]:
         """Return the chosen positions of a prompt for each intervention; none where it has all."""
-        return tuple(
-            () if entry.positions is None else Positions(entry.positions).of_prompt(prompt)
-            for entry in self.interventions
-        )
+        return tuple(() if each is None else each.of_prompt(prompt) for each in self._positions)
+
+    @functools.cached_property
+    def _positions(self) -> list[Positions | None]:
+        chosen = [entry.positions for entry in self.interventions]
+        return [None if selectors is None else Positions(selectors) for selectors in chosen]
 
     def of_samples(
         self,

@@ -22,7 +22,7 @@ from sae.autoencoder import SparseAutoencoder
 from sae.evaluation.rows import RowEvaluation, RowEvaluator
 from sae.evaluation.settings import EvaluateSettings
 from sae.files import load
-from sae.fitting import check_width, hook_point_of, named_hook_point, names_of
+from sae.fitting import check_weights, check_width, hook_point_of, named_hook_point, names_of
 
 if TYPE_CHECKING:
     from sae.evaluation.model import ModelFigures
@@ -142,6 +142,7 @@ def evaluate(settings: EvaluateSettings, progress: Progress = silent) -> Evaluat
     for one in candidates:
         for hook, width in zip(one.hook_points, (one.sae.d_in, one.sae.d_out), strict=False):
             check_width(one.address, width, hook, dataset, stored)
+        check_weights(one.address, one.sae, settings.activations_dir)
     limits = _limits(dataset, settings.max_norm_multiple)
     found, left_out = _on_rows(candidates, dataset, stored, limits, settings, progress)
     in_model: Mapping[str, "ModelFigures"] = {}

@@ -8,10 +8,11 @@ from inference.errors import InputError
 from inference.settings.commands import SampleSettings
 from inference.settings.fields import Settings, flag
 from inference.settings.inputs import InputSettings
+from sae.row_filters import TokenFilterSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluatedSettings(Settings):
+class EvaluatedSettings(TokenFilterSettings):
     """Which autoencoders are evaluated, and on which rows."""
 
     group: ClassVar[str] = "autoencoders and rows"
@@ -40,14 +41,6 @@ class EvaluatedSettings(Settings):
         decides="nothing",
         default=10.0,
         least=1e-6,
-    )
-    exclude_special: bool = flag(
-        "Leave out rows of the special tokens that the run records.",
-        decides="nothing",
-        default=False,
-    )
-    skip_first: int = flag(
-        "Leave out rows at positions below this number.", decides="nothing", default=0, least=0
     )
     row_limit: float | None = flag(
         "Most rows to evaluate on, chosen from the whole run. Left out: all.",

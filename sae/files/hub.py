@@ -1,10 +1,10 @@
 """Autoencoders on the Hugging Face hub, `hf://owner/name/folder`, downloaded into a cache."""
 
-import os
 import re
 from pathlib import Path
 
 from extraction.errors import StoreError, first_line
+from extraction.writing.places import cache_folder
 
 ADDRESS = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?((?:/[\w.=+-]+)*)/?")
 
@@ -36,8 +36,7 @@ def downloaded(address: str) -> Path:
     from huggingface_hub import snapshot_download
 
     name, revision, within = match[1], match[2], match[3].strip("/")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    place = cache / "qwen-activation-extraction" / "hub" / name / (revision or "main")
+    place = cache_folder() / "hub" / name / (revision or "main")
     chosen = [within, f"{within}/*"] if within else None
     left_out = None if within else EACH_LAYER
     try:

@@ -51,9 +51,10 @@ def as_json(scores: Scores) -> dict[str, Any]:
             for name in (
                 "activations_dir", "second_activations_dir", "background_dir", "labels_file",
                 "label_field", "category_field", "metric", "background_frequency", "test_fraction",
-                "random_seed", "max_norm_multiple", "exclude_special", "skip_first",
+                "random_seed",
             )
         },
+        **settings.filters,
         "rows_left_out": scores.left_out,
         "samples_without_label": scores.unlabelled,
         "autoencoders": [_autoencoder(one, settings.metric) for one in scores.autoencoders],

@@ -25,8 +25,6 @@ from sae.scores.settings import ScoreSettings
 PROCESS_SETTINGS = ("output_dir", "part")
 """Settings in which the processes that share an output may differ."""
 
-FILTERS = ("max_norm_multiple", "exclude_special", "skip_first")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredLatents:
@@ -188,7 +186,7 @@ def _read(
             scored,
             lambda keys: np.zeros(len(keys), int),
             1,
-            _filters(settings),
+            settings.filters,
             progress,
             settings.parts,
         )
@@ -235,12 +233,9 @@ def _cells(
         )
 
     cells = 4 * len(categories)
-    filters = _filters(settings)
-    return read_cells(run.dataset, scored, cell_of, cells, filters, progress, settings.parts)
-
-
-def _filters(settings: ScoreSettings) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in FILTERS}
+    return read_cells(
+        run.dataset, scored, cell_of, cells, settings.filters, progress, settings.parts
+    )
 
 
 def _together(parts: Sequence[Sequence[LatentSums]]) -> list[LatentSums]:

@@ -7,10 +7,11 @@ from typing import ClassVar, Literal
 from extraction.setting_names import setting
 from inference.errors import InputError
 from inference.settings.fields import Settings, flag
+from sae.row_filters import RowFilterSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoredSettings(Settings):
+class ScoredSettings(RowFilterSettings):
     """Which autoencoders are scored, and on which rows."""
 
     group: ClassVar[str] = "autoencoders and rows"
@@ -39,21 +40,6 @@ class ScoredSettings(Settings):
         decides="nothing",
         default=None,
         example="layer_12",
-    )
-    max_norm_multiple: float | None = flag(
-        "Leave out rows, such as attention sinks, whose norm is above this many times the median.",
-        decides="nothing",
-        default=None,
-        example="10",
-        least=1e-6,
-    )
-    exclude_special: bool = flag(
-        "Leave out rows of the special tokens that the runs record.",
-        decides="nothing",
-        default=False,
-    )
-    skip_first: int = flag(
-        "Leave out rows at positions below this number.", decides="nothing", default=0, least=0
     )
 
 

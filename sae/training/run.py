@@ -286,7 +286,6 @@ class Training:
         identity = read_identity(open_storage(self.settings.activations_dir, writable=False))
         fingerprint = identity.fingerprint if identity is not None else {}
         densities = one.densities()
-        data = self.identity()["data"]
         return {
             "model_name": info.model_name,
             "weights_sha256": fingerprint.get("weights_sha256"),
@@ -295,9 +294,7 @@ class Training:
             "run_id": info.run_id,
             "prepend_bos": False,
             "normalization": {"kind": one.settings.normalize, "scales": list(one.scales)},
-            "filters": {
-                key: data[key] for key in ("max_norm_multiple", "exclude_special", "skip_first")
-            },
+            "filters": self.settings.filters,
             "rows_left_out": self.stream.left_out(self._positions),
             "rows_trained_on": self.rows,
             "batch_size": self.settings.batch_size,

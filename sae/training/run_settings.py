@@ -7,11 +7,12 @@ from extraction.setting_names import setting
 from inference.errors import InputError
 from inference.settings.devices import ProcessSettings, two_axes
 from inference.settings.fields import Settings, flag
+from sae.row_filters import RowFilterSettings
 from sae.training.settings import SaeSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataSettings(Settings):
+class DataSettings(RowFilterSettings):
     """Which rows are read, and in which order."""
 
     group: ClassVar[str] = "rows"
@@ -32,21 +33,6 @@ class DataSettings(Settings):
         decides="rows",
         default=None,
         example="layers.12.mlp",
-    )
-    max_norm_multiple: float | None = flag(
-        "Leave out rows whose norm is above this many times the median: attention sinks.",
-        decides="rows",
-        default=None,
-        example=10.0,
-        least=1e-6,
-    )
-    exclude_special: bool = flag(
-        "Leave out rows of the special tokens that the run records.",
-        decides="rows",
-        default=False,
-    )
-    skip_first: int = flag(
-        "Leave out rows at positions below this number.", decides="rows", default=0, least=0
     )
     batch_size: int = flag("Rows of a step.", decides="rows", default=4096, least=1)
     train_rows: float | None = flag(

@@ -125,7 +125,7 @@ def _mean_difference(
             "groups": list(names),
             "rows": [found.rows for found in groups],
             "rows_not_finite": sum(found.not_finite for found in groups),
-            "max_norm_multiple": settings.max_norm_multiple,
+            **settings.filters,
         },
     )
 
@@ -155,8 +155,7 @@ def _add(
             return np.full(len(keys), group)
         return np.array([-1 if label is None else label[0] for label in labels.of(keys)])
 
-    filters = {"max_norm_multiple": settings.max_norm_multiple}
-    for rows, cell in RowsOfCells(dataset, cell_of, filters, progress):
+    for rows, cell in RowsOfCells(dataset, cell_of, settings.filters, progress):
         (values,) = (of_hook.astype(np.float64) for of_hook in rows.values())
         finite = np.isfinite(values).all(1)
         for number, found in enumerate(groups):

@@ -6,11 +6,12 @@ from typing import ClassVar
 from extraction.setting_names import setting
 from inference.errors import InputError
 from inference.settings.fields import Settings, flag
+from sae.row_filters import RowFilterSettings
 from sae.scores.settings import GroupSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DirectionSettings(Settings):
+class DirectionSettings(RowFilterSettings):
     """Where directions come from."""
 
     group: ClassVar[str] = "directions"
@@ -40,13 +41,6 @@ class DirectionSettings(Settings):
         decides="nothing",
         default=None,
         example="layer_12",
-    )
-    max_norm_multiple: float | None = flag(
-        "Leave out rows, such as attention sinks, whose norm is above this many times the median.",
-        decides="nothing",
-        default=None,
-        example="10",
-        least=1e-6,
     )
     unit_norm: bool = flag("Scale each direction to norm 1.", decides="nothing", default=False)
 

@@ -13,6 +13,7 @@ import extraction.__main__ as commands
 from extraction import verify
 from extraction.run.changes import changes
 from inference import distributed_inference_with_activations as distributed
+from inference import extract, load_model
 from inference import simple_extraction_inference as simple
 from inference.inputs.steering import from_record
 from tests.inference.whole_runs import SMALL_BATCHES, arguments, read_run
@@ -181,6 +182,23 @@ def test_the_run_records_its_vectors(steer, tasks, run_checkpoint, tmp_path, cap
     page = tmp_path / "report.html"
     assert commands.main(["report", str(tmp_path / "act"), "--output", str(page)]) == 0
     assert told in re.sub("<[^>]*>", "", page.read_text())
+
+
+def test_extract_takes_the_same_file(steer, run_checkpoint, torch_model, tmp_path):
+    entry, function = CASES["raw"]
+    inputs = [random_tokens(n, 208, seed=i) for i, n in enumerate(LENGTHS)]
+    model = load_model(str(run_checkpoint))
+    done = extract(
+        model, inputs, tmp_path / "runs", ["layer_3"], ["all"], interventions=steer(entry)
+    )
+    dataset = done.open("layer_3")
+    keys = dataset.keys(range(len(dataset)))
+    for number, tokens in enumerate(inputs):
+        wanted = torch_outputs(torch_model, tokens, entry, function, len(tokens))[1][3]
+        task = sorted(set(keys.task_ids.tolist()))[number]
+        rows = np.flatnonzero(keys.task_ids == task)
+        rows = rows[np.argsort(keys.position[rows])]
+        assert row_error(dataset[rows], wanted) < 1e-4
 
 
 def test_a_run_is_resumed_only_with_the_same_interventions(

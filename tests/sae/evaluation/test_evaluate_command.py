@@ -19,6 +19,8 @@ from tests.extraction.report.pages import parse, table
 from tests.fake_gcs.fixture import fake_gcs
 from tests.oracle import make_checkpoint, random_tokens
 from tests.sae.autoencoders import random_autoencoder
+from tests.sae.scores import labelled_run
+from tests.sae.scores.labelled_run import autoencoder, samples
 from tests.sae.small_run import HOOK, TARGET, write_run
 
 __all__ = ["fake_gcs", "folder"]
@@ -154,6 +156,20 @@ def test_refusals_of_one_line(saes, flags, words, folder, capsys):
     message = capsys.readouterr().err.strip()
     assert words in message
     assert len(message.splitlines()) == 1
+
+
+def test_an_autoencoder_of_another_model_is_refused(tmp_path, capsys):
+    lines, rows = samples(40)
+    fingerprint = {"weights_sha256": "a" * 64}
+    labelled_run.write_run(tmp_path / "run", lines, {HOOK: rows}, fingerprint=fingerprint)
+    for name, digest in (("same", "a" * 64), ("other", "b" * 64)):
+        save(autoencoder(weights_sha256=digest, hook_point=HOOK), tmp_path / name)
+    words = ["--activations_dir", str(tmp_path / "run")]
+    assert main(["evaluate", str(tmp_path / "same"), *words]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "other"), *words]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "take an autoencoder of that model" in line
 
 
 def test_no_autoencoder_is_named(folder, capsys):

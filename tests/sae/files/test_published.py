@@ -402,7 +402,7 @@ def test_addresses_on_the_hub(hub, tmp_path):
         ("hf://google/gemma-scope-2b-pt-res/../x", "no address on the hub"),
         ("hf://google/none/x", "cannot be downloaded: 404: no repository google/none$"),
         ("hf://google/gemma-scope-2b-pt-res/layer_99", "has no layer_99"),
-        (f"hf://Qwen/{QWEN}", "has no files|holds no autoencoder|no such|cannot be read"),
+        (f"hf://Qwen/{QWEN}", "has no files"),
     ],
 )
 def test_addresses_that_are_not_on_the_hub(hub, address, told):

@@ -9,6 +9,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from extraction import ActivationDataset
 from extraction.errors import StoreError
 from extraction.storage import open_storage
 from inference.errors import InputError
@@ -100,6 +101,25 @@ def test_differences_of_means(folder, tmp_path, labelled):
     assert found.weights_sha256 == (DIGEST if labelled else None)
     assert found.details["rows"] == [int((known & finite).sum()), int((~known & finite).sum())]
     assert found.details["rows_not_finite"] == 1
+
+
+def test_rows_are_left_out_as_in_a_training(folder, tmp_path):
+    lines, _ = samples(900)
+    dataset = ActivationDataset(folder / "run", HOOK)
+    numbers = dataset.kept_rows(max_norm_multiple=1.0, skip_first=1).numbers
+    keys = dataset.keys(numbers)
+    of_task = {line["task_id"]: line["known"] for line in lines}
+    group = np.array([of_task[task] for task in keys.task_ids.tolist()])
+    values = dataset[numbers].astype(np.float64)
+    finite = np.isfinite(values).all(1)
+    assert 0 < len(numbers) < 900
+    file = tmp_path / "v.safetensors"
+    words = ["--activations_dir", str(folder / "run"), *FIELD, "--output_file", str(file)]
+    assert main(["vector", *words, "--max_norm_multiple", "1", "--skip_first", "1"]) == 0
+    (found,) = load_vectors(file).values()
+    wanted = values[finite & group].mean(0) - values[finite & ~group].mean(0)
+    assert np.allclose(found.values, wanted, rtol=1e-5, atol=1e-6)
+    assert found.details["skip_first"] == 1
 
 
 def test_both_in_one_file_of_norm_1(folder, tmp_path):
