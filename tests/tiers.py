@@ -19,6 +19,8 @@ TIERS = {
         "tests/test_wheel.py",
         "tests/extraction/reading/test_torch_batches.py",
         "tests/inference/test_resume.py",
+        "tests/inference/test_steering.py::test_a_mesh_of_several_processes",
+        "tests/inference/test_steering.py::test_processes_with_a_mesh_each",
         "tests/inference/test_distributed_inference_with_activations.py::test_real_processes",
         "tests/inference/test_distributed_inference_with_activations.py::test_004s_own_mesh",
         "tests/inference/test_distributed_inference_with_activations.py::test_a_process_that",

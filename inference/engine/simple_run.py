@@ -268,7 +268,7 @@ def run(settings: ExtractionSettings, tasks: Sequence[Task]) -> None:
                         choose_generated,
                         bucket_length(len(sample.token_ids)),
                         pretrained.repetition_penalty,
-                        edits and edits.of_samples(np.array([sample.number])),
+                        None if edits is None else edits.of_samples(np.array([sample.number])),
                     )
                 if len(generated.positions):
                     blocks.append(row_block(sample, generated))

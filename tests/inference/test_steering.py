@@ -16,7 +16,13 @@ from inference import distributed_inference_with_activations as distributed
 from inference import extract, load_model
 from inference import simple_extraction_inference as simple
 from inference.inputs.steering import from_record
-from tests.inference.whole_runs import SMALL_BATCHES, arguments, read_run
+from tests.inference.whole_runs import (
+    SMALL_BATCHES,
+    arguments,
+    assert_same,
+    read_run,
+    run_processes,
+)
 from tests.oracle import load_torch, random_tokens, row_error
 
 WIDTH = 48
@@ -323,3 +329,23 @@ def test_many_changes_are_counted():
     lines = changes({"interventions": [entry] * 1000})
     assert len(lines) == 9
     assert lines[-1] == "and 992 more"
+
+
+def test_a_mesh_of_several_processes_is_refused(steer, tasks, run_checkpoint, tmp_path):
+    words = arguments(
+        *(tmp_path, run_checkpoint, tasks, "--interventions", steer({}), "--mesh_shape", "1,2")
+    )
+    statuses, outputs = run_processes(2, 1, words)
+    assert statuses == [2, 2], "\n".join(outputs)
+    assert all("--interventions needs a mesh in each process" in output for output in outputs)
+    assert not list((tmp_path / "act").rglob("*.pkl"))
+
+
+def test_processes_with_a_mesh_each_steer_alike(steer, tasks, run_checkpoint, tmp_path):
+    entry = CASES["some"][0]
+    one, two = tmp_path / "one", tmp_path / "two"
+    flags = ["--interventions", steer(entry), *SMALL_BATCHES]
+    assert simple.main(arguments(one, run_checkpoint, tasks, *flags[:2])) == 0
+    statuses, outputs = run_processes(2, 1, arguments(two, run_checkpoint, tasks, *flags))
+    assert statuses == [0, 0], "\n".join(outputs)
+    assert_same(read_run(two), read_run(one))
