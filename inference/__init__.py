@@ -21,7 +21,8 @@ from extraction.version import __version__
 
 if TYPE_CHECKING:
     from inference.captures import Captured, capture
-    from inference.engine.language_model import ActivationStore, LanguageModel, load_model
+    from inference.engine.activation_store import ActivationStore
+    from inference.engine.language_model import LanguageModel, load_model
     from inference.errors import InputError
     from inference.extractions import ExtractedRun, extract
 
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "ActivationStore": "engine.language_model",
+    "ActivationStore": "engine.activation_store",
     "Captured": "captures",
     "ExtractedRun": "extractions",
     "InputError": "errors",

@@ -3,26 +3,23 @@
 model = load_model("Qwen/Qwen2.5-0.5B")
 logits = model(token_ids)
 
-store = ActivationStore(model, ["layers.0.attention", "norm"])
-logits = store(token_ids)
-store["norm"]
+`activation_store` keeps the activations of such calls, `whole_sequences` is the pass itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from inference.engine.buckets import bucket_length
 from inference.engine.hosts import plan_workers, prompt_attention
 from inference.engine.pretrained import check_widths, compute_dtype, load_tokenizer, open_checkpoint
+from inference.engine.whole_sequences import Array, is_torch, run_sequences
 from inference.errors import InputError
 from qwen_hooks import (
     Checkpoint,
@@ -31,14 +28,14 @@ from qwen_hooks import (
     create_model_with_hooks,
     load_params,
 )
-from qwen_hooks.activations import NamedActivations
-from qwen_hooks.hook_points import few, is_per_key, sites
-from qwen_hooks.interventions import Operation, intervene
+from qwen_hooks.hook_points import sites
 from qwen_hooks.model import Params
 from qwen_hooks.sharding import Layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from inference.engine.activation_store import ActivationStore
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -53,6 +50,7 @@ class LanguageModel:
         layout: layout of the parameters over the devices of this process.
         tokenizer: the tokenizer; None if the checkpoint has none.
         dtype: dtype of the computation.
+        enabled: the stores that keep the activations of every call, by `ActivationStore.enable`.
     """
 
     model_path: str
@@ -62,6 +60,9 @@ class LanguageModel:
     layout: Layout
     tokenizer: PreTrainedTokenizerBase | None
     dtype: jnp.dtype
+    enabled: weakref.WeakSet[ActivationStore] = dataclasses.field(
+        default_factory=weakref.WeakSet, init=False
+    )
 
     @property
     def config(self) -> QwenConfig:
@@ -130,17 +131,25 @@ class LanguageModel:
 
     def __call__(
         self,
-        input_ids: np.ndarray | jax.Array,
-        attention_mask: np.ndarray | jax.Array | None = None,
+        input_ids: Array,
+        attention_mask: Array | None = None,
     ) -> np.ndarray:
-        """Return float32 logits `[B, S, V]`.
+        """Return float32 logits `[B, S, V]`; enabled stores keep their activations.
 
         Args:
-            input_ids: `[B, S]`, token ids.
+            input_ids: `[B, S]`, token ids; a torch tensor too.
             attention_mask: `[B, S]`, 1 for tokens and 0 for padding, on either side; None: all
                 are tokens.
+
+        Raises:
+            InputError: an array has another shape or dtype, or a token id is out of range.
         """
-        return ActivationStore(self, [])(input_ids, attention_mask)
+        stores = list(self.enabled)
+        module = self.with_hooks([name for store in stores for name in store.hook_points])
+        logits, captured = run_sequences(self, module, input_ids, attention_mask)
+        for store in stores:
+            store.keep(captured, as_torch=is_torch(input_ids))
+        return logits
 
 
 def load_model(
@@ -176,115 +185,3 @@ def load_model(
         tokenizer=load_tokenizer(checkpoint.folder),
         dtype=computed,
     )
-
-
-class ActivationStore:
-    """Runs a model on whole sequences, and keeps the activations of the last call.
-
-    The model itself keeps no state: there are no hooks to register or to remove. Arrays are copies
-    on the host, and stay unchanged after the next call.
-
-    Args:
-        model: model to run.
-        hook_points: names, aliases, patterns; the attention pattern is allowed too.
-
-    Raises:
-        ModelError: there is no such hook point; the message names similar ones.
-    """
-
-    def __init__(self, model: LanguageModel, hook_points: str | Sequence[object]):
-        self._model = model
-        self._module = model.with_hooks(hook_points)
-        self._captured = NamedActivations[np.ndarray]()
-
-    @property
-    def hook_points(self) -> tuple[str, ...]:
-        """Canonical names of the captured hook points."""
-        return self._module.hook_points
-
-    def __call__(
-        self,
-        input_ids: np.ndarray | jax.Array,
-        attention_mask: np.ndarray | jax.Array | None = None,
-        interventions: dict[str, Operation] | None = None,
-    ) -> np.ndarray:
-        """Run whole sequences, keep their activations, and return the logits.
-
-        Args:
-            input_ids: `[B, S]`, token ids.
-            attention_mask: `[B, S]`, 1 for tokens and 0 for padding, on either side; None: all
-                are tokens.
-            interventions: operations by hook point; see docs/interventions.md.
-
-        Returns:
-            Float32 logits `[B, S, V]`.
-
-        Raises:
-            InputError: an array has another shape or dtype, or a token id is out of range.
-        """
-        ids = np.asarray(input_ids)
-        mask = np.ones(ids.shape, np.int32) if attention_mask is None else attention_mask
-        mask = (np.asarray(mask) != 0).astype(np.int32)
-        if ids.ndim != 2 or ids.dtype.kind not in "iu" or mask.shape != ids.shape:
-            raise InputError(
-                f"input_ids must be whole numbers [B, S], not {ids.dtype} {list(ids.shape)}, and"
-                f" the mask of the same shape, not {list(mask.shape)}"
-            )
-        real = ids[mask > 0]
-        if not real.size or real.min() < 0 or real.max() >= self._model.config.vocab_size:
-            raise InputError(
-                "input_ids must have tokens, all of them in the model's vocabulary of"
-                f" {self._model.config.vocab_size}"
-            )
-        slots = ids.shape[1]
-        padding = ((0, 0), (0, bucket_length(slots) - slots))  # so that few programs are compiled
-        edits = None
-        if interventions:
-            edits = intervene(interventions, self._module.config, mask.sum(axis=1))
-        logits, captured = _run_sequences(
-            self._module,
-            self._model.params,
-            np.pad(ids.astype(np.int32), padding),
-            np.pad(mask, padding),
-            edits,
-        )
-        self._captured = NamedActivations()
-        for hook, values in captured.items():
-            of_tokens = np.asarray(values)[:, :slots]
-            self._captured[hook] = of_tokens[..., :slots] if is_per_key(hook) else of_tokens
-        return np.asarray(logits)[:, :slots]
-
-    def __getitem__(self, hook_point: str) -> np.ndarray:
-        """Return `[B, S, ...]` of the last call, in the dtype of the computation; takes any name.
-
-        Raises:
-            NotCapturedError: the hook point is not captured, or nothing was run yet.
-        """
-        return self._captured[hook_point]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._captured)
-
-    def __len__(self) -> int:
-        return len(self._captured)
-
-    def __repr__(self) -> str:
-        if self._captured:
-            return f"ActivationStore({self._captured!r})"
-        return f"ActivationStore(nothing yet of {few(self.hook_points)})"
-
-    def clear(self) -> None:
-        """Free the captured activations."""
-        self._captured = NamedActivations()
-
-    def __enter__(self) -> "ActivationStore":
-        return self
-
-    def __exit__(self, exception_type: object, exception: object, traceback: object) -> None:
-        self.clear()
-
-
-@functools.partial(jax.jit, static_argnames="module")
-def _run_sequences(module, params, input_ids, attention_mask, interventions):
-    """Return logits and activations; compiled for each set of hook points and each shape."""
-    return module.apply(params, input_ids, attention_mask, True, interventions)

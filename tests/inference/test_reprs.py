@@ -6,7 +6,8 @@ import pytest
 
 from extraction import ActivationDataset, ActivationExtractionConfig, ActivationExtractor, RowBlock
 from inference.captures import capture
-from inference.engine.language_model import ActivationStore, load_model
+from inference.engine.activation_store import ActivationStore
+from inference.engine.language_model import load_model
 from inference.extractions import extract
 from qwen_hooks import create_model_with_hooks
 from qwen_hooks.interventions import Add, Clamp, ProjectOut, Replace, intervene

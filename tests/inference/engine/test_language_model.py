@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from inference.engine.language_model import ActivationStore, load_model
+from inference.engine.activation_store import ActivationStore
+from inference.engine.language_model import load_model
 from inference.errors import InputError
 from qwen_hooks import ModelError
 from qwen_hooks.interventions import Add
