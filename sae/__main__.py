@@ -3,13 +3,14 @@
     python -m sae train    --activations_dir RUN --output_dir SAES
     python -m sae evaluate SAE [SAE ...] --activations_dir RUN
     python -m sae score    SAE [SAE ...] --activations_dir RUN --label_field FIELD --first VALUE
+    python -m sae latents  SAE --activations_dir RUN --output_dir OUT
     python -m sae vector   --sae SAE --latents N --output_file VECTORS.safetensors
     python -m sae convert  SAE OUT --to FORMAT
 
 RUN, SAE and OUT are folders, gs://bucket/prefix or s3://bucket/prefix; SAE may also be on the
 Hugging Face hub, hf://owner/name/folder. Exit status 0: done; 2: refused, with one message; 74: the
 disk stayed full or the bucket could not be reached; 130 and 143: stopped by ctrl-C or SIGTERM, and
-`train` goes on with `--resume True`.
+`train` and `latents` go on with `--resume True`.
 """
 
 import sys
@@ -19,7 +20,7 @@ if __name__ == "__main__":
 
     end_on_signals(  # before slow imports
         "the same command with --resume True goes on"
-        if sys.argv[1:2] == ["train"]
+        if sys.argv[1:2] in (["train"], ["latents"])
         else "the command can be repeated"
     )
 
@@ -68,6 +69,19 @@ latent: the part of the rows in which it is active, its mean, Welch's t with p a
 Hochberg), area under the ROC curve. Latents are chosen by --metric on one part of the tasks; the
 figures in the table are of the other part. With --category_field a latent's score is its least over
 the categories. p and q take rows as independent: extract one row of each sample.
+"""
+
+
+LATENTS = """Show what each latent is active on.
+
+    python -m sae latents ./saes/layer_12 --activations_dir ./activations --output_dir ./latents \\
+        --model_path Qwen/Qwen2.5-0.5B
+
+Of each latent: density, mean and largest activation, the rows of largest activation and random rows
+of ranges of activation with the tokens around them, latents of similar decoder rows and, with a
+model, the tokens that its decoder row makes likelier and less likely. One pass over the rows, and
+a second read of the files of the rows that are shown. latents.jsonl has a line for each latent;
+latents.html is a page to search and sort.
 """
 
 
@@ -157,6 +171,27 @@ def _score(arguments: Sequence[str]) -> int:
     return ended(work)
 
 
+def _latents(arguments: Sequence[str]) -> int:
+    from sae.latents.settings import LatentsSettings
+
+    parser = make_parser(LatentsSettings, LATENTS)
+
+    def work() -> None:
+        settings = parse_settings(parser, LatentsSettings, arguments)
+        from sae.latents.results import summary, write
+        from sae.latents.run import describe
+
+        with ProgressLine() as progress:
+            found = describe(settings, progress)
+        if found is None:
+            told = f"part {settings.part} is in {settings.output_dir}/pass; the results follow"
+            print(printable(f"{told} when the other parts are there"))
+            return
+        print("\n".join(map(printable, [*summary(found).splitlines(), *write(found)])))
+
+    return ended(work)
+
+
 def _vector(arguments: Sequence[str]) -> int:
     from sae.vectors.settings import VectorSettings
 
@@ -206,6 +241,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "score": _score,
+    "latents": _latents,
     "vector": _vector,
     "convert": _convert,
 }

@@ -25,6 +25,7 @@ from extraction.errors import CorruptBatchError, StoreError
 from extraction.hook_point_names import few
 from extraction.reading.batch_stream import BatchStream, StreamSettings
 from extraction.reading.frameworks import RowForm, with_dtype
+from extraction.reading.kept_files import KeptFiles
 from extraction.reading.listed_run import open_run
 from extraction.reading.row_filters import KeptRows, RowFilters, limits_above, rows_above
 from extraction.reading.row_numbers import RowNumbers, is_number
@@ -367,6 +368,10 @@ class ActivationDataset:
             skip_first=skip_first,
         )
         return self._streams.kept_rows(self._numbers, filters, self._medians)
+
+    def kept_files(self, filters: RowFilters, **which: Any) -> KeptFiles:
+        """Yield the rows file by file: see `RowStreams.kept_files` for `which` files and errors."""
+        return self._streams.kept_files(self._numbers, filters, self._medians, **which)
 
     def outlier_rows(self, factor: float = MAX_NORM_MULTIPLE) -> Any:
         """Return the numbers of the rows whose norm is above `factor` medians, or not finite.

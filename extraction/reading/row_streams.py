@@ -15,9 +15,10 @@ import numpy as np
 from extraction.errors import CorruptBatchError
 from extraction.formats import ParsedBatch
 from extraction.reading.batch_stream import BatchStream, StreamSettings
-from extraction.reading.buffer_pool import RecycledMemory, TakeMemory
+from extraction.reading.buffer_pool import RecycledMemory, TakeMemory, fresh_memory
 from extraction.reading.frameworks import RowForm, presenter
-from extraction.reading.read_ahead import threads_for
+from extraction.reading.kept_files import FilePart, KeptFile, KeptFiles
+from extraction.reading.read_ahead import in_order, threads_for
 from extraction.reading.row_filters import (
     TOGETHER,
     KeptRows,
@@ -38,6 +39,9 @@ Medians = Callable[[], Mapping[str, float | None]]
 """Function that returns the median norm of each hook point; None if no row is finite.
 
 It may read all rows, so it is called only if a filter needs it."""
+
+AHEAD_THREADS = 2
+"""Threads that read whole files of a bucket ahead; at most two files for each are in memory."""
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +118,63 @@ class RowStreams:
         if row_filter is None:
             return KeptRows(np.arange(numbers.rows), {TOGETHER: 0})
         return row_filter.kept_of_all(self.numbered(numbers))
+
+    def kept_files(
+        self,
+        numbers: RowNumbers,
+        filters: RowFilters,
+        medians: Medians,
+        *,
+        part: FilePart = (0, 1),
+        start: int = 0,
+        only: np.ndarray | None = None,
+    ) -> KeptFiles:
+        """Yield the kept rows of each file; a bucket's files are read ahead.
+
+        Args:
+            numbers: numbers of the rows.
+            filters: rows to leave out.
+            medians: returns the median norms.
+            part: see `FilePart`.
+            start: files that end at or before this row number are not read.
+            only: ascending row numbers; files without one of them are not read. None: all files.
+
+        Raises:
+            StoreError: the run does not record what a filter needs.
+            CorruptBatchError: a file is damaged.
+        """
+        row_filter = self._row_filter(filters, medians, None)
+        wanted = [
+            (first, batch)
+            for place, (first, batch) in enumerate(numbers)
+            if place % part[1] == part[0]
+            and first + batch.rows > start
+            and (only is None or np.diff(np.searchsorted(only, (first, first + batch.rows)))[0])
+        ]
+
+        def read(file: tuple[int, StoredBatch]) -> KeptFile | None:
+            first, batch = file
+            parsed = self._parsed(batch, fresh_memory)
+            if parsed is None:
+                return None
+            some = next(iter(parsed.values()))
+            rows = {hook: self._form.values(values) for hook, values in parsed.items()}
+            kept = KeptRows(np.arange(batch.rows), {})
+            if row_filter is not None:
+                kept = row_filter.kept(parsed, batch.batch_id)
+                rows = ReadBatch.of(rows, kept).rows
+            return KeptFile(
+                batch_id=batch.batch_id,
+                first=first,
+                end=first + batch.rows,
+                numbers=first + kept.numbers,
+                rows=rows,
+                left_out=kept.left_out,
+                read_keys=lambda: some.keys,
+            )
+
+        threads = 1 if self._run.storage.is_local else AHEAD_THREADS
+        return (file for _, file in in_order(read, wanted, threads) if file is not None)
 
     def medians(
         self, numbers: RowNumbers, statistics: Mapping[str, Mapping[str, Any]]

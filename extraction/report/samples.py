@@ -184,10 +184,10 @@ def _sample(
 
 def _with_others(rows: Sequence[ShownToken], line: Mapping[str, Any]) -> list[ShownToken]:
     """Return all tokens of the sample, if its output line has them; else those of its rows."""
-    prompt, generated = line.get("prompt_token_ids"), line.get("generated_token_ids")
-    if not (_are_ids(prompt) and _are_ids(generated)):
+    ids = token_ids_of(line)
+    if ids is None:
         return list(rows)
-    ids = [*prompt, *generated]
+    prompt_tokens = len(line["prompt_token_ids"])
     kept = {row.position: row for row in rows}
     if UNKNOWN in kept or not all(position < len(ids) for position in kept):
         return list(rows)
@@ -197,12 +197,18 @@ def _with_others(rows: Sequence[ShownToken], line: Mapping[str, Any]) -> list[Sh
             ShownToken(
                 position=position,
                 token_id=token_id,
-                step=max(0, position - len(prompt) + 1),
+                step=max(0, position - prompt_tokens + 1),
                 norms=None,
             ),
         )
         for position, token_id in enumerate(ids)
     ]
+
+
+def token_ids_of(line: Mapping[str, Any]) -> list[int] | None:
+    """Return the token ids of a sample, by position; None if its output line does not have them."""
+    prompt, generated = line.get("prompt_token_ids"), line.get("generated_token_ids")
+    return [*prompt, *generated] if _are_ids(prompt) and _are_ids(generated) else None
 
 
 def _end_of_rows(tokens: Sequence[ShownToken]) -> int:

@@ -119,8 +119,11 @@ def make_parser(settings_type: type[Settings], description: str) -> CommandParse
                 groups[owner.group] = parser.add_argument_group(owner.group)
             words = _argument(entry, hints)
             if entry.metadata["positional"]:
-                parser.usage = f"%(prog)s {words['metavar']} [{words['metavar']} ...] [flags]"
-                groups[owner.group].add_argument(entry.name, **words | {"nargs": "*"})
+                several = words.get("nargs") is not None
+                more = f" [{words['metavar']} ...]" if several else ""
+                parser.usage = f"%(prog)s {words['metavar']}{more} [flags]"
+                words |= {"nargs": "*" if several else "?"}
+                groups[owner.group].add_argument(entry.name, **words)
             else:
                 groups[owner.group].add_argument(f"--{entry.name}", **words)
     return parser

@@ -159,17 +159,18 @@ def _as(kind: type, value: Any) -> Any:
 
 
 def _check_limits(value: Any, name: str, metadata: Mapping[str, Any]) -> None:
-    texts = value if isinstance(value, list) else [value]
-    blank = any(isinstance(text, str) and not text.strip() for text in texts)
+    values = value if isinstance(value, list) else [value]
+    blank = any(isinstance(text, str) and not text.strip() for text in values)
     if blank and not metadata["may_be_empty"]:
         raise InputError(f"{name} must not be empty")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return
     least, most = metadata["least"], metadata["most"]
-    if least is not None and not value >= least:  # also refuses NaN
-        raise InputError(f"{name} must be at least {least}, not {value}")
-    if not value <= most:
-        raise InputError(f"{name} must be at most {most}, not {value}")
+    for number in values:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            continue
+        if least is not None and not number >= least:  # also refuses NaN
+            raise InputError(f"{name} must be at least {least}, not {number}")
+        if not number <= most:
+            raise InputError(f"{name} must be at most {most}, not {number}")
 
 
 def shown(value: Any) -> str:

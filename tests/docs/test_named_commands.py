@@ -65,6 +65,7 @@ PYTHON = {
     "sae": "tests/docs/test_named_commands.py",
     "sae convert": "tests/sae/test_convert_command.py",
     "sae evaluate": "tests/sae/evaluation/test_evaluate_command.py",
+    "sae latents": "tests/sae/latents/test_latents_command.py",
     "sae score": "tests/sae/scores/test_score_command.py",
     "sae train": "tests/sae/test_train_command.py",
     "sae vector": "tests/sae/vectors/test_vector_command.py",

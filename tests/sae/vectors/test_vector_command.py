@@ -172,7 +172,7 @@ def test_in_a_bucket(folder, fake_gcs, monkeypatch):
     ("flags", "message"),
     [
         (["--sae", "sae", "--latents", str(D_SAE)], f"no latent {D_SAE}; sae has 0 to {D_SAE - 1}"),
-        (["--sae", "sae", "--latents", "-1"], "no latent -1"),
+        (["--sae", "sae", "--latents", "-1"], "--latents must be at least 0, not -1"),
         (["--sae", "sae", "--latents", "nan"], "invalid int value: 'nan'"),
         (["--sae", "sae", "--latents", "3", "3"], "two vectors have the name 'latent_3'"),
         (["--sae", "sae"], "--sae and --latents go together"),
