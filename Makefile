@@ -15,6 +15,7 @@
 # make lock   renew constraints.txt and constraints-lowest.txt, the versions that are tested
 # make test-peers  TransformerLens and nnsight, in their own environment: do our names mean theirs?
 # make test-peers-sae  SAELens, dictionary_learning, sparsify: do their autoencoders and ours agree?
+# make test-peers-mi-crow  mi_crow's own store reads `export --to mi_crow`, in its own environment
 # make test-sky  SkyPilot's own parser reads a task of `launch sky`, in its own environment
 # make tpu-smoke  on a machine with a TPU or GPU: does it give the CPU's rows?
 
@@ -40,7 +41,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTEST := $(BIN)/python -m pytest --quiet
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo picture demo-tiny test test-processes test-docs test-browser test-all test-lowest test-newest test-random lock lint architecture bench test-tpu test-faults test-peers test-peers-sae test-sky tpu-smoke clean
+.PHONY: demo picture demo-tiny test test-processes test-docs test-browser test-all test-lowest test-newest test-random lock lint architecture bench test-tpu test-faults test-peers test-peers-sae test-peers-mi-crow test-sky tpu-smoke clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/run.stamp: pyproject.toml $(CONSTRAINTS)
@@ -153,6 +154,13 @@ test-peers-sae:
 		--requirement tests/peers/requirements-sae.txt
 	HF_HUB_OFFLINE=1 $(PEERS_SAE) -m tests.peers.sae_formats
 	HF_HUB_OFFLINE=1 $(PEERS_SAE) -m tests.peers.write_sae_steps
+
+PEERS_MI_CROW := .venv-peers-mi-crow/bin/python
+test-peers-mi-crow:
+	test -x $(PEERS_MI_CROW) || $(PYTHON) -m venv .venv-peers-mi-crow
+	PIP_CONSTRAINT= PIP_BUILD_CONSTRAINT= $(PEERS_MI_CROW) -m pip install --quiet --no-deps \
+		--requirement tests/peers/requirements-mi-crow.txt
+	$(PEERS_MI_CROW) -m tests.peers.mi_crow_store
 
 SKY := .venv-sky/bin/python
 test-sky: $(VENV)/test.stamp

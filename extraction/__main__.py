@@ -6,7 +6,7 @@
     python -m extraction repair   RUN [--quarantine]
     python -m extraction merge    OUT RUN [RUN ...]
     python -m extraction convert  RUN OUT --format FORMAT [--store_dtype float32|bfloat16]
-    python -m extraction export   RUN OUT --to npz|pt|memmap|huggingface [flags of the form]
+    python -m extraction export   RUN OUT --to npz|pt|memmap|huggingface|mi_crow [flags of the form]
     python -m extraction upload   FOLDER gs://bucket/prefix
     python -m extraction selftest gs://bucket/prefix
 

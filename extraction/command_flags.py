@@ -111,7 +111,7 @@ def export(command: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=DTYPES,
         help="dtype of the activations (default: the run's own, or float32 if --to cannot hold it);"
-        " only pt holds bfloat16, which rounds a float32 run",
+        " pt and mi_crow hold bfloat16, which rounds a float32 run",
     )
     row_filters(command)
     for name, flag in export_flags().items():

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, refused wherever the safetensors library refuses it.
+"""The header of a safetensors file: written, and refused wherever the library refuses it.
 
 A file is the header's length (8 bytes, little-endian), the header (JSON: dtype, shape and place of
 each tensor), then the tensors one after the other, https://huggingface.co/docs/safetensors.
@@ -9,7 +9,8 @@ header or other than spaces after it, and fields of a tensor that the format doe
 
 import dataclasses
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 DTYPE_BITS = {
@@ -39,6 +40,9 @@ DTYPE_BITS = {
 """Bits of a number of each dtype."""
 
 LENGTH_BYTES = 8
+ALIGNMENT = 64
+"""The tensors of written files begin at a multiple of it."""
+
 MAX_HEADER_BYTES = 100_000_000
 """The library's limit."""
 
@@ -79,6 +83,23 @@ class Header:
 
     metadata: dict[str, str]
     tensors: dict[str, TensorEntry]
+
+
+def header_of(tensors: Mapping[str, tuple[str, Sequence[int]]], **metadata: str) -> bytes:
+    """Return the start of a file, its length a multiple of 64; the tensors follow without gaps.
+
+    Args:
+        tensors: the format's name of the dtype and the shape of each tensor, by name, in order.
+        metadata: texts to add.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + math.prod(shape) * DTYPE_BITS[dtype] // 8
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(LENGTH_BYTES + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
 def header_bytes(start: bytes, file_bytes: int, limit: int = MAX_HEADER_BYTES) -> int:

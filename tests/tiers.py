@@ -6,8 +6,8 @@
     make test-browser    the pages of runs and autoencoders in a Chromium, where there is one
     make test-all        all four, as CI runs them
 
-`make test-faults`, `test-peers`, `test-peers-sae` and `test-tpu` are campaigns, or need
-environments of their own.
+`make test-faults`, `test-peers`, `test-peers-sae`, `test-peers-mi-crow` and `test-tpu` are
+campaigns, or need environments of their own.
 """
 
 TIERS = {

@@ -12,10 +12,11 @@ or `python -m extraction export`. A target is one file here and one line in `TAR
 | pt | a file | float32, bfloat16 | `torch.load`; founding document 002 |
 | memmap | a folder | float32 | `numpy.memmap`; founding document 003 |
 | huggingface | a folder | float32 | `datasets.load_from_disk`, SAELens |
+| mi_crow | a folder | float32, bfloat16 | mi_crow's `LocalStore`; founding document 001 |
 
 Read in this order: `samples` (the sample of each row), `run_rows` (the rows), `tokens`, `target`
 (the interface of a target), `new_place` (the temporary path), `padded` (the arrays of npz and pt),
-the targets.
+`ordered_rows` (rows sample by sample), the targets.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from typing import Any
 from extraction.errors import StoreError
 from extraction.exports.huggingface import HuggingFace
 from extraction.exports.memmap import Memmap
+from extraction.exports.mi_crow import MiCrow
 from extraction.exports.new_place import local_place, new_place, refuse_existing
 from extraction.exports.npz import Npz
 from extraction.exports.pt import Pt
@@ -44,6 +46,7 @@ TARGETS: dict[str, type[Target]] = {
     "pt": Pt,
     "memmap": Memmap,
     "huggingface": HuggingFace,
+    "mi_crow": MiCrow,
 }
 
 DTYPES = ("float32", "bfloat16")

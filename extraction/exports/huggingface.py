@@ -9,9 +9,7 @@ Samples are in the order of the run, and the rows of each sample in order of pos
 the end that do not fill a context are left out, and counted.
 
 The Arrow files are written here as `Dataset.save_to_disk` would write them, because the library's
-own path through the cache of `Dataset.from_generator` writes everything twice. In memory are at
-most the rows between the first and last row of a sample; in runs of the commands these are the rows
-of one batch.
+own path through the cache of `Dataset.from_generator` writes everything twice.
 """
 
 import dataclasses
@@ -24,6 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from extraction.errors import StoreError
+from extraction.exports.ordered_rows import TOKEN_IDS, ordered_rows
 from extraction.exports.run_rows import RunRows
 from extraction.exports.target import check_count, option
 from extraction.hook_point_names import transformer_lens_name
@@ -37,7 +36,6 @@ WRITTEN_BYTES = 32 << 20
 """Approximate bytes written at a time; a table's array may have at most 2**31 numbers."""
 
 NAMES = ("transformer_lens", "canonical")
-TOKEN_IDS = "token_ids"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,7 +137,7 @@ def _contexts(run: RunRows, C: int, most: int, per_file: int) -> Iterator[Rows]:
     """
     rest: Rows = {}
     given = 0
-    for rows in _ordered(run):
+    for rows in ordered_rows(run):
         if rest:
             rows = {key: np.concatenate([rest[key], values]) for key, values in rows.items()}
         at, contexts = 0, len(rows[TOKEN_IDS]) // C
@@ -151,24 +149,3 @@ def _contexts(run: RunRows, C: int, most: int, per_file: int) -> Iterator[Rows]:
             }
             at, given = at + take, given + take
         rest = {key: values[contexts * C :].copy() for key, values in rows.items()}
-
-
-def _ordered(run: RunRows) -> Iterator[Rows]:
-    """Yield all rows with their token ids, sample by sample and each in order of position."""
-    places = run.samples.places()
-    # True where the rows up to this one are a prefix of the sorted rows.
-    whole = np.maximum.accumulate(places) == np.arange(len(places))
-    held: list[Rows] = []
-    first = 0  # number of the first row held
-    for numbers, values in run.stream():
-        rows = values | {TOKEN_IDS: run.samples.token_id[numbers]}
-        ends = np.flatnonzero(whole[numbers])
-        count = int(ends[-1]) + 1 if len(ends) else 0
-        if count:
-            held.append({key: array[:count] for key, array in rows.items()})
-            end = numbers.start + count
-            order = np.argsort(places[first:end])
-            yield {key: np.concatenate([part[key] for part in held])[order] for key in rows}
-            held, first = [], end
-        if count < numbers.stop - numbers.start:
-            held.append({key: array[count:].copy() for key, array in rows.items()})

@@ -7,9 +7,6 @@ Tensors: `activations` `[R, width]`, first and aligned to 64 bytes, and those of
 header's metadata holds the hook point's name.
 """
 
-import json
-from typing import Any
-
 import numpy as np
 
 from extraction.errors import CorruptBatchError
@@ -24,12 +21,19 @@ from extraction.formats.float_types import stored_array
 from extraction.formats.key_arrays import KEY_DTYPES, KeyTable, key_arrays
 from extraction.reading.buffer_pool import TakeMemory, fresh_memory
 from extraction.run.rows import RowBlock
-from tensor_files.safetensors_header import HeaderError, TensorEntry, header_bytes, parse_header
+from tensor_files.safetensors_header import (
+    HeaderError,
+    TensorEntry,
+    header_bytes,
+    header_of,
+    parse_header,
+)
 
-ALIGNMENT = 64
 HEADER_LIMIT = 1 << 16  # ours take about 1 kB
 _CODES = {"|u1": "U8", "<i4": "I32", "<i8": "I64"}
-_ACTIVATION_CODES = {"float32": "F32", "bfloat16": "BF16"}
+ACTIVATION_CODES = {"float32": "F32", "bfloat16": "BF16"}
+"""The format's names of the dtypes of activations."""
+
 _NUMPY = {code: numpy for numpy, code in _CODES.items()} | {"F32": "<f4", "BF16": "<u2"}
 
 
@@ -51,23 +55,16 @@ class SafetensorsFormat:
         """See `Format.serialise`."""
         check_dtype("safetensors", self.dtypes, dtype)
         activations = stored_array(block.activations[hook_point], dtype)
-        tensors = {"activations": (_ACTIVATION_CODES[dtype], activations)}
+        tensors = {"activations": (ACTIVATION_CODES[dtype], activations)}
         for name, array in key_arrays(block).items():
             tensors[name] = (_CODES[KEY_DTYPES[name]], array)
-        header: dict[str, Any] = {"__metadata__": {"hook_point": hook_point}}
-        end = 0
-        for name, (code, array) in tensors.items():
-            start, end = end, end + array.nbytes
-            header[name] = {
-                "dtype": code,
-                "shape": list(array.shape),
-                "data_offsets": [start, end],
-            }
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-(8 + len(text)) % ALIGNMENT)
+        header = header_of(
+            {name: (code, array.shape) for name, (code, array) in tensors.items()},
+            hook_point=hook_point,
+        )
         # The keys are small: one write for all of them.
         first, *keys = (array_buffer(array) for _, array in tensors.values())
-        return SerialisedBatch(data=[len(text).to_bytes(8, "little") + text, first, b"".join(keys)])
+        return SerialisedBatch(data=[header, first, b"".join(keys)])
 
     def parse(self, data: Buffer, sidecar: Buffer | None = None) -> ParsedBatch:
         """See `Format.parse`."""
@@ -89,7 +86,7 @@ class SafetensorsFormat:
                 raise CorruptBatchError(f"tensors of dtype {sorted(unknown)}")
             arrays = {name: _array(view[start:], entry) for name, entry in tensors.items()}
             code = tensors["activations"].dtype
-            dtype = {code: dtype for dtype, code in _ACTIVATION_CODES.items()}.get(code)
+            dtype = {code: dtype for dtype, code in ACTIVATION_CODES.items()}.get(code)
             if dtype is None:
                 raise CorruptBatchError(f"activations are {code}, not F32 or BF16")
             wrong = [n for n, kind in KEY_DTYPES.items() if tensors[n].dtype != _CODES[kind]]

@@ -123,3 +123,17 @@ def test_sae_lens(expected):
     assert batch.shape == (64, WIDTH)
     rows = {row.tobytes() for row in expected.reshape(ROWS, WIDTH)}
     assert {row.tobytes() for row in batch} <= rows
+
+
+def test_mi_crow(expected):
+    found = run_section(4)
+    assert (found["meta"]["sample_count"], found["meta"]["batch_count"]) == (SAMPLES, SAMPLES // 4)
+    np.testing.assert_array_equal(found["x"], expected[:4].reshape(-1, WIDTH))
+
+
+@pytest.mark.filterwarnings("ignore")  # mi_crow's own
+def test_mi_crow_reads_it(expected):
+    pytest.importorskip("mi_crow", reason="mi_crow is not installed; see make test-peers-mi-crow")
+    found = run_section(4, slice(2))
+    np.testing.assert_array_equal(found["first"].numpy(), found["x"])
+    np.testing.assert_array_equal(found["batch"][-1].numpy(), expected[-1, -1])

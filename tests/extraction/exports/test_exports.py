@@ -24,6 +24,7 @@ OPTIONS = {
     "pt": {},
     "memmap": {"hook_points": [6], "n_positions": 1},
     "huggingface": {"context_size": 2},
+    "mi_crow": {},
 }
 
 
@@ -174,7 +175,7 @@ def test_bad_input_is_refused_in_one_line(capsys, tmp_path, monkeypatch, argumen
     assert entries(tmp_path) == {"run"}
 
 
-def test_numpy_alone_is_needed_for_npz_and_memmap(tmp_path):
+def test_numpy_alone_is_needed_for_npz_memmap_and_mi_crow(tmp_path):
     write_ragged_run(tmp_path / "run", "raw", "bfloat16")
     code = f"""
 import sys
@@ -183,10 +184,11 @@ for name in ("jax", "torch", "transformers", "ml_dtypes", "google.cloud", "datas
     sys.modules[name] = None
 from extraction.__main__ import main
 folder = {str(tmp_path)!r}
-for to, *flags in (["npz"], ["memmap", "--n_positions", "1", "--hook_points", "6"]):
+for to, *flags in (["npz"], ["memmap", "--n_positions", "1", "--hook_points", "6"],
+                   ["mi_crow", "--dtype", "float32"]):
     assert main(["export", folder + "/run", folder + "/" + to, "--to", to, *flags]) == 0
 assert main(["export", folder + "/run", folder + "/pt", "--to", "pt"]) == 2
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=ROOT)
-    assert entries(tmp_path) == {"run", "npz", "memmap"}
+    assert entries(tmp_path) == {"run", "npz", "memmap", "mi_crow"}

@@ -7,6 +7,7 @@ import pytest
 
 from extraction.errors import StoreError
 from extraction.exports import export, huggingface
+from extraction.exports.ordered_rows import ordered_rows
 from extraction.exports.run_rows import RunRows
 from tests.extraction.exports.ragged_runs import (
     GENERATED,
@@ -80,7 +81,7 @@ def test_no_more_is_held_than_a_sample_spans(tmp_path, monkeypatch):
     monkeypatch.setattr("extraction.exports.run_rows.CHUNK_BYTES", 1)
     whole = tuple(((sample, position),) for sample, position in ORDER)
     write_ragged_run(tmp_path / "run", batches=whole, lines=None)
-    given = [len(rows["token_ids"]) for rows in huggingface._ordered(RunRows(tmp_path / "run"))]
+    given = [len(rows["token_ids"]) for rows in ordered_rows(RunRows(tmp_path / "run"))]
     assert given == [1] * ROWS
 
 
