@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from extraction.run.rows import RowBlock
     from extraction.writing.activation_writer import ActivationWriter
     from extraction.writing.extractor import ActivationExtractionConfig, ActivationExtractor
+    from extraction.writing.saved_arrays import save_activations
 
 __all__ = [
     "ActivationDataset",
@@ -27,6 +28,7 @@ __all__ = [
     "RowBlock",
     "StoreError",
     "__version__",
+    "save_activations",
     "verify",
 ]
 
@@ -38,6 +40,7 @@ _MODULES = {
     "ExistingRunError": "errors",
     "RowBlock": "run.rows",
     "StoreError": "errors",
+    "save_activations": "writing.saved_arrays",
     "verify": "maintenance.verify",
 }
 

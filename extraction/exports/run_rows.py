@@ -67,7 +67,7 @@ class RunRows:
         asked = captured if hook_points is None else hook_points
         self.hook_points = tuple(chosen_hook_points(asked, captured, storage.address))
         stored = run.description.dtype
-        own = stored if stored in dtypes else "float32"
+        own = stored if stored is not None and stored in dtypes else "float32"
         self.dtype = own if dtype is None else dtype
         self._rounded = self.dtype == "bfloat16" != stored
         self._dataset = ActivationDataset(

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from extraction.host_arrays import is_torch
 from inference.engine.language_model import LanguageModel
-from inference.engine.whole_sequences import Array, is_torch, run_sequences
+from inference.engine.whole_sequences import Array, run_sequences
 from inference.errors import InputError
 from qwen_hooks.activations import NamedActivations
 from qwen_hooks.hook_points import captured_name, few, select

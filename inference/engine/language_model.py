@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 import numpy as np
 
+from extraction.host_arrays import is_torch
 from inference.engine.hosts import plan_workers, prompt_attention
 from inference.engine.pretrained import check_widths, compute_dtype, load_tokenizer, open_checkpoint
-from inference.engine.whole_sequences import Array, is_torch, run_sequences
+from inference.engine.whole_sequences import Array, run_sequences
 from inference.errors import InputError
 from qwen_hooks import (
     Checkpoint,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from extraction.host_arrays import host_array
 from inference.engine.buckets import bucket_length
 from inference.errors import InputError
 from qwen_hooks import QwenModelWithActivations
@@ -42,9 +43,9 @@ def run_sequences(
     Raises:
         InputError: an array has another shape or dtype, or a token id is out of range.
     """
-    ids = _on_the_host(input_ids)
+    ids = host_array(input_ids)
     mask = np.ones(ids.shape, np.int32) if attention_mask is None else attention_mask
-    mask = (_on_the_host(mask) != 0).astype(np.int32)
+    mask = (host_array(mask) != 0).astype(np.int32)
     if ids.ndim != 2 or ids.dtype.kind not in "iu" or mask.shape != ids.shape:
         raise InputError(
             f"input_ids must be whole numbers [B, S], not {ids.dtype} {list(ids.shape)}, and"
@@ -69,15 +70,6 @@ def run_sequences(
         of_tokens = np.asarray(padded)[:, :slots]
         captured[hook] = of_tokens[..., :slots] if is_per_key(hook) else of_tokens
     return np.asarray(logits)[:, :slots], captured
-
-
-def is_torch(values: Any) -> bool:
-    """Whether it is a tensor of torch; torch is not imported."""
-    return type(values).__module__.partition(".")[0] == "torch"
-
-
-def _on_the_host(values: Any) -> np.ndarray:
-    return values.detach().cpu().numpy() if is_torch(values) else np.asarray(values)
 
 
 @functools.partial(jax.jit, static_argnames="module")

@@ -41,3 +41,8 @@ def test_the_code_runs(demo_checkpoint, tmp_path, capsys):
     assert "good" in printed
     own = ActivationDataset(tmp_path / "own", "a score")
     assert own[:].ravel().tolist() == [float(n) for n in range(10) for _ in range(3)]
+    saved = ActivationDataset(tmp_path / "arrays", "layers.2.mlp")
+    assert len(saved) == sum(tokens)
+    np.testing.assert_array_equal(
+        saved[:], found["arrays"]["layers.2.mlp"][np.asarray(found["mask"]) == 1]
+    )
