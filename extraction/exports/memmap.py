@@ -1,12 +1,15 @@
 """A folder with `acts.dat` and `ids.dat`, as founding document 003 maps them (sections 2 and 4.2).
 
-    acts.dat      float32 [N, n_hook_points, n_positions, D], the last rows of each sample
+    acts.dat      float32 [N, n_hook_points, n_positions, D], the last rows of each sample; with
+                  seq_len [N, n_hook_points, seq_len, D], all rows, aligned to the right
     ids.dat       float32 [N, S], tokens aligned to the right, the pad id before them
     export.json   shapes, hook points, keys of the samples, positions of their rows
 
 `ids.dat` has the tokens that the model read: those of the prompt and all generated ones but the
 last. If every sample has rows up to its last token, `ids[:, -n_positions:]` are the tokens of
-`acts`. float32 holds ids below 2**24 exactly; larger ones are refused.
+`acts`. With seq_len, `ids` is `[N, seq_len]`, and `acts[n, :, s]` are the rows of token
+`ids[n, s]`, as in section 1.2 of that document; where there is no row, as before shorter samples,
+`acts` is 0. float32 holds ids below 2**24 exactly; larger ones are refused.
 """
 
 import dataclasses
@@ -19,6 +22,7 @@ import numpy as np
 from extraction.errors import StoreError
 from extraction.exports.new_place import reserve
 from extraction.exports.run_rows import RunRows
+from extraction.exports.samples import Samples, refuse_unknown_positions
 from extraction.exports.target import check_count, option
 from extraction.exports.tokens import Tokens
 from extraction.setting_names import setting
@@ -44,13 +48,25 @@ class Memmap:
         " must have equally many)",
         type=int,
     )
+    seq_len: int | None = option(
+        None,
+        "instead of the last rows, export all rows at their tokens, in arrays of N tokens aligned"
+        " to the right, such as 512",
+        type=int,
+    )
     pad_token_id: int = option(
         0, "token id that fills ids.dat before shorter samples (default: 0)", type=int
     )
 
     def __post_init__(self):
-        if self.n_positions is not None:
-            check_count("n_positions", self.n_positions)
+        for name in ("n_positions", "seq_len"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        if self.n_positions is not None and self.seq_len is not None:
+            raise StoreError(
+                f"{setting('n_positions')} exports the last rows of each sample, and"
+                f" {setting('seq_len')} all rows at their tokens; give one of the two"
+            )
         if type(self.pad_token_id) is not int or not 0 <= self.pad_token_id < EXACT_IDS:
             raise StoreError(
                 f"pad_token_id must be from 0 to {EXACT_IDS - 1}, not {self.pad_token_id!r}"
@@ -59,7 +75,10 @@ class Memmap:
     def write(self, run: RunRows, place: Path) -> list[str]:
         """See `Target.write`."""
         _check_widths(run)
-        P = self._positions(run)
+        if self.seq_len is not None:
+            without = f"{setting('seq_len')} needs; {setting('n_positions', 1)} does not need it"
+            refuse_unknown_positions(run.samples, without)
+        P = self.seq_len or self._positions(run)
         tokens = Tokens(run, only_read=True)
         if tokens.largest >= EXACT_IDS:
             raise StoreError(
@@ -67,20 +86,22 @@ class Memmap:
                 f" {setting('to', 'npz')} keeps ids as int32"
             )
         samples, hooks = run.samples, run.hook_points
-        N, S, D = len(samples), int(tokens.lengths.max()), run.widths[hooks[0]]
+        N, S, D = len(samples), self._tokens(tokens, samples), run.widths[hooks[0]]
+        start = S - tokens.lengths
         place.mkdir()
         ids = _mapped(place / "ids.dat", (N, S))
         ids[:] = self.pad_token_id
-        tokens.write(ids, S - tokens.lengths)
+        tokens.write(ids, start)
         acts = _mapped(place / "acts.dat", (N, len(hooks), P, D))
-        slot = samples.slot - (samples.rows - P)[samples.sample]  # below 0: not exported
+        if self.seq_len is None:
+            column = samples.slot - (samples.rows - P)[samples.sample]  # below 0: not exported
+        else:
+            column = start[samples.sample] + samples.position
         for numbers, values in run.stream():
-            taken = slot[numbers] >= 0
-            sample, column = samples.sample[numbers][taken], slot[numbers][taken]
+            taken = column[numbers] >= 0
+            sample, at = samples.sample[numbers][taken], column[numbers][taken]
             for number, hook in enumerate(hooks):
-                acts[sample, number, column] = values[hook][taken]
-        positions = np.empty((N, P), np.int32)
-        positions[samples.sample[slot >= 0], slot[slot >= 0]] = samples.position[slot >= 0]
+                acts[sample, number, at] = values[hook][taken]
         document = {
             "acts": {"file": "acts.dat", "dtype": "float32", "shape": acts.shape},
             "ids": {"file": "ids.dat", "dtype": "float32", "shape": ids.shape},
@@ -90,14 +111,29 @@ class Memmap:
             "run_id": run.info.run_id,
             "task_ids": samples.task_ids,
             "sample_idx": samples.sample_idx.tolist(),
-            "positions": positions.tolist(),
+            "positions": _positions_of(samples, column >= 0),
         }
         text = json.dumps(document, ensure_ascii=False)
         (place / "export.json").write_text(text + "\n", encoding="utf-8")
         notes = [f"acts.dat {list(acts.shape)}, ids.dat {list(ids.shape)}, both float32"]
-        if left_out := len(run) - N * P:
+        if self.seq_len is not None:
+            notes.append(f"{len(run):,} of the {N * S:,} slots have a row; the others are 0")
+        elif left_out := len(run) - N * P:
             notes.append(f"rows before the last {P} of their samples, left out: {left_out:,}")
         return [*notes, *tokens.notes]
+
+    def _tokens(self, tokens: Tokens, samples: Samples) -> int:
+        """Return the number of tokens of each sample in `ids.dat`, with padding."""
+        longest = int(tokens.lengths.max())
+        if self.seq_len is None:
+            return longest
+        if longest > self.seq_len:
+            raise StoreError(
+                f"these samples have more than {self.seq_len} tokens:"
+                f" {samples.named(tokens.lengths > self.seq_len)}; {setting('seq_len', longest)}"
+                " is the least that holds all of them"
+            )
+        return self.seq_len
 
     def _positions(self, run: RunRows) -> int:
         """Return the number of rows that are exported of each sample."""
@@ -117,6 +153,14 @@ class Memmap:
                 f" {setting('n_positions', fewest)} is the most that every sample has"
             )
         return self.n_positions
+
+
+def _positions_of(samples: Samples, exported: np.ndarray) -> list[list[int]]:
+    """Return the positions of each sample's exported rows, ascending."""
+    order = np.lexsort((samples.slot, samples.sample))
+    order = order[exported[order]]
+    ends = np.cumsum(np.bincount(samples.sample[order], minlength=len(samples)))
+    return [part.tolist() for part in np.split(samples.position[order], ends[:-1])]
 
 
 def _check_widths(run: RunRows) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from extraction.errors import StoreError
 from extraction.exports.run_rows import RunRows
+from extraction.exports.samples import refuse_unknown_positions
 from extraction.exports.tokens import Tokens
 from extraction.run.rows import UNKNOWN
 from extraction.setting_names import setting
@@ -35,14 +35,8 @@ def padded_arrays(run: RunRows, allocate: Allocate) -> tuple[dict[str, np.ndarra
         StoreError: rows have no position.
     """
     samples = run.samples
-    lost = samples.position == UNKNOWN
-    if lost.any():
-        which = np.zeros(len(samples), bool)
-        which[samples.sample[lost]] = True
-        raise StoreError(
-            f"rows of {samples.named(which)} have no position, which a padded array needs;"
-            f" {setting('to', 'memmap')} and {setting('to', 'huggingface')} do not need it"
-        )
+    others = [setting("to", to) for to in ("memmap", "huggingface", "mi_crow")]
+    refuse_unknown_positions(samples, f"a padded array needs; {', '.join(others)} do not need it")
     tokens = Tokens(run)
     N, S = len(samples), int(tokens.lengths.max())
     dtype = np.dtype(np.uint16 if run.dtype == "bfloat16" else np.float32)

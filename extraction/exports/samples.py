@@ -111,6 +111,23 @@ def samples_of(
     return samples
 
 
+def refuse_unknown_positions(samples: Samples, needed: str) -> None:
+    """Refuse rows without a position.
+
+    Args:
+        samples: the samples of the rows.
+        needed: for the message: what needs positions, and what does not.
+
+    Raises:
+        StoreError: a row has none.
+    """
+    lost = samples.position == UNKNOWN
+    if lost.any():
+        which = np.zeros(len(samples), bool)
+        which[samples.sample[lost]] = True
+        raise StoreError(f"rows of {samples.named(which)} have no position, which {needed}")
+
+
 def _refuse_doubles(samples: Samples, order: Sequence[int] | np.ndarray) -> None:
     sample, position = samples.sample[order], samples.position[order]
     same = (sample[1:] == sample[:-1]) & (position[1:] == position[:-1])

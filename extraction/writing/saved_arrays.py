@@ -158,7 +158,7 @@ def _block(
     part: slice,
     real: np.ndarray,
     ids: np.ndarray | None,
-    names: Sequence[str],
+    names: list[str],
 ) -> RowBlock:
     """Return the rows of some samples; `real` are theirs."""
     position = np.cumsum(real, axis=1)[real] - 1 if real.ndim == 2 else UNKNOWN

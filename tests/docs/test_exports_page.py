@@ -65,9 +65,9 @@ def expected(tmp_path, monkeypatch) -> np.ndarray:
 
 
 def run_section(number: int, blocks: slice = slice(1)) -> dict:
-    """Runs a section's command and code; gives the code's variables."""
-    (command,) = re.findall(r"```bash\npython -m extraction (.*?)\n```", SECTIONS[number])
-    assert main(shlex.split(command)) == 0
+    """Runs a section's commands and code; gives the code's variables."""
+    for command in re.findall(r"```bash\npython -m extraction (.*?)\n```", SECTIONS[number]):
+        assert main(shlex.split(command)) == 0
     found: dict = {}
     for code in code_of(SECTIONS[number])[blocks]:
         exec(code, found)
@@ -106,6 +106,9 @@ def test_memmap(expected):
     found = run_section(2)
     np.testing.assert_array_equal(found["x"], expected[:, -1])
     assert found["input_ids"][0].tolist() == list(range(100, 100 + LENGTH))
+    cache = np.fromfile("cache/acts.dat", np.float32).reshape(SAMPLES, 2, 512, WIDTH)
+    np.testing.assert_array_equal(cache[:, 0, -LENGTH:], expected)
+    assert not cache[:, :, :-LENGTH].any()
 
 
 def test_huggingface(expected):

@@ -157,7 +157,7 @@ def test_the_command_has_the_targets_flags(capsys, tmp_path):
         (["run", "out", "--to", "npz", "--n_positions", "1"], "--n_positions is not for --to npz"),
         (
             ["run", "out", "--to", "memmap", "--names", "canonical"],
-            "takes --n_positions, --pad_tok",
+            "takes --n_positions, --seq_len",
         ),
         (["run", "out", "--to", "huggingface"], "needs --context_size"),
         (["run", "out", "--to", "npz", "--dtype", "bfloat16"], "npz holds float32, not bfloat16"),

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from extraction import save_activations
 from extraction.errors import StoreError
 from extraction.exports import export
 from tests.extraction.exports.ragged_runs import (
@@ -88,9 +89,48 @@ def test_hook_points_stand_in_the_order_asked_for(tmp_path, monkeypatch):
         np.testing.assert_array_equal(acts[:, number, 0], expected)
 
 
+@pytest.mark.parametrize(("file_format", "dtype"), FORMS)
+@pytest.mark.parametrize("seq_len", [5, 9])
+def test_all_rows_at_their_tokens_aligned_to_the_right(tmp_path, file_format, dtype, seq_len):
+    write_ragged_run(tmp_path / "run", file_format, dtype)
+    options = {"hook_points": [6], "seq_len": seq_len, "pad_token_id": 99}
+    done = export(tmp_path / "run", tmp_path / "acts", "memmap", **options)
+    slots = f"9 of the {3 * seq_len} slots have a row; the others are 0"
+    assert slots in done.notes
+    acts, ids = maps(tmp_path / "acts", 1, seq_len, 4, seq_len)
+    for n, sample in enumerate(WITH_ROWS):
+        read = sample.tokens[:-1]  # the last one is never an input
+        wanted = np.zeros((seq_len, 4), np.float32)
+        for position in sample.positions:
+            wanted[position - len(read)] = known_row(sample, position, "layer_6", dtype)
+        np.testing.assert_array_equal(acts[n, 0], wanted)
+        assert ids[n].tolist() == [99] * (seq_len - len(read)) + list(read)
+    document = json.loads((tmp_path / "acts/export.json").read_text("utf-8"))
+    assert document["positions"] == [list(sample.positions) for sample in WITH_ROWS]
+    assert document["acts"]["shape"] == [3, 1, seq_len, 4]
+
+
+def test_rows_left_out_are_zeros_in_their_places(tmp_path):
+    write_ragged_run(tmp_path / "run")
+    options = {"hook_points": [6], "seq_len": 5, "skip_first": 3}
+    export(tmp_path / "run", tmp_path / "acts", "memmap", **options)
+    acts = np.fromfile(tmp_path / "acts/acts.dat", np.float32).reshape(2, 5, 4)
+    assert (acts != 0).any(axis=2).tolist() == [[False] * 3 + [True] * 2] * 2
+
+
+def test_rows_without_positions_have_no_place(tmp_path):
+    save_activations({"layer_6": np.ones((3, 4), np.float32)}, tmp_path / "run")
+    with pytest.raises(StoreError, match="no position, which seq_len needs; n_positions=1 does no"):
+        export(tmp_path / "run", tmp_path / "acts", "memmap", seq_len=4)
+    export(tmp_path / "run", tmp_path / "acts", "memmap", n_positions=1)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"hook_points": [6], "seq_len": 4}, r"more than 4 tokens: tâsk .*, long .*; seq_len=5 is"),
+        ({"seq_len": 0}, "seq_len must be a whole number from 1, not 0"),
+        ({"seq_len": 4, "n_positions": 1}, "give one of the two"),
         ({}, TWO_WIDTHS),
         ({"hook_points": [6]}, r"from 1 to 5 rows, .* n_positions=1 exports the last 1 of each"),
         (
