@@ -36,6 +36,7 @@ TIERS = {
     "browser": (
         "tests/extraction/report/test_browser.py",
         "tests/sae/evaluation/test_page_in_browser.py",
+        "tests/sae/latents/test_page_in_browser.py",
     ),
 }
 """Marker of a tier, and how the ids of its tests begin."""

@@ -11,7 +11,7 @@ import re
 
 from extraction.printable import printable
 
-VOID = {"br", "wbr", "meta", "rect", "line", "path", "circle"}
+VOID = {"br", "wbr", "meta", "input", "rect", "line", "path", "circle"}
 """Elements without content; those of SVG are closed by `/>`."""
 
 UNBROKEN = 21
@@ -49,7 +49,7 @@ def element(name: str, /, *children: str, **attributes: str | float | bool | Non
             parts.append(f'{key}="{html.escape(printable(shown))}"')
     opening = " ".join(parts)
     if name in VOID:
-        return Html(f"<{opening}>" if name in {"br", "wbr", "meta"} else f"<{opening}/>")
+        return Html(f"<{opening}>" if name in {"br", "wbr", "meta", "input"} else f"<{opening}/>")
     return Html(f"<{opening}>{joined(*children)}</{name}>")
 
 
@@ -80,9 +80,14 @@ def foreign(text: str, most: int = LONGEST) -> Html:
 
 def token(text: str) -> Html:
     """Return a token's text on one line, for an element that keeps spaces; breaks are signs."""
-    signs = text.replace("\n", "⏎").replace("\t", "⇥")
-    shown = printable(cut(signs, LONGEST_TOKEN))
+    shown = token_signs(text)
     return joined(shown) if shown.isascii() else element("bdi", shown)
+
+
+def token_signs(text: str) -> str:
+    """Return a token's text with signs for line breaks and tabs, cut and printable."""
+    signs = text.replace("\n", "⏎").replace("\t", "⇥")
+    return printable(cut(signs, LONGEST_TOKEN))
 
 
 def foreign_lines(text: str, most: int) -> Html:

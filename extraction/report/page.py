@@ -64,7 +64,7 @@ def page_of(run: RunContents) -> str:
             " does that.",
         ),
     )
-    return frame(f"{cut(name, 100)}: activations", body, json.dumps(TOKEN_LIMITS))
+    return frame(f"{cut(name, 100)}: activations", body, {"limits": json.dumps(TOKEN_LIMITS)})
 
 
 def _section(id_: str, content: Iterable[Html]) -> Html:

@@ -6,6 +6,7 @@ could neither run a script nor load anything.
 
 import base64
 import hashlib
+from collections.abc import Mapping
 
 from extraction.report.markup import Html, element, joined
 from extraction.report.style import STYLE
@@ -56,16 +57,31 @@ SCRIPT = """
 """
 
 
-def frame(title: str, body: Html, limits: str) -> str:
+def frame(
+    title: str,
+    body: Html,
+    told: Mapping[str, str],
+    *,
+    script: str = SCRIPT,
+    style: str = STYLE,
+    data: Mapping[str, str] | None = None,
+    loads_files: bool = False,
+) -> str:
     """Return the whole document.
 
     Args:
         title: title of the document.
         body: content of its body.
-        limits: `TOKEN_LIMITS` as JSON.
+        told: what the script reads of the body's `data-` attributes, by name.
+        script: the script.
+        style: the styles.
+        data: JSON texts, by the ids of their elements.
+        loads_files: whether the script may load scripts from the page's own folder.
     """
+    attributes = {f"data_{name}": value for name, value in told.items()}
+    own = " 'self'" if loads_files else ""
     policy = (
-        f"default-src 'none'; style-src '{_digest(STYLE)}'; script-src '{_digest(SCRIPT)}';"
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'{own};"
         " base-uri 'none'; form-action 'none'"
     )
     head = element(
@@ -75,15 +91,24 @@ def frame(title: str, body: Html, limits: str) -> str:
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("title", title),
-        Html(f"<style>{STYLE}</style>"),
+        Html(f"<style>{style}</style>"),
     )
+    texts = [
+        Html(f'<script type="application/json" id="{id_}">{_inert(text)}</script>')
+        for id_, text in (data or {}).items()
+    ]
     page = element(
         "html",
         head,
-        element("body", body, Html(f"<script>{SCRIPT}</script>"), data_limits=limits),
+        element("body", body, *texts, Html(f"<script>{script}</script>"), **attributes),
         lang="en",
     )
     return joined(Html("<!DOCTYPE html>\n"), page, Html("\n"))
+
+
+def _inert(text: str) -> str:
+    """Return a JSON text that cannot end its element; `<` occurs only within its strings."""
+    return text.replace("<", "\\u003c")
 
 
 def _digest(text: str) -> str:

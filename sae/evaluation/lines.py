@@ -95,7 +95,8 @@ def densities(name: str, bars: Sequence[tuple[float, float, int]], low: float, m
         low: lowest number of the axis of densities; the highest is 0.
         most: highest number of the axis of latents.
     """
-    x = Axis(low=low, high=0, start=LEFT, end=WIDTH - RIGHT)
+    apart = 0.03 * low  # so that the label of a tick at `low` is not below that of the other axis
+    x = Axis(low=low + apart, high=0, start=LEFT, end=WIDTH - RIGHT)
     y = Axis(low=0, high=most * 1.08, start=HEIGHT - BOTTOM, end=TOP)
     drawn = [
         element(

@@ -62,7 +62,9 @@ def page_of(evaluation: Evaluation) -> str:
         ),
         element("footer", f"Made by version {__version__}, python -m sae evaluate."),
     )
-    return frame(f"{cut(printable(name), 100)}: evaluation", body, json.dumps(TOKEN_LIMITS))
+    return frame(
+        f"{cut(printable(name), 100)}: evaluation", body, {"limits": json.dumps(TOKEN_LIMITS)}
+    )
 
 
 def _section(id_: str, title: str, content: Iterable[Html]) -> Html:

@@ -84,13 +84,7 @@ class RowEvaluation:
 
     def histogram(self) -> list[tuple[float, float, int]]:
         """Return the histogram of log10 of the densities above 0: from, to, latents."""
-        alive = self.densities[self.densities > 0]
-        bins = np.floor(np.log10(alive) * BINS_PER_DECADE).clip(DENSITY_FLOOR * BINS_PER_DECADE, -1)
-        found, counts = np.unique(bins.astype(int), return_counts=True)
-        return [
-            (place / BINS_PER_DECADE, (place + 1) / BINS_PER_DECADE, int(count))
-            for place, count in zip(found, counts, strict=True)
-        ]
+        return density_histogram(self.densities)
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
@@ -105,6 +99,21 @@ class RowEvaluation:
                 for low, high, latents in self.histogram()
             ],
         }
+
+
+def density_histogram(densities: np.ndarray) -> list[tuple[float, float, int]]:
+    """Return the histogram of log10 of the densities above 0: from, to, latents.
+
+    Args:
+        densities: `[d_sae]`, the part of the rows in which each latent is active.
+    """
+    alive = densities[densities > 0]
+    bins = np.floor(np.log10(alive) * BINS_PER_DECADE).clip(DENSITY_FLOOR * BINS_PER_DECADE, -1)
+    found, counts = np.unique(bins.astype(int), return_counts=True)
+    return [
+        (place / BINS_PER_DECADE, (place + 1) / BINS_PER_DECADE, int(count))
+        for place, count in zip(found, counts, strict=True)
+    ]
 
 
 class _Sums:

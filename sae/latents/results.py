@@ -112,20 +112,28 @@ def lens_of(latents: Latents, place: int) -> dict[str, Any]:
 
 
 def write(latents: Latents) -> list[str]:
-    """Write the files, and return their addresses.
+    """Write the files, the page after its data, and return their addresses.
 
     Raises:
         StoreError: the output cannot be used.
         StorageUnavailableError: the disk is full, or fails.
     """
+    from sae.latents.page import page_of
+    from sae.latents.page_data import data_of
+
     storage = open_storage(latents.settings.output_dir)
     lines = [
         memoryview(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         for line in lines_of(latents)
     ]
+    data = data_of(latents)
+    page = page_of(latents, data).encode()
     with disk_errors_told(storage, "written"):
         storage.replace(LINES_FILE, lines)
-    return [f"{latents.settings.output_dir}/{LINES_FILE}"]
+        for name, content in data.files().items():
+            storage.replace(name, content)
+        storage.replace(PAGE_FILE, page)
+    return [f"{latents.settings.output_dir}/{name}" for name in (LINES_FILE, PAGE_FILE)]
 
 
 def summary(latents: Latents) -> str:

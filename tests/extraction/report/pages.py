@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from html.parser import HTMLParser
 
-VOID = {"meta", "br", "wbr", "rect", "line", "path", "circle"}
+VOID = {"meta", "br", "wbr", "input", "rect", "line", "path", "circle"}
 NOT_TEXT = {"style", "script"}
 
 

@@ -1,5 +1,6 @@
 """`python -m sae latents`: figures and rows against a search of all rows, parts, bad input."""
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -323,7 +324,7 @@ def test_another_width_another_model_and_an_empty_run_are_refused(folder, data, 
     data.write(tmp_path / "run", fingerprint={"weights_sha256": "b" * 64})
     save(random_autoencoder("topk", d_in=7), tmp_path / "wide")
     other = random_autoencoder("topk")
-    other.metadata.update(weights_sha256="a" * 64)
+    other = dataclasses.replace(other, metadata={"weights_sha256": "a" * 64})
     save(other, tmp_path / "other")
     assert command(tmp_path, sae="wide") == 2
     assert "wide is for rows of width 7, and layer_1 of 'm' has rows of width 6" in told(capsys)

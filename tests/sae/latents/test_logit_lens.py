@@ -1,5 +1,6 @@
 """The logit lens of `python -m sae latents`, against torch's final norm and unembedding."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -54,7 +55,7 @@ def test_logits_of_decoder_rows_are_torchs(folder):
 
 def test_a_model_of_another_width_or_other_weights_is_refused(folder, capsys):
     sae = random_autoencoder("topk", d_in=load_torch(folder / "model").config.hidden_size)
-    sae.metadata.update(weights_sha256="a" * 64)
+    sae = dataclasses.replace(sae, metadata={"weights_sha256": "a" * 64})
     save(sae, folder / "other")
     save(random_autoencoder("topk"), folder / "narrow")
     DescribedRun(20).write(folder / "narrow_run")
