@@ -47,7 +47,7 @@ input[type=search]{width:14em}
 .chips li{background:var(--code);border-radius:4px;padding:2px 7px;white-space:pre;max-width:100%;
  overflow:hidden;text-overflow:ellipsis;unicode-bidi:isolate}
 .chips li.step{background:var(--card)}
-.chips .step{padding:2px 9px}
+.chips .step{padding:2px 9px;display:inline-flex;align-items:center}
 .chips small{color:var(--soft)}
 .back{display:none}
 @media (max-width:860px){
