@@ -78,11 +78,16 @@ def torch_rows(model: PreTrainedModel, token_ids: list[int]) -> tuple[np.ndarray
     return logits, np.stack(outputs)
 
 
-def row_error(ours: Any, theirs: Any) -> float:
-    """The largest max|a - b| / max|b| of any row (the last axis)."""
+def row_errors(ours: Any, theirs: Any) -> np.ndarray:
+    """max|a - b| / max|b| of each row (the last axis), float64."""
     a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     assert a.shape == b.shape
-    return float((np.abs(a - b).max(axis=-1) / np.abs(b).max(axis=-1)).max())
+    return np.abs(a - b).max(axis=-1) / np.abs(b).max(axis=-1)
+
+
+def row_error(ours: Any, theirs: Any) -> float:
+    """The largest `row_errors`."""
+    return float(row_errors(ours, theirs).max())
 
 
 def random_tokens(count: int, vocab_size: int = 211, seed: int = 0) -> list[int]:

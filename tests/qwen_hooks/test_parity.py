@@ -1,7 +1,9 @@
 """The model against Hugging Face's torch model on the same tokens, unpadded.
 
-The judge computes in float64. Where torch in float32 is itself further from that than the tolerance
-(1.2e-5 in a model without biases), it is enough to be as near as torch.
+The judge computes in float64. torch in float32 is itself away from that, in a model without biases
+further than the tolerance: 0.8e-5 to 1.3e-5 in the worst of 300 rows, as its kernel of attention
+and the tokens go. The worst row is luck, so it may be twice as far as torch's; the median is not:
+over 300 rows it must be as near as torch's.
 """
 
 import functools
@@ -14,10 +16,16 @@ import torch
 
 from qwen_hooks import Checkpoint, create_model_with_hooks, load_params
 from tests.families import FAMILIES
-from tests.oracle import load_torch, make_checkpoint, random_tokens, row_error, torch_rows
+from tests.oracle import load_torch, make_checkpoint, random_tokens, row_errors, torch_rows
 
 TOLERANCE = 1e-5
 """The contract says 1e-4; this is what float32 gives."""
+
+WORST = 2.0
+"""Distance of our worst row from float64, as a multiple of that of torch's worst row in float32."""
+
+MEDIAN = 1.25
+"""The same for the median over 300 rows; 1.1 is the largest seen."""
 
 YARN = {
     "rope_type": "yarn",
@@ -80,11 +88,14 @@ def test_every_row_equals_torch(case, tokens, tmp_path):
     input_ids = jnp.array([token_ids], jnp.int32)
     ours, activations = compiled(model, load_params(checkpoint), input_ids)
 
-    assert row_error(ours[0], logits) < max(TOLERANCE, row_error(single, logits))
     assert list(activations) == [f"layer_{i}" for i in range(4)]
-    for i in range(4):
-        allowed = max(TOLERANCE, row_error(layers_single[i], layers[i]))
-        assert row_error(activations[f"layer_{i}"][0], layers[i]) < allowed
+    places = [(ours, single, logits)]
+    places += zip(activations.values(), layers_single, layers, strict=True)
+    for mine, torchs, exact in places:
+        errors, torch_errors = row_errors(mine[0], exact), row_errors(torchs, exact)
+        assert errors.max() < max(TOLERANCE, WORST * torch_errors.max())
+        if tokens == 300:
+            assert np.median(errors) < MEDIAN * np.median(torch_errors)
 
 
 def test_split_checkpoint_is_really_split(tmp_path):
