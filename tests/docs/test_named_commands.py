@@ -26,6 +26,8 @@ PYTHON = {
     "benchmarks.hook_points": "tests/benchmarks/test_hook_points.py",
     "benchmarks.plan": "runs the two commands that tests/launch/test_plan.py compares, in minutes",
     "benchmarks.prefill": "tests/docs/test_named_commands.py",
+    "benchmarks.latent_meanings": "tests/docs/test_latents_page.py",
+    "benchmarks.sae_latents": "tests/benchmarks/test_sae_latents.py",
     "benchmarks.sae_quality": "needs SAELens, in an environment of its own; takes minutes",
     "benchmarks.sae_sweep": "trains for minutes; tests/sae trains the same sweeps",
     "benchmarks.sae_training": "needs three other trainers, in an environment of their own",
