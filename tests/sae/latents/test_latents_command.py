@@ -3,7 +3,9 @@
 import dataclasses
 import errno
 import json
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -236,6 +238,26 @@ def test_a_stopped_command_goes_on_where_it_stands(folder, monkeypatch):
         line | {"nearest": line["nearest"][:2]} for line in wanted
     ]
     assert not seen  # the pass was finished
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_the_pass(folder, monkeypatch, number, status):
+    wanted = lines(folder)
+    shutil.rmtree(folder / "out")
+    add, blocks = latents_run.LatentPass.add, []
+
+    def adding(self, numbers, latents, finite):
+        blocks.append(len(numbers))
+        if len(blocks) == 9:
+            os.kill(os.getpid(), number)
+        add(self, numbers, latents, finite)
+
+    monkeypatch.setattr(latents_run.LatentPass, "add", adding)
+    assert command(folder) == status
+    assert len(blocks) == 9
+    assert lines(folder, "--resume", "True") == wanted
+    rows = sum(line["active_rows"] for line in wanted) / sum(line["density"] for line in wanted)
+    assert sum(blocks) == round(rows)
 
 
 def raise_of(function, *arguments) -> None:
