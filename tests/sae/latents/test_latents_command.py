@@ -240,8 +240,16 @@ def test_a_stopped_command_goes_on_where_it_stands(folder, monkeypatch):
     assert not seen  # the pass was finished
 
 
+@pytest.fixture
+def heard_signals():
+    """A shell's background job ignores SIGINT, and so do its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_the_pass(folder, monkeypatch, number, status):
+def test_a_signal_saves_the_pass(folder, monkeypatch, heard_signals, number, status):
     wanted = lines(folder)
     shutil.rmtree(folder / "out")
     add, blocks = latents_run.LatentPass.add, []
