@@ -1,9 +1,9 @@
 """The model against Hugging Face's torch model on the same tokens, unpadded.
 
 The judge computes in float64. torch in float32 is itself away from that, in a model without biases
-further than the tolerance: 0.8e-5 to 1.3e-5 in the worst of 300 rows, as its kernel of attention
-and the tokens go. The worst row is luck, so it may be twice as far as torch's; the median is not:
-over 300 rows it must be as near as torch's.
+further than the tolerance: 0.8e-5 to 1.3e-5 in the worst of 300 rows, as its kernel of attention,
+the instruction set and the tokens go. The worst row is luck, so it may be half as far again as
+torch's; median and root mean square over 300 rows are not, and must be near torch's.
 """
 
 import functools
@@ -21,11 +21,11 @@ from tests.oracle import load_torch, make_checkpoint, random_tokens, row_errors,
 TOLERANCE = 1e-5
 """The contract says 1e-4; this is what float32 gives."""
 
-WORST = 2.0
+WORST = 1.5
 """Distance of our worst row from float64, as a multiple of that of torch's worst row in float32."""
 
-MEDIAN = 1.25
-"""The same for the median over 300 rows; 1.1 is the largest seen."""
+TYPICAL = 1.25
+"""The same for median and root mean square over 300 rows; 1.1 is the largest seen."""
 
 YARN = {
     "rope_type": "yarn",
@@ -69,6 +69,10 @@ CASES = {
 }
 
 
+def root_mean_square(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values**2)))
+
+
 @functools.partial(jax.jit, static_argnames="model")
 def compiled(model, params, input_ids):
     """Logits and activations."""
@@ -95,7 +99,8 @@ def test_every_row_equals_torch(case, tokens, tmp_path):
         errors, torch_errors = row_errors(mine[0], exact), row_errors(torchs, exact)
         assert errors.max() < max(TOLERANCE, WORST * torch_errors.max())
         if tokens == 300:
-            assert np.median(errors) < MEDIAN * np.median(torch_errors)
+            for typical in (np.median, root_mean_square):
+                assert typical(errors) < TYPICAL * typical(torch_errors)
 
 
 def test_split_checkpoint_is_really_split(tmp_path):
