@@ -36,6 +36,8 @@ from extraction.report.markup import Html, element
 from inference import load_model
 from inference.engine.language_model import LanguageModel
 from inference.engine.whole_sequences import run_sequences
+from inference.inputs.positions import Positions
+from inference.inputs.prompt_tokens import PromptTokens
 from qwen_hooks import orthogonalize
 from qwen_hooks.interventions import Add, Operation
 from sae import load
@@ -142,7 +144,7 @@ def questions(model: LanguageModel, asked: Sequence[Entity]) -> Questions:
     """Render and tokenise one question for each entity."""
     tokenizer = model.tokenizer
     assert tokenizer is not None
-    rows, positions = [], []
+    chosen, rows, positions = Positions(["entity[last,last]"]), [], []
     for entity in asked:
         content = f"Do you know the {entity.kind} of {entity.name}? Answer Yes or No."
         text = str(
@@ -150,11 +152,16 @@ def questions(model: LanguageModel, asked: Sequence[Entity]) -> Questions:
                 [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
             )
         )
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        last = text.rindex(entity.name) + len(entity.name) - 1
-        rows.append(encoded["input_ids"])
-        starts = [start <= last < end for start, end in encoded["offset_mapping"]]
-        positions.append([starts.index(True)])
+        prompt = PromptTokens(
+            task_id=entity.task_id,
+            token_ids=tokenizer(text, add_special_tokens=False)["input_ids"],
+            text=text,
+            tokenizer=tokenizer,
+            adds_special_tokens=False,
+            entity=entity.name,
+        )
+        rows.append(prompt.token_ids)
+        positions.append(chosen.of_prompt(prompt))
     ids, mask = np.zeros((2, len(rows), max(map(len, rows))), np.int32)
     for i, row in enumerate(rows):
         ids[i, : len(row)], mask[i, : len(row)] = row, 1
