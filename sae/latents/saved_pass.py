@@ -1,33 +1,24 @@
 """The file of a pass over the rows: where it stands, and what it has found.
 
 A process saves `pass/I_of_N.safetensors` below the output once a minute and when it is stopped.
-With `--resume True` it goes on there. Whichever process finds the finished files of all parts adds
-them up; if two end at the same time, both write the same results.
+With `--resume True` it goes on there. The finished files of all parts are added up.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from extraction.documents import is_count, read_json
-from extraction.errors import StoreError, first_line
-from extraction.setting_names import setting
+from extraction.documents import is_count
 from extraction.storage import Storage
-from extraction.storage.bounded import get_at_most
-from sae.files import disk_errors_told
 from sae.latents.latent_pass import LatentPass
-from tensor_files.safetensors_header import LENGTH_BYTES, HeaderError, header_bytes, parse_header
+from sae.part_files import load_part_file, part_name, save_part_file
 
-MOST_BYTES = 1 << 36
+FOLDER = "pass"
+"""Folder of the parts' files below the output."""
+
 COUNTS = ("rows", "not_finite", "next_row")
-
-
-def part_name(part: tuple[int, int]) -> str:
-    """Return the name of a part's file."""
-    return f"pass/{part[0]}_of_{part[1]}.safetensors"
 
 
 def _arrays(found: LatentPass) -> dict[str, np.ndarray]:
@@ -61,15 +52,10 @@ def save_pass(
     Raises:
         StorageUnavailableError: the disk is full, or fails.
     """
-    from safetensors.numpy import save
-
     found.settle()
     counts = {"rows": found.rows, "not_finite": found.not_finite, "next_row": next_row}
-    texts = {"about": about, "counts": counts, "left_out": dict(found.left_out)}
-    metadata = {name: json.dumps(value) for name, value in texts.items()}
-    arrays = {name: np.ascontiguousarray(array) for name, array in _arrays(found).items()}
-    with disk_errors_told(storage, "written"):
-        storage.replace(part_name(part), save(arrays, metadata))
+    texts = {"counts": counts, "left_out": dict(found.left_out)}
+    save_part_file(storage, part_name(FOLDER, part), _arrays(found), texts, about)
 
 
 def load_pass(
@@ -86,38 +72,21 @@ def load_pass(
     Raises:
         StoreError: the file is damaged, or of other settings or rows.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
 
-    name = part_name(part)
-    where = f"{storage.address}/{name}"
-    try:
-        data = get_at_most(storage, name, MOST_BYTES)
-    except FileNotFoundError:
-        return None
-    wanted = json.loads(json.dumps(about))
-    try:
-        start = LENGTH_BYTES + header_bytes(data[:LENGTH_BYTES], len(data))
-        texts = parse_header(data[LENGTH_BYTES:start], len(data) - start).metadata
-        told = {field: read_json(texts[field]) for field in ("about", "counts", "left_out")}
+    def fill(told: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> int:
         counts = [told["counts"][count] for count in COUNTS]
         if not all(map(is_count, [*counts, *told["left_out"].values()])):
             raise ValueError("its counts are none")
-        if told["about"] == wanted:
-            _fill(into, load(data))
-    except (SafetensorError, HeaderError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{where} is damaged: {first_line(error)}") from None
-    other = told["about"]
-    if other != wanted:
-        differing = sorted(
-            key for key in wanted if not isinstance(other, dict) or other.get(key) != wanted[key]
-        )
-        raise StoreError(
-            f"{where} is of another {', '.join(differing)}; choose another {setting('output_dir')}"
-        )
-    into.rows, into.not_finite, next_row = counts
-    into.left_out = Counter(told["left_out"])
-    return next_row
+        _fill(into, arrays)
+        into.rows, into.not_finite, next_row = counts
+        into.left_out = Counter(told["left_out"])
+        return next_row
+
+    name = part_name(FOLDER, part)
+    try:
+        return load_part_file(storage, name, ("counts", "left_out"), about, fill)
+    except FileNotFoundError:
+        return None
 
 
 def _fill(into: LatentPass, arrays: Mapping[str, np.ndarray]) -> None:

@@ -1,28 +1,20 @@
-"""The sums of one read, and their files, by which several processes divide the rows among them.
-
-Each process reads every n-th piece of the rows and writes `sums/I_of_N.safetensors` below the
-output. Whichever finds the files of all parts there adds them up; if two end at the same time, both
-write the same results.
-"""
+"""The sums of one read, and their files: `sums/I_of_N.safetensors` below the output."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from extraction.documents import is_count, read_json
-from extraction.errors import StoreError, first_line
-from extraction.setting_names import setting
+from extraction.documents import is_count
 from extraction.storage import Storage
-from extraction.storage.bounded import get_at_most
-from sae.files import disk_errors_told
+from sae.part_files import load_part_file, part_name, save_part_file
 from sae.scores.latent_sums import ActiveValues, LatentSums
 from sae.scores.row_groups import NO_CELL
-from tensor_files.safetensors_header import LENGTH_BYTES, HeaderError, header_bytes, parse_header
 
-MOST_BYTES = 1 << 36
+FOLDER = "sums"
+"""Folder of the parts' files below the output."""
+
 ARRAYS = {
     "active": np.int64, "mean": np.float64, "deviations": np.float64, "keys": np.uint64,
     "counts": np.int64, "numbers": np.int64,
@@ -63,10 +55,6 @@ class ReadSums:
         )
 
 
-def _name(part: int, parts: int) -> str:
-    return f"sums/{part}_of_{parts}.safetensors"
-
-
 def save_part(
     sums: ReadSums, storage: Storage, part: tuple[int, int], about: Mapping[str, Any]
 ) -> None:
@@ -78,19 +66,15 @@ def save_part(
         part: number of the part from 0, and number of parts.
         about: JSON values that must be the same in all parts.
     """
-    from safetensors.numpy import save
-
     arrays: dict[str, np.ndarray] = {}
     for name, one in _named_sums(sums).items():
         values = one.values
         numbers = np.array([one.rows, values.dropped_bits, values.most], np.int64)
         found = {"active": one.active, "mean": one.mean, "deviations": one.deviations}
         found |= {"keys": values.keys, "counts": values.counts, "numbers": numbers}
-        arrays |= {f"{name}.{field}": np.ascontiguousarray(a) for field, a in found.items()}
-    texts = {"left_out": sums.left_out, "not_finite": sums.not_finite, "about": about}
-    metadata = {name: json.dumps(value) for name, value in texts.items()}
-    with disk_errors_told(storage, "written"):
-        storage.replace(_name(*part), save(arrays, metadata))
+        arrays |= {f"{name}.{field}": array for field, array in found.items()}
+    texts = {"left_out": sums.left_out, "not_finite": sums.not_finite}
+    save_part_file(storage, part_name(FOLDER, part), arrays, texts, about)
 
 
 def all_parts(
@@ -107,8 +91,8 @@ def all_parts(
     Raises:
         StoreError: a part is damaged, or of other settings or rows.
     """
-    there = set(storage.names("sums/"))
-    parts = [_name(number, part[1]) for number in range(part[1])]
+    there = set(storage.names(f"{FOLDER}/"))
+    parts = [part_name(FOLDER, (number, part[1])) for number in range(part[1])]
     if not there.issuperset(parts):
         return None
     total: ReadSums | None = None
@@ -130,29 +114,18 @@ def _named_sums(sums: ReadSums) -> dict[str, LatentSums]:
 
 def _loaded(like: ReadSums, storage: Storage, name: str, about: Mapping[str, Any]) -> ReadSums:
     """Return the sums of another part, with the cells and autoencoders of this one."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+    return load_part_file(
+        *(storage, name, ("left_out", "not_finite"), about),
+        lambda told, arrays: _read_sums(like, told, arrays),
+    )
 
-    where = f"{storage.address}/{name}"
-    data = get_at_most(storage, name, MOST_BYTES)
-    try:
-        start = LENGTH_BYTES + header_bytes(data[:LENGTH_BYTES], len(data))
-        texts = parse_header(data[LENGTH_BYTES:start], len(data) - start).metadata
-        arrays = load(data)
-        told = {field: read_json(texts[field]) for field in ("about", "left_out", "not_finite")}
-        other = told["about"]
-        if other == json.loads(json.dumps(about)):
-            _check_counts(told, like)
-            made = {key: _sums(arrays, key, one) for key, one in _named_sums(like).items()}
-    except (SafetensorError, HeaderError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{where} is damaged: {first_line(error)}") from None
-    if other != json.loads(json.dumps(about)):
-        differing = sorted(
-            key for key in about if not isinstance(other, dict) or other.get(key) != about[key]
-        )
-        raise StoreError(
-            f"{where} is of another {', '.join(differing)}; choose another {setting('output_dir')}"
-        )
+
+def _read_sums(
+    like: ReadSums, told: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> ReadSums:
+    """Return the sums of a file; raise ValueError or KeyError if they cannot be such."""
+    _check_counts(told, like)
+    made = {key: _sums(arrays, key, one) for key, one in _named_sums(like).items()}
     names = list(like.cells)
     return ReadSums(
         cells={
