@@ -47,6 +47,13 @@ class Contexts:
     sample_idx: np.ndarray
     position: np.ndarray
 
+    def window(self, example: int) -> slice:
+        """Return the slots of an example without those beyond the sample's ends."""
+        known = self.token_ids[example] != UNKNOWN
+        known[self.before] = True
+        places = np.flatnonzero(known)
+        return slice(int(places[0]), int(places[-1]) + 1)
+
 
 class _Lines:
     """The output lines of a run's batches, where there are any."""

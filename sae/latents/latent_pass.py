@@ -87,6 +87,11 @@ class LatentPass:
         self.sample.settle()
 
     @property
+    def all_left_out(self) -> dict[str, int]:
+        """Number of rows that each filter left out, and of those that are not finite."""
+        return {**self.left_out, "not finite": self.not_finite}
+
+    @property
     def density(self) -> np.ndarray:
         """`[L]`, the part of the rows in which a latent is active."""
         return self.active / max(1, self.rows)

@@ -169,7 +169,7 @@ def _density(latents: Latents) -> list[Html]:
 
 def _made(latents: Latents) -> list[Html]:
     settings, found, sae = latents.settings, latents.found, latents.sae
-    left_out = {**found.left_out, "not finite": found.not_finite}
+    left_out = found.all_left_out
     told = [
         ("autoencoder", foreign(settings.sae)),
         ("architecture", f"{sae.architecture}, {sae.d_in:,} to {sae.d_sae:,} latents"),

@@ -158,11 +158,7 @@ def _latent(
 
 def _row(latents: Latents, example: int, levels: np.ndarray, tasks: dict[str, int]) -> list[Any]:
     contexts, examples = latents.contexts, latents.examples
-    ids = contexts.token_ids[example]
-    known = ids != UNKNOWN
-    known[contexts.before] = True
-    places = np.flatnonzero(known)
-    window = slice(int(places[0]), int(places[-1]) + 1)
+    window = contexts.window(example)
     task = printable(cut(str(contexts.task_ids[example]), LONGEST_TASK))
     return [
         int(examples.ranges[example]),
@@ -172,7 +168,7 @@ def _row(latents: Latents, example: int, levels: np.ndarray, tasks: dict[str, in
         int(contexts.position[example]),
         short(float(examples.values[example])),
         contexts.before - window.start,
-        ids[window].tolist(),
+        contexts.token_ids[example, window].tolist(),
         levels[window].tolist(),
     ]
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from extraction.run.rows import UNKNOWN
 from extraction.storage import open_storage
 from sae.files import disk_errors_told
 from sae.latents.examples import TOP
@@ -78,10 +77,8 @@ def short(value: float) -> float | None:
 def row_of(latents: Latents, example: int) -> dict[str, Any]:
     """Return a row and the tokens around it, without those beyond the sample's ends."""
     contexts, examples = latents.contexts, latents.examples
-    ids, known = contexts.token_ids[example], contexts.token_ids[example] != UNKNOWN
-    known[contexts.before] = True
-    places = np.flatnonzero(known)
-    window = slice(int(places[0]), int(places[-1]) + 1)
+    window = contexts.window(example)
+    ids = contexts.token_ids[example, window].tolist()
     return {
         "row": int(examples.rows[example]),
         "task_id": str(contexts.task_ids[example]),
@@ -89,8 +86,8 @@ def row_of(latents: Latents, example: int) -> dict[str, Any]:
         "position": int(contexts.position[example]),
         "activation": float(examples.values[example]),
         "at": contexts.before - window.start,
-        "token_ids": ids[window].tolist(),
-        "tokens": [latents.texts.get(token) for token in ids[window].tolist()],
+        "token_ids": ids,
+        "tokens": [latents.texts.get(token) for token in ids],
         "activations": [short(value) for value in contexts.activations[example, window].tolist()],
     }
 
@@ -145,6 +142,6 @@ def summary(latents: Latents) -> str:
         f" {latents.hook_point}: {dead:,} are active in no row; a row has"
         f" {found.active.sum() / found.rows:.1f} active latents"
     ]
-    left_out = {**found.left_out, "not finite": found.not_finite}
-    said += [f"rows left out, {name}: {count:,}" for name, count in left_out.items() if count]
+    left_out = found.all_left_out.items()
+    said += [f"rows left out, {name}: {count:,}" for name, count in left_out if count]
     return "\n".join(said)
