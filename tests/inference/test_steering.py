@@ -10,7 +10,7 @@ import yaml
 from safetensors.numpy import save_file
 
 import extraction.__main__ as commands
-from extraction import verify
+from extraction import ActivationDataset, verify
 from extraction.run.changes import changes
 from inference import distributed_inference_with_activations as distributed
 from inference import extract, load_model
@@ -23,7 +23,7 @@ from tests.inference.whole_runs import (
     read_run,
     run_processes,
 )
-from tests.oracle import load_torch, random_tokens, row_error
+from tests.oracle import load_torch, random_tokens, row_error, torch_rows
 
 WIDTH = 48
 LENGTHS = [1, 9, 17, 5, 30]
@@ -349,3 +349,38 @@ def test_processes_with_a_mesh_each_steer_alike(steer, tasks, run_checkpoint, tm
     statuses, outputs = run_processes(2, 1, arguments(two, run_checkpoint, tasks, *flags))
     assert statuses == [0, 0], "\n".join(outputs)
     assert_same(read_run(two), read_run(one))
+
+
+def test_only_the_tokens_of_the_entity_are_changed(demo_checkpoint, tmp_path):
+    vector = np.random.default_rng(1).standard_normal(112).astype(np.float32)
+    save_file({"v": vector}, tmp_path / "v.safetensors")
+    one = {"hook_point": "layer_0", "vectors": "v.safetensors", "positions": ["entity"]}
+    (tmp_path / "steer.yaml").write_text(yaml.safe_dump({"interventions": [one]}))
+    entities = ["Rome", "Saint Petersburg"]
+    tasks = [
+        {"task_id": name, "prompt": f"The city of {name} is far away.", "entity": name}
+        for name in entities
+    ]
+    (tmp_path / "tasks.json").write_text(json.dumps(tasks))
+    flags = ["--model_path", str(demo_checkpoint), "--tasks_file", str(tmp_path / "tasks.json")]
+    flags += ["--prompt_style", "plain", "--positions", "all", "--layers_to_extract", "0", "3"]
+    flags += ["--output_dir", str(tmp_path / "out"), "--activations_dir", str(tmp_path / "run")]
+    flags += ["--max_new_tokens", "0", "--interventions", str(tmp_path / "steer.yaml")]
+    assert distributed.main(flags) in (None, 0)
+    model = load_torch(demo_checkpoint)
+    tokenizer = load_model(str(demo_checkpoint)).tokenizer
+    for task in tasks:
+        ids = tokenizer(task["prompt"])["input_ids"]
+        ends = np.array([len(tokenizer.decode(ids[: n + 1])) for n in range(len(ids))])
+        starts = np.array([0, *ends[:-1]])
+        begin = task["prompt"].index(task["entity"])
+        named = (ends > begin) & (starts < begin + len(task["entity"]))
+        assert 0 < named.sum() < len(ids)
+        change = torch.from_numpy(named[:, None] * vector)
+        hook = model.model.layers[0].register_forward_hook(lambda _, x, y, c=change: y + c)
+        _, exact = torch_rows(model, ids)
+        hook.remove()
+        for layer in (0, 3):
+            dataset = ActivationDataset(tmp_path / "run", layer=layer)
+            mine = [n for n, key in enumerate(dataset.keys().task_ids) if key == task["task_id"]]
+            assert row_error(dataset[mine], exact[layer]) < 1e-4
