@@ -62,6 +62,12 @@ def few_programs():
         jax.clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def no_progress_on_a_busy_machine(monkeypatch):
+    """Work that takes long here only because of other work prints no progress among messages."""
+    monkeypatch.setattr("extraction.progress.FIRST_SECONDS", 600.0)
+
+
 @pytest.fixture
 def optimised(monkeypatch):
     """Programs are compiled as users have them: new ones here, and all in processes it starts."""

@@ -106,7 +106,7 @@ def _refuse_archives(address: str | Path | Storage) -> None:
         run = Path(name).with_suffix("")
         raise StoreError(
             f"{name} names a file, but a run is a folder: save the arrays to {run};"
-            f" `python -m extraction export {run} {name} --to npz` (or pt) makes a file of it"
+            f" extraction.exports.export({str(run)!r}, {name!r}, 'npz') makes a file of it, or 'pt'"
         )
 
 

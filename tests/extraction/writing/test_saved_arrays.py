@@ -123,7 +123,7 @@ def test_a_run_is_not_overwritten(tmp_path):
         ({"task_ids": ["a", "b", "c", "d", "a"]}, "5 are given, 4 of them different"),
         ({"store_format": "hdf5"}, "there is no format .hdf5."),
         ({"rows_per_file": 0}, "rows_per_file must be at least 1"),
-        ({"address": "acts.npz"}, "a run is a folder: save the arrays to acts; .* --to npz"),
+        ({"address": "acts.npz"}, "a run is a folder: save the arrays to acts; .*export.*'npz'"),
     ],
 )
 def test_what_is_wrong_is_told(tmp_path, monkeypatch, settings, words):
